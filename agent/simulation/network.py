@@ -1,0 +1,94 @@
+"""Virtual time and an unreliable network; the same seed gives the same trace.
+
+Ties in time are broken by insertion, never by identity or hash. The vocabulary of faults follows
+tigerbeetle's packet simulator: loss, duplication, delay (which reorders), one-way cuts, pauses.
+"""
+
+import heapq
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+from typing import Generic, TypeVar
+
+A = TypeVar("A", bound=Hashable)
+
+
+@dataclass(slots=True)
+class Faults:
+    """What the network does to each message; may be changed while the simulation runs."""
+
+    loss: float = 0.0
+    """Probability that a message is dropped."""
+    duplicate: float = 0.0
+    """Probability that a message is delivered twice."""
+    delay_min_s: float = 0.002
+    delay_mean_s: float = 0.010
+    """Mean of the exponential part added to ``delay_min_s``; unequal delays reorder."""
+
+
+class Network(Generic[A]):
+    """Posts messages between addresses and runs actions at virtual times (seconds)."""
+
+    def __init__(
+        self, rng: Random, deliver: Callable[[A, A, object], None], faults: Faults | None = None
+    ) -> None:
+        """``deliver(source, target, payload)`` is called at the time of arrival."""
+        self.now = 0.0
+        self.faults = faults if faults is not None else Faults()
+        self.posted = 0
+        self._rng, self._deliver = rng, deliver
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._cuts: set[tuple[A, A]] = set()
+        self._paused: dict[A, float] = {}
+
+    def post(self, source: A, target: A, payload: object) -> None:
+        """Send; it may be lost, doubled, delayed, or cut off (judged at sending and at arrival)."""
+        self.posted += 1
+        copies = 2 if self._rng.random() < self.faults.duplicate else 1
+        for _ in range(copies):
+            if self._rng.random() < self.faults.loss:
+                continue
+            delay_s = self.faults.delay_min_s
+            if self.faults.delay_mean_s > 0:
+                delay_s += self._rng.expovariate(1 / self.faults.delay_mean_s)
+            if (source, target) not in self._cuts:
+                self.call_at(self.now + delay_s, lambda: self._arrive(source, target, payload))
+
+    def _arrive(self, source: A, target: A, payload: object) -> None:
+        if (source, target) in self._cuts:
+            return
+        if (until := self._paused.get(target, 0.0)) > self.now:
+            self.call_at(until, lambda: self._arrive(source, target, payload))
+            return
+        self._deliver(source, target, payload)
+
+    def call_at(self, at: float, action: Callable[[], None]) -> None:
+        """Run ``action`` at virtual time ``at`` (now, if that has passed)."""
+        heapq.heappush(self._heap, (max(at, self.now), next(self._order), action))
+
+    def run_until(self, deadline: float) -> None:
+        """Advance virtual time to ``deadline``, doing everything due on the way."""
+        while self._heap and self._heap[0][0] <= deadline:
+            self.now, _, action = heapq.heappop(self._heap)
+            action()
+        self.now = deadline
+
+    def cut(self, sources: Iterable[A], targets: Iterable[A]) -> None:
+        """Drop everything from each source to each target (one way)."""
+        others = list(targets)
+        self._cuts.update((a, b) for a in sources for b in others if a != b)
+
+    def heal(self) -> None:
+        """Undo every cut."""
+        self._cuts.clear()
+
+    def pause(self, site: A, until: float) -> None:
+        """Deliver nothing to ``site`` before ``until`` (a stopped process: messages wait)."""
+        self._paused[site] = until
+
+    def paused_until(self, site: A) -> float:
+        """When the site runs again; 0.0 if it runs."""
+        until = self._paused.get(site, 0.0)
+        return until if until > self.now else 0.0

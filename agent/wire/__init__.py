@@ -1,0 +1,1 @@
+"""Bytes on the wire: schema codec, messages, gossip envelope, and every bound with its reason."""

@@ -1,0 +1,131 @@
+"""Catalog documents: what the operators want, signed by an admin key.
+
+A document is identified by ``(kind, name)`` and replaced as a whole; the newer stamp wins
+(hybrid logical clock, Kulkarni et al. 2014), ties go to the larger author, so every site that has
+seen the same documents holds the same catalog.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from agent.foundation.ids import Digest, JobId
+from agent.wire.limits import DOCUMENT_BYTES_MAX
+from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Site
+from agent.wire.schema import AtMost, Length, Range, Tagged
+
+BlobDigest = Annotated[Digest, Length(32)]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A model's bytes under a name and a version."""
+
+    name: Name
+    version: Name
+    manifest: BlobDigest
+    """The digest of the blob's manifest: names the exact bytes."""
+    bytes: Counter
+    format: Literal["onnx"]
+    residency: Jurisdictions
+    """Jurisdictions in which the model may be held and run; empty = anywhere."""
+    source: Annotated[str, AtMost(256)] = ""
+    """For a person: a file name, or the job and round that made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Where a model is to be served. A site serves it if every non-empty list contains it."""
+
+    model: Name
+    version: Name
+    sites: Annotated[tuple[Name, ...], AtMost(1024)]
+    """Site names; empty = every site that matches the rest."""
+    tiers: Annotated[tuple[Literal["edge", "regional", "core"], ...], AtMost(3)] = ()
+    regions: Annotated[tuple[Name, ...], AtMost(64)] = ()
+    is_active: bool = True
+    """False withdraws the deployment (documents are never deleted, so that old news cannot revive them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One federated training job. Its committee is pinned here and never recomputed from gossip."""
+
+    id: Annotated[JobId, AtMost(80)]
+    """``name-xxxxxxxx``: never reused (8 hex digits of the hash of the rest and a nonce)."""
+    recipe: Name
+    """A shipped recipe: model, loss, local training and evaluation."""
+    dataset: Name
+    """The name to which each site's operator binds local data."""
+    committee: Annotated[tuple[Site, ...], AtMost(5)]
+    rounds: Annotated[int, Range(1, 10_000)]
+    epochs: Annotated[int, Range(1, 1000)]
+    """Local epochs a round."""
+    batch: Annotated[int, Range(1, 65_536)]
+    learning_rate: Annotated[float, Range(1e-9, 100.0)]
+    seed: Counter
+    sites_min: Annotated[int, Range(1, 10_000)]
+    """A round is not committed with fewer updates."""
+    round_timeout_s: Annotated[float, Range(1.0, 86_400.0)]
+    publish: Name
+    """Name under which the exported model is published; empty = do not publish."""
+    residency: Jurisdictions
+    """Jurisdictions in which parameters and updates may be held; empty = anywhere."""
+    deploy_sites: Annotated[tuple[Name, ...], AtMost(1024)] = ()
+    """Sites that serve the published model; empty = every site allowed by ``residency``."""
+    is_cancelled: bool = False
+
+
+Body = ModelVersion | Deployment | Job
+BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job})
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Hybrid logical clock reading: milliseconds of Unix time, then a counter."""
+
+    wall_ms: Counter
+    count: Annotated[int, Range(0, 2**31 - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One signed decision. The signature covers ``pack(Unsigned(stamp, author, body))``."""
+
+    stamp: Stamp
+    author: Identifier
+    """SHA-256 of the admin's public key (SPKI)."""
+    body: Annotated[bytes, AtMost(DOCUMENT_BYTES_MAX)]
+    """``BODIES.pack(...)``."""
+    signature: Annotated[bytes, Length(64)] = field(default=b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Unsigned:
+    """What an admin signs."""
+
+    stamp: Stamp
+    author: Identifier
+    body: Annotated[bytes, AtMost(DOCUMENT_BYTES_MAX)]
+
+
+Kind = Literal["model", "deployment", "job"]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a document is about: two documents with one key replace each other."""
+
+    kind: Kind
+    name: Annotated[str, AtMost(160)]
+    """``model:version`` of a ModelVersion, ``model`` of a Deployment, ``id`` of a Job."""
+
+
+def key_of(body: Body) -> Key:
+    """The identity of a document's body."""
+    match body:
+        case ModelVersion():
+            return Key("model", f"{body.name}:{body.version}")
+        case Deployment():
+            return Key("deployment", body.model)
+        case Job():
+            return Key("job", body.id)

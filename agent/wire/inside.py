@@ -1,0 +1,217 @@
+"""Messages between the processes of one site (inherited socket pairs; file descriptors travel along).
+
+Not part of the protocol between sites: both ends are always the same version.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from agent.wire.documents import BlobDigest
+from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Port, Served, Site
+from agent.wire.schema import AtMost, Length, Range, Tagged
+
+Text = Annotated[str, AtMost(1000)]
+ModelKey = Annotated[bytes, Length(8)]
+Milliseconds = Annotated[float, Range(0.0, 1e9)]
+
+
+# --- control -> gateway --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model version this site is to serve."""
+
+    key: ModelKey
+    name: Name
+    version: Name
+    is_ready: bool
+    reason: Text
+    """Why it is not ready; empty if it is."""
+    residency: Jurisdictions
+    metadata: Annotated[str, AtMost(65_536)]
+    """Open Inference Protocol model metadata, JSON; empty until loaded."""
+    service_us: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A model version of the catalog, served here or elsewhere."""
+
+    key: ModelKey
+    name: Name
+    version: Name
+    is_default: bool
+    """The deployed version: answers requests that name none."""
+    residency: Jurisdictions
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSite:
+    """A member that may answer requests."""
+
+    site: Site
+    name: Name
+    region: Name
+    tier: Name
+    jurisdiction: Name
+    """From its certificate, never self-claimed."""
+    host: Annotated[str, AtMost(64)]
+    data_port: Port
+    status: Literal["alive", "suspect"]
+    is_draining: bool
+    rtt_ms: Milliseconds
+    load: Annotated[float, Range(0.0, 1e6)]
+    serving: tuple[Served, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlobLabel:
+    """A blob that members may fetch here, and the jurisdictions it may go to (empty = any)."""
+
+    manifest: BlobDigest
+    residency: Jurisdictions
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All the gateway needs to decide on its own; replaces the former view whole."""
+
+    site: Site
+    name: Name
+    jurisdiction: Name
+    is_draining: bool
+    local: tuple[LocalModel, ...]
+    known: tuple[KnownModel, ...]
+    sites: tuple[RemoteSite, ...]
+    blobs: tuple[BlobLabel, ...]
+    revoked: tuple[Site, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttachWorker:
+    """A model worker is up. Descriptors: [doorbell socket (SOCK_SEQPACKET), shared memory]."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class DetachWorker:
+    """The model worker is gone: fail its requests (503, or the next site) at once."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """The audit entry of ``call`` is on disk (``error`` empty), or the request must not leave."""
+
+    call: Counter
+    error: Text
+
+
+# --- gateway -> control --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class GatewayReady:
+    """Both listeners are bound."""
+
+    http_port: Port
+    data_port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class AuditForward:
+    """A request is about to leave to ``receiver``: write the audit entry, answer ``Audited``."""
+
+    call: Counter
+    request: Text
+    model: Text
+    receiver: Site
+    label: Jurisdictions
+    bytes: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Counters since the gateway started; sent at most once a second, when changed."""
+
+    requests: Counter
+    errors: Counter
+    forwarded: Counter
+    received: Counter
+    in_flight: Counter
+    slots: Counter
+    service: tuple[tuple[ModelKey, Counter], ...]
+    """Moving average of the run time of each local model, microseconds."""
+
+
+# --- control -> model worker ---------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class AttachGateway:
+    """The gateway's end. Descriptors: [doorbell socket, shared memory]. Replaces a former one."""
+
+    slots: int
+    slot_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Load the file given as descriptor; answer ModelLoaded or ModelRefused."""
+
+    key: ModelKey
+    name: Name
+    version: Name
+    site: Name
+    """Name of this site, for the answers' ``served_by``."""
+    sha256: Identifier
+    """Of the file's bytes; checked again before loading."""
+    providers: tuple[Name, ...]
+    """Execution providers in order of preference."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """Forget the model when its running requests have ended."""
+
+    key: ModelKey
+
+
+# --- model worker -> control ---------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker is confined and waits for models."""
+
+    pid: int
+    runtime: Text
+    """For a person: ``onnxruntime 1.31.1``."""
+    sandbox: Text
+    """What confines it: ``landlock 7, seccomp`` or why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoaded:
+    """The session exists and has run a warm-up; ``providers`` is what the session really got."""
+
+    key: ModelKey
+    providers: tuple[Name, ...]
+    metadata: Annotated[str, AtMost(65_536)]
+    load_ms: Milliseconds
+    service_us: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRefused:
+    """The model cannot be loaded."""
+
+    key: ModelKey
+    reason: Text
+
+
+TO_GATEWAY = Tagged({1: View, 2: AttachWorker, 3: DetachWorker, 4: Audited})
+FROM_GATEWAY = Tagged({1: GatewayReady, 2: AuditForward, 3: Traffic})
+TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})
+FROM_WORKER = Tagged({1: WorkerReady, 2: ModelLoaded, 3: ModelRefused})
+
+
+def model_key(name: str, version: str) -> bytes:
+    """The 8-byte key of a model version (first bytes of SHA-256 of ``name:version``)."""
+    return hashlib.sha256(f"{name}:{version}".encode()).digest()[:8]

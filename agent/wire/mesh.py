@@ -1,0 +1,275 @@
+"""Calls between sites over mutual TLS (control port): one request, one reply, MessagePack bodies.
+
+Each is ``POST /mesh/1/call`` with ``CALLS.pack(request)``; the answer is ``REPLIES.pack(reply)``.
+The caller is who its certificate says; no message names its sender.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from agent.wire.documents import BlobDigest, Document, Key, Stamp
+from agent.wire.limits import DOCUMENTS_MAX, MEMBERS_MAX, REGISTER_VALUE_BYTES_MAX
+from agent.wire.records import Counter, Identifier, Passport, Signed, Site
+from agent.wire.schema import AtMost, Range, Tagged
+
+JobName = Annotated[str, AtMost(80)]
+
+
+# --- state sync (anti-entropy) -------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class MemberHead:
+    """How far the caller's knowledge of one member goes."""
+
+    site: Site
+    sequence: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentHead:
+    """How far the caller's knowledge of one document goes."""
+
+    key: Key
+    stamp: Stamp
+    author: Identifier
+
+
+@dataclass(frozen=True, slots=True)
+class Introduction:
+    """A member with the proof of who it is."""
+
+    passport: Passport
+    record: Signed
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """Everything I know, as heads, and who I am."""
+
+    me: Introduction
+    members: Annotated[tuple[MemberHead, ...], AtMost(MEMBERS_MAX)]
+    documents: Annotated[tuple[DocumentHead, ...], AtMost(DOCUMENTS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReply:
+    """What you lack, and the heads of what I lack (send it with Push)."""
+
+    members: Annotated[tuple[Introduction, ...], AtMost(MEMBERS_MAX)]
+    documents: Annotated[tuple[Document, ...], AtMost(DOCUMENTS_MAX)]
+    wanted_members: Annotated[tuple[Site, ...], AtMost(MEMBERS_MAX)]
+    wanted_documents: Annotated[tuple[Key, ...], AtMost(DOCUMENTS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What you said you lack."""
+
+    members: Annotated[tuple[Introduction, ...], AtMost(MEMBERS_MAX)]
+    documents: Annotated[tuple[Document, ...], AtMost(DOCUMENTS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The call was carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """The call was understood and not carried out."""
+
+    reason: Annotated[str, AtMost(400)]
+
+
+# --- the register (CASPaxos) ---------------------------------------------------------------------
+@dataclass(frozen=True, slots=True, order=True)
+class Ballot:
+    """Totally ordered; ``proposer`` is unique for ever (site, boot epoch, nonce)."""
+
+    number: Annotated[int, Range(0, 2**62)]
+    proposer: Annotated[bytes, AtMost(48)]
+
+
+Value = Annotated[bytes, AtMost(REGISTER_VALUE_BYTES_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """CASPaxos phase 1."""
+
+    job: JobName
+    ballot: Ballot
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """The acceptor will refuse lower ballots; ``value`` is what it accepted last, under ``accepted``."""
+
+    ballot: Ballot
+    accepted: Ballot | None
+    value: Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """CASPaxos phase 2."""
+
+    job: JobName
+    ballot: Ballot
+    value: Value
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The value is on this acceptor's disk."""
+
+    ballot: Ballot
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A higher ballot was promised here."""
+
+    promised: Ballot
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What did you accept last? A majority with one ballot is a committed value."""
+
+    job: JobName
+
+
+@dataclass(frozen=True, slots=True)
+class ReadReply:
+    """The last accepted value, if any."""
+
+    accepted: Ballot | None
+    value: Value | None
+
+
+# --- rounds --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The job's register has moved (a hint: the receiver reads the register before it believes it)."""
+
+    job: JobName
+    epoch: Counter
+    round: Counter
+    """Rounds committed so far."""
+    aggregator: Site
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeReply:
+    """Whether this site takes part in the job, or why not."""
+
+    participates: bool
+    reason: Annotated[str, AtMost(400)] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """My update for ``round`` (counted from 1), computed from the parameters ``base``; pull it from me."""
+
+    job: JobName
+    epoch: Counter
+    round: Counter
+    base: BlobDigest
+    update: BlobDigest
+    samples: Annotated[int, Range(1, 2**40)]
+    metrics: Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)]
+    """Of the base parameters on this site's hold-out, e.g. ("accuracy", 0.91), ("holdout", 1200.0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """I shall have no update for this round (the attempt failed, data is gone)."""
+
+    job: JobName
+    epoch: Counter
+    round: Counter
+    reason: Annotated[str, AtMost(400)]
+
+
+@dataclass(frozen=True, slots=True)
+class OfferReply:
+    """``counted``: collected; ``stale``: the job moved on, read the register; ``elsewhere``: not aggregator."""
+
+    outcome: Literal["collected", "stale", "elsewhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Fetch and keep these blobs durably; I am about to commit a round that names them."""
+
+    job: JobName
+    blobs: Annotated[tuple[BlobDigest, ...], AtMost(8)]
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Answer when the job moves beyond (epoch, round) or after 20 s; a broken call means: look."""
+
+    job: JobName
+    epoch: Counter
+    round: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """Which of these blobs do you hold completely?"""
+
+    blobs: Annotated[tuple[BlobDigest, ...], AtMost(256)]
+
+
+@dataclass(frozen=True, slots=True)
+class HaveReply:
+    """One answer for each question, in order."""
+
+    held: Annotated[tuple[bool, ...], AtMost(256)]
+
+
+Call = (
+    SyncRequest | Push | Prepare | Accept | Read | Notice | Offer | Withdraw | Keep | Watch | Have
+)
+Reply = (
+    SyncReply
+    | Done
+    | Declined
+    | Promise
+    | Accepted
+    | Conflict
+    | ReadReply
+    | NoticeReply
+    | OfferReply
+    | HaveReply
+)
+CALLS = Tagged(
+    {
+        1: SyncRequest,
+        2: Push,
+        3: Prepare,
+        4: Accept,
+        5: Read,
+        6: Notice,
+        7: Offer,
+        8: Withdraw,
+        9: Keep,
+        10: Watch,
+        11: Have,
+    }
+)
+REPLIES = Tagged(
+    {
+        1: SyncReply,
+        2: Done,
+        3: Declined,
+        4: Promise,
+        5: Accepted,
+        6: Conflict,
+        7: ReadReply,
+        8: NoticeReply,
+        9: OfferReply,
+        10: HaveReply,
+    }
+)
