@@ -12,7 +12,8 @@
     │   ├── Malformed      ... sent bytes that do not decode
     │   └── Unreachable    ... did not answer
     ├── OutcomeUnknown     a change may or may not have happened; a retry must be idempotent
-    └── Corruption         stored bytes are not what they should be: quarantine
+    ├── Corruption         stored bytes are not what they should be: quarantine
+    └── StoreFault         this site's disk refused (full, read-only, broken); ``is_fatal``: restart
 
 A broken invariant is an ``AssertionError`` and ends the process. Wrong input from outside never is.
 Each message says what happened, why, and how to mend it.
@@ -73,3 +74,12 @@ class OutcomeUnknown(AtollError):
 
 class Corruption(AtollError):
     """Stored bytes are not what their digest or schema says."""
+
+
+class StoreFault(AtollError):
+    """The disk of this site did not take or give what was asked."""
+
+    def __init__(self, what: str, *, why: str = "", mend: str = "", is_fatal: bool = False) -> None:
+        """As the base; ``is_fatal``: what is on disk is no longer known, so the process must end."""
+        super().__init__(what, why=why, mend=mend)
+        self.is_fatal = is_fatal

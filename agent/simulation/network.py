@@ -80,6 +80,10 @@ class Network(Generic[A]):
         others = list(targets)
         self._cuts.update((a, b) for a in sources for b in others if a != b)
 
+    def is_connected(self, a: A, b: A) -> bool:
+        """Whether nothing is cut between two sites, in either direction (as TCP needs it)."""
+        return (a, b) not in self._cuts and (b, a) not in self._cuts
+
     def heal(self) -> None:
         """Undo every cut."""
         self._cuts.clear()

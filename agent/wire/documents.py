@@ -79,7 +79,7 @@ Body = ModelVersion | Deployment | Job
 BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Stamp:
     """Hybrid logical clock reading: milliseconds of Unix time, then a counter."""
 

@@ -31,6 +31,8 @@ class DocumentHead:
     key: Key
     stamp: Stamp
     author: Identifier
+    body8: Annotated[bytes, AtMost(8)] = b""
+    """First 8 bytes of SHA-256 of the body: two bodies of one author with one stamp still differ."""
 
 
 @dataclass(frozen=True, slots=True)

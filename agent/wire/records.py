@@ -74,6 +74,8 @@ class Accusation:
     accuser: Site
     subject: Site
     incarnation: Counter
+    is_refused: bool = False
+    """The subject's host answered that nobody listens there (ICMP port unreachable), twice."""
 
 
 STATEMENTS = Tagged({1: SiteRecord, 2: Accusation})

@@ -1,0 +1,166 @@
+"""What an operator writes to ask for a training job (``job.toml``), checked whole.
+
+Rule: every problem is reported at once, and an unknown key names the nearest known one.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from agent.api.names import LABEL, NAME
+from agent.foundation.errors import UsageError
+from agent.foundation.ids import JobId, SiteId
+from agent.wire.documents import Job
+
+JOB_NAME_CHARS_MAX = 48
+"""A job's id appends 9 characters, and its published model's version must stay a name."""
+LIST_MAX = 1024
+"""As Job.deploy_sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A training job as asked for; the site adds the id and the committee."""
+
+    name: str
+    """Begins the job's id."""
+    recipe: str
+    """A shipped recipe, e.g. ``mnist-2nn``."""
+    dataset: str
+    """The name to which each site's operator binds local data."""
+    rounds: int = 10
+    epochs: int = 1
+    """Local epochs a round."""
+    batch: int = 32
+    learning_rate: float = 0.05
+    sites_min: int = 1
+    """A round is not committed with fewer updates."""
+    publish: str = ""
+    """Name under which the exported model is published; empty = do not publish."""
+    residency: tuple[str, ...] = ()
+    """Jurisdictions in which parameters and updates may be held; empty = anywhere."""
+    deploy_sites: tuple[str, ...] = ()
+    """Sites that serve the published model; empty = every site allowed by ``residency``."""
+    seed: int = 0
+    round_timeout_s: float = 120.0
+
+    def job(self, *, identifier: JobId, committee: tuple[SiteId, ...]) -> Job:
+        """The document's body, with what only the site can add."""
+        return Job(
+            id=identifier,
+            recipe=self.recipe,
+            dataset=self.dataset,
+            committee=committee,
+            rounds=self.rounds,
+            epochs=self.epochs,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            seed=self.seed,
+            sites_min=self.sites_min,
+            round_timeout_s=self.round_timeout_s,
+            publish=self.publish,
+            residency=self.residency,
+            deploy_sites=self.deploy_sites,
+        )
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise ValueError("a name: lower-case letters, digits and . _ - (at most 64)")
+    return value
+
+
+def _job_name(value: Any) -> str:
+    if len(_name(value)) > JOB_NAME_CHARS_MAX:
+        raise ValueError(f"a name of at most {JOB_NAME_CHARS_MAX} characters")
+    return str(value)
+
+
+def _name_or_empty(value: Any) -> str:
+    return "" if value == "" else _name(value)
+
+
+def _whole(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        # type(): True is an int to isinstance. JSON and TOML both can spell NaN.
+        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    return check
+
+
+def _list(pattern: re.Pattern[str], most: int, of: str) -> Callable[[Any], tuple[str, ...]]:
+    def check(value: Any) -> tuple[str, ...]:
+        if (
+            not isinstance(value, list)
+            or len(value) > most
+            or not all(isinstance(item, str) and pattern.fullmatch(item) for item in value)
+        ):
+            raise ValueError(f"a list of at most {most} {of}")
+        return tuple(dict.fromkeys(value))
+
+    return check
+
+
+# The bounds are those of ``agent.wire.documents.Job``; a test compares them.
+_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "name": _job_name,
+    "recipe": _name,
+    "dataset": _name,
+    "rounds": _whole(1, 10_000),
+    "epochs": _whole(1, 1000),
+    "batch": _whole(1, 65_536),
+    "learning_rate": _number(1e-9, 100.0),
+    "sites_min": _whole(1, 10_000),
+    "publish": _name_or_empty,
+    "residency": _list(LABEL, 64, 'jurisdictions such as "DE"'),
+    "deploy_sites": _list(NAME, LIST_MAX, "site names"),
+    "seed": _whole(0, 2**63 - 1),
+    "round_timeout_s": _number(1.0, 86_400.0),
+}
+
+
+def parse_job_spec(raw: Mapping[str, Any]) -> JobSpec:
+    """Check every key of ``raw`` (decoded TOML or JSON).
+
+    Raises:
+        UsageError: with all problems, one a line.
+    """
+    problems = []
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        check = _CHECKS.get(key)
+        if check is None:
+            near = difflib.get_close_matches(key, _CHECKS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(_CHECKS)
+            problems.append(f"unknown key {key!r}: {hint}")
+            continue
+        try:
+            values[key] = check(value)
+        except ValueError as error:
+            problems.append(f"{key} = {value!r}: expected {error}")
+    problems += [
+        f"{column.name} is missing"
+        for column in fields(JobSpec)
+        if column.default is MISSING and column.name not in raw
+    ]
+    if problems:
+        raise UsageError(
+            f"the job has {len(problems)} problem" + ("s" if len(problems) > 1 else ""),
+            why="\n  ".join(["", *problems]),
+            mend="correct them and submit the job again",
+        )
+    return JobSpec(**values)

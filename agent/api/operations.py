@@ -1,0 +1,185 @@
+"""What the daemon offers to the operator: implemented by ``agent.daemon``, served by ``agent.api.admin``.
+
+Rules:
+
+- Answers are plain JSON values (dict, list, str, int, float, bool, None). Digests and site ids are
+  lower-case hex, instants are seconds of Unix time, ``_ms``/``_s``/``_bytes`` name the unit.
+- Keys are only added, never renamed: the command line and operators' scripts read them.
+- A failure is an ``AtollError``; ``what``, ``why`` and ``mend`` go to the operator unchanged.
+- A method that is not ``async`` answers from memory and returns within a millisecond or so.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from agent.api.job_spec import JobSpec
+from agent.wire.documents import Job, Stamp
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What a join token grants; every field but ``ttl_s`` ends up in the new site's certificate."""
+
+    name: str
+    region: str
+    tier: str
+    jurisdiction: str
+    roles: tuple[str, ...]
+    ttl_s: float
+    """Seconds from now, 60 to 604,800."""
+
+
+class Operations(Protocol):
+    """The operator's view of one site."""
+
+    def status(self) -> Json:
+        """How this site is.
+
+        Keys: site, name, cluster, region, tier, jurisdiction, version, uptime_s,
+        state (``starting`` | ``ready`` | ``isolated`` | ``draining``), reasons [str],
+        members {alive, suspect, dead, left}, processes [{name, pid, state, restarts, rss_bytes}],
+        hardware {profile, why, providers}, models [{name, version, state, reason}],
+        jobs [{id, state, epoch, round, rounds, aggregator}], certificate {expires_at},
+        http "host:port", store [str] (findings at boot; empty is good).
+        """
+        ...
+
+    def members(self) -> list[Json]:
+        """Every member, this site included.
+
+        Keys of each: site, name, tier, region, jurisdiction, status (``alive`` | ``suspect`` |
+        ``dead`` | ``left`` | ``draining``), rtt_ms (float or None), load, endpoint "host:port",
+        serving [str "model:version"], incarnation, self (bool).
+        """
+        ...
+
+    def peers(self) -> list[Json]:
+        """Every way in which another site was looked for, and what came of it last.
+
+        Keys of each: source (``mdns`` | ``seed`` | ``token`` | ``peer-book``), target "host:port"
+        or interface, site (hex or None), name (or None), outcome (``connected`` | ``failed`` |
+        ``waiting``), reason (str, why the last attempt ended as it did), mend (str, may be empty),
+        last_at (Unix seconds or None), next_at (Unix seconds or None), attempts (int).
+        """
+        ...
+
+    def models(self) -> list[Json]:
+        """Every model version of the catalog.
+
+        Keys of each: name, version, digest, bytes, residency [str], source,
+        deployed (bool: this version answers requests that name none),
+        sites [{name, state, reason, service_us}] for every member that is to serve it or does;
+        state: ``waiting`` | ``fetching`` | ``loading`` | ``ready`` | ``refused``.
+        """
+        ...
+
+    def jobs(self) -> list[Json]:
+        """Every training job of the catalog.
+
+        Keys of each: id, recipe, dataset, state (``waiting`` | ``running`` | ``finished`` |
+        ``failed`` | ``cancelled``), epoch, round (rounds committed), rounds, aggregator (site
+        name or None), reason.
+        """
+        ...
+
+    async def job(self, job: str) -> Json:
+        """One job in full.
+
+        Keys: those of ``jobs()``, and committee [site name], value (the register's value as a
+        dict, or None), participants [{site, name, state, reason}],
+        rounds_done [{round, epoch, aggregator, parameters, committed_at,
+        counted [{site, name, samples, update}], accuracy (or None)}].
+
+        Raises:
+            NotFound: no such job in the catalog.
+        """
+        ...
+
+    def explain(self, model: str, residency: Sequence[str]) -> Json:
+        """Where a request for ``model`` would go now, and why.
+
+        Args:
+            model: ``name`` or ``name:version``.
+            residency: jurisdictions in which it may be answered; empty = anywhere.
+
+        Returns:
+            Keys: model, version, residency [str], chosen (site name or None), reason,
+            candidates [{name, site, jurisdiction, allowed (bool), removed_by (filter name or ""),
+            reason, score_ms (or None), parts {rtt_ms, queue_ms, service_ms}}], best first.
+
+        Raises:
+            NotFound: the catalog has no such model.
+        """
+        ...
+
+    async def doctor(self) -> list[Json]:
+        """Checks that need the running daemon. Keys of each: check, ok (bool), evidence, mend."""
+        ...
+
+    def stamp(self) -> Stamp:
+        """A stamp newer than every document seen here, for the next document an admin signs."""
+        ...
+
+    async def submit(self, documents: Sequence[bytes]) -> list[Json]:
+        """Take documents (``schema.pack(Document)``) that an admin signed.
+
+        Returns:
+            One for each, in order. Keys: kind, name, accepted (bool: False if what is here is
+            newer or equal), reason. Stored durably and announced when this returns.
+
+        Raises:
+            Malformed: a document does not decode. None is taken.
+            Refused: a signature is not an admin's, or the stamp lies in the future. None is taken.
+        """
+        ...
+
+    async def draft_job(self, spec: JobSpec) -> Job:
+        """The job for an admin to sign: a fresh id, and a committee chosen and pinned.
+
+        Raises:
+            Busy: no committee can be formed now.
+            NotFound: the recipe does not exist.
+        """
+        ...
+
+    async def store_blob(self, stream: AsyncIterator[bytes]) -> Json:
+        """Keep a blob under its digest. Keys: digest (hex of its manifest), bytes.
+
+        Raises:
+            Refused: larger than BLOB_BYTES_MAX. StoreFault: the disk is full.
+        """
+        ...
+
+    async def create_token(self, request: TokenRequest) -> str:
+        """Mint a single-use join token.
+
+        Raises:
+            Refused: this site is not an issuer, or the claims are not in the vocabulary.
+        """
+        ...
+
+    async def set_draining(self, draining: bool) -> None:  # noqa: FBT001 - the one thing it sets
+        """Stop (or resume) taking forwarded requests and training rounds; local requests go on."""
+        ...
+
+    async def leave(self) -> None:
+        """Say goodbye to the members, then stop. Returns when the goodbye is sent."""
+        ...
+
+    async def stop(self) -> None:
+        """Begin to stop; returns at once, so that the answer reaches the operator."""
+        ...
+
+    def watch_job(self, job: str) -> AsyncIterator[Json]:
+        """The job's state now and after each change; ends when the job has ended.
+
+        Keys of each: id, state, epoch, round, rounds, aggregator, reason, and of the newest
+        committed round (or None): accuracy, loss, samples, participants (counted updates).
+
+        Raises:
+            NotFound: no such job; raised by the first step.
+        """
+        ...

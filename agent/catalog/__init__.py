@@ -1,0 +1,1 @@
+"""What the operators want: documents, merged last-writer-wins, and what that asks of one site."""

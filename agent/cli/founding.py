@@ -1,0 +1,57 @@
+"""``atoll init``: the keys of a new cluster, and the settings of its first site."""
+
+import argparse
+
+from agent.cli.lifecycle import write_settings
+from agent.cli.new_site import adopt, settings_to_be
+from agent.cli.output import print_json
+from agent.cli.site_files import config_path
+from agent.drivers.clock import wall
+from agent.drivers.keystore import found_cluster
+
+
+def found(asked: argparse.Namespace, passphrase: str) -> None:
+    """Make the cluster and say what to do next.
+
+    Raises:
+        ConfigError: this machine is a site already, or the settings are wrong.
+    """
+    settings = settings_to_be(asked)
+    result = found_cluster(
+        settings.identity_dir,
+        name=asked.name,
+        region=asked.region,
+        tier=asked.tier,
+        jurisdiction=asked.jurisdiction,
+        roles=tuple(dict.fromkeys(asked.roles)),
+        passphrase=passphrase,
+        now=wall(),
+        jurisdictions=asked.jurisdictions,
+    )
+    is_written = write_settings(
+        asked, {"site.name": asked.name, "site.state_dir": settings.state_dir}
+    )
+    adopt(settings)
+    keys = result.keys
+    if asked.json:
+        print_json(
+            {
+                "site": keys.site.hex(),
+                "name": asked.name,
+                "cluster": keys.cluster.hex(),
+                "root_key": str(result.root_key),
+                "admin_key": str(result.admin_key),
+                "config": str(config_path(asked)),
+            }
+        )
+        return
+    print(
+        f"founded cluster {keys.cluster.hex()[:16]} with site {asked.name} ({keys.site.hex()[:8]})"
+    )
+    if is_written:
+        print(f"settings   {config_path(asked)}")
+    print(f"root key   {result.root_key}")
+    print("           move it to offline media now: it is needed only to add or remove issuers")
+    print(f"admin key  {result.admin_key}")
+    print("next       atoll run   (or: systemctl enable --now atoll)")
+    print("then       atoll token create --name NAME --region R --tier T --jurisdiction J")

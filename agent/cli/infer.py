@@ -1,0 +1,127 @@
+"""``atoll infer``: one request to this site's HTTP endpoint, as any application would make it."""
+
+import argparse
+import http.client
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from agent.cli.client import whole
+from agent.cli.output import clean, print_json
+from agent.cli.site_files import admin_client
+from agent.foundation.errors import AtollError, Busy, NotFound, Refused, Unreachable, UsageError
+
+REQUEST_BYTES_MAX = 256 << 20
+"""Far above what a site accepts by default; bounds what is read from a pipe."""
+ANSWER_BYTES_MAX = 256 << 20
+VALUES_SHOWN = 12
+"""Of each output tensor; ``--json`` prints all."""
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 - read, not bound
+
+
+def infer(asked: argparse.Namespace) -> int:
+    """Ask, print the outputs, and say which site answered."""
+    body = _request(asked.input)
+    model, _, version = asked.model.partition(":")
+    path = f"/v2/models/{model}" + (f"/versions/{version}" if version else "") + "/infer"
+    headers = {"Content-Type": "application/json"}
+    if asked.residency:
+        headers["Atoll-Residency"] = ",".join(asked.residency)
+    address = asked.url or admin_client(asked).get("/1/status")["http"]
+    before = time.perf_counter()
+    answer, served_by = _ask(address, path, body, headers, asked.timeout)
+    took_ms = (time.perf_counter() - before) * 1000
+    if asked.json:
+        print_json(answer)
+        return 0
+    for output in answer.get("outputs", []):
+        print(_shown(output))
+    print(
+        f"{clean(answer.get('model_name'))}:{clean(answer.get('model_version'))}"
+        f" served by {clean(served_by)} in {took_ms:.1f} ms"
+    )
+    return 0
+
+
+def _request(source: str) -> bytes:
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read(REQUEST_BYTES_MAX + 1)
+        else:
+            with Path(source).open("rb") as file:
+                data = file.read(REQUEST_BYTES_MAX + 1)
+    except OSError as error:
+        raise UsageError(f"the input {source} cannot be read", why=str(error.strerror)) from error
+    if len(data) > REQUEST_BYTES_MAX:
+        raise UsageError("the input is too large", why=f"the bound is {REQUEST_BYTES_MAX:,} bytes")
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise UsageError(f"the input {source} is not JSON", why=str(error)) from None
+    if not isinstance(value, dict) or not isinstance(value.get("inputs"), list):
+        raise UsageError(
+            f"the input {source} is not an inference request",
+            why='it has no list "inputs"',
+            mend='write {"inputs": [{"name": ..., "shape": [...], "datatype": "FP32", "data": [...]}]}',
+        )
+    return data
+
+
+def _ask(
+    address: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
+) -> tuple[dict[str, Any], str]:
+    host, _, port = address.rpartition(":")
+    host = _WILDCARDS.get(host, host).strip("[]")
+    if not port.isdecimal():
+        raise UsageError(f"{address!r} is not HOST:PORT")
+    connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
+    try:
+        connection.request("POST", path, body, headers)
+        response = connection.getresponse()
+        data = whole(response, ANSWER_BYTES_MAX)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(
+            f"no answer from http://{address}",
+            why=str(error) or type(error).__name__,
+            mend="`atoll status` shows whether the gateway runs, and where",
+        ) from error
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if response.status != http.client.OK or not isinstance(answer, dict):
+        raise _refusal(response.status, response.reason, answer)
+    parameters = answer.get("parameters")
+    served_by = parameters.get("served_by", "") if isinstance(parameters, dict) else ""
+    return answer, response.headers.get("Atoll-Served-By", served_by)
+
+
+def _refusal(status: int, reason: str, answer: object) -> AtollError:
+    why = str(answer.get("error", "")) if isinstance(answer, dict) else ""
+    what = f"the request was not answered ({status} {reason})"
+    match status:
+        case 403:
+            return Refused(what, why=why, mend="`atoll route explain` names what removed each site")
+        case 404:
+            return NotFound(what, why=why, mend="`atoll model list` shows what there is")
+        case 429 | 503 | 504:
+            return Busy(what, why=why, mend="try again, or see `atoll route explain`")
+        case _ if status < 500:  # noqa: PLR2004 - HTTP's own border between the two sides
+            return UsageError(what, why=why)
+        case _:
+            return AtollError(what, why=why, mend="the agent's log has the details")
+
+
+def _shown(output: dict[str, Any]) -> str:
+    data = output.get("data", [])
+    values = data if isinstance(data, list) else [data]
+    shown = ", ".join(clean(value) for value in values[:VALUES_SHOWN])
+    rest = f", ... {len(values) - VALUES_SHOWN} more" if len(values) > VALUES_SHOWN else ""
+    return (
+        f"{clean(output.get('name'))} {clean(output.get('datatype'))}"
+        f" [{clean(output.get('shape'))}]: {shown}{rest}"
+    )

@@ -1,0 +1,173 @@
+"""A site's life: found a cluster, run, admit others, drain, leave."""
+
+import argparse
+import getpass
+import sys
+from pathlib import Path
+
+from agent import __version__
+from agent.cli.output import print_json, span
+from agent.cli.site_files import admin_client, config_path, settings
+from agent.foundation.errors import AtollError, ConfigError, UsageError
+
+PASSPHRASE_CHARS_MIN = 8
+"""It protects a key that must never be on line; scrypt slows guessing down."""
+PASSPHRASE_CHARS_MAX = 1024
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: the unit tells systemd not to restart on it, since nothing would change."""
+
+
+def init(asked: argparse.Namespace) -> int:
+    """Found a cluster whose first site is this machine."""
+    from agent.cli.founding import found  # noqa: PLC0415 - cryptography and the store
+
+    found(asked, passphrase(asked.passphrase_file))
+    return 0
+
+
+def create_token(asked: argparse.Namespace) -> int:
+    """Print a token that admits one site, once."""
+    answer = admin_client(asked).post(
+        "/1/tokens",
+        {
+            "name": asked.name,
+            "region": asked.region,
+            "tier": asked.tier,
+            "jurisdiction": asked.jurisdiction,
+            "roles": asked.roles,
+            "ttl_s": asked.ttl,
+        },
+    )
+    if asked.json:
+        print_json(answer)
+        return 0
+    print(answer["token"])
+    if sys.stdout.isatty():
+        print(
+            f"Within {span(asked.ttl)}, on the machine that is to be {asked.name}:\n"
+            "  atoll join TOKEN\n"
+            "Whoever has the token can take that name; it works once.",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Run the agent until it is told to stop."""
+    from agent.daemon.run import main as run_agent  # noqa: PLC0415 - the whole agent
+
+    try:
+        return run_agent(settings(asked))
+    except ConfigError as error:
+        from agent.cli.main import report  # noqa: PLC0415 - it imports this module by name
+
+        report(error, as_json=asked.json)
+        return EXIT_CONFIG
+
+
+def drain(asked: argparse.Namespace) -> int:
+    """Take no more work from other sites; this site's own applications are served as before."""
+    return _set_draining(asked, draining=True)
+
+
+def undrain(asked: argparse.Namespace) -> int:
+    """Take work from other sites again."""
+    return _set_draining(asked, draining=False)
+
+
+def _set_draining(asked: argparse.Namespace, *, draining: bool) -> int:
+    answer = admin_client(asked).post("/1/draining", {"draining": draining})
+    if asked.json:
+        print_json(answer)
+    else:
+        print("draining: no new work from other sites" if draining else "taking work again")
+    return 0
+
+
+def leave(asked: argparse.Namespace) -> int:
+    """Say goodbye and stop; `atoll run` brings the site back under the same identity."""
+    admin_client(asked).post("/1/leave")
+    if not asked.json:
+        print("left: the other sites know; the agent stops")
+    return 0
+
+
+def stop(asked: argparse.Namespace) -> int:
+    """Stop the agent without goodbye, as a reboot would."""
+    admin_client(asked).post("/1/stop")
+    if not asked.json:
+        print("the agent stops")
+    return 0
+
+
+def version(asked: argparse.Namespace) -> int:
+    """Print the version."""
+    if asked.json:
+        print_json({"version": __version__})
+    else:
+        print(f"atoll {__version__}")
+    return 0
+
+
+def demo(asked: argparse.Namespace) -> int:
+    """Run a small cluster on this machine."""
+    from agent.cli.demo import main as run_demo  # noqa: PLC0415 - starts a whole cluster
+
+    return int(run_demo(asked.arguments))
+
+
+def passphrase(source: Path | None) -> str:
+    """The passphrase of the root key: the first line of ``source``, else asked for twice.
+
+    Raises:
+        UsageError: there is no terminal to ask on, the two differ, or it is too short.
+    """
+    if source is None:
+        if not sys.stdin.isatty():
+            raise UsageError(
+                "the cluster's root key needs a passphrase",
+                why="there is no terminal to ask for one on",
+                mend="give --passphrase-file FILE",
+            )
+        text = getpass.getpass("Passphrase for the cluster's root key: ")
+        if getpass.getpass("Again: ") != text:
+            raise UsageError("the two passphrases differ")
+    else:
+        try:
+            with source.open(encoding="utf-8") as file:
+                text = file.readline(PASSPHRASE_CHARS_MAX).rstrip("\r\n")
+        except OSError as error:
+            raise UsageError(f"{source} cannot be read", why=str(error.strerror)) from error
+        except UnicodeDecodeError:
+            raise UsageError(f"{source} is not text in UTF-8") from None
+    if len(text) < PASSPHRASE_CHARS_MIN:
+        raise UsageError(
+            f"the passphrase has {len(text)} characters",
+            why=f"at least {PASSPHRASE_CHARS_MIN} are needed: it protects the whole cluster",
+        )
+    return text
+
+
+def write_settings(asked: argparse.Namespace, values: dict[str, object]) -> bool:
+    """Write a commented settings file with ``values`` set, unless there is one already.
+
+    Returns:
+        Whether it was written.
+    """
+    from agent.config.example import render  # noqa: PLC0415 - only founding and joining need it
+
+    path = config_path(asked)
+    if path.exists():
+        return False
+    text = render(values)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise AtollError(
+            f"{path} cannot be written",
+            why=str(error.strerror),
+            mend="run this as root, or name another file with --config",
+        ) from error
+    return True

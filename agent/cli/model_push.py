@@ -1,0 +1,161 @@
+"""``atoll model push``: upload, sign, and wait until the model is ready where it is wanted."""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.cli.client import AdminClient
+from agent.cli.output import clean, print_json, size, span
+from agent.cli.signing import load_signer, submit_bodies
+from agent.cli.site_files import admin_client
+from agent.foundation.errors import AtollError, NotFound, UsageError
+from agent.foundation.ids import Digest
+from agent.wire.documents import Body, Deployment, ModelVersion
+from agent.wire.limits import BLOB_BYTES_MAX
+
+POLL_S = 0.2
+"""Loading takes seconds; a person waits."""
+SOURCE_CHARS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Where a pushed model stands."""
+
+    places: tuple[dict[str, Any], ...]
+    """``sites`` of ``/1/models``."""
+    missing: tuple[str, ...]
+    """Names asked for at which the cluster does not (yet) expect it."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether waiting longer is of no use: ready everywhere, or refused somewhere."""
+        if self.refused:
+            return True
+        is_ready = all(place["state"] == "ready" for place in self.places)
+        return bool(self.places) and not self.missing and is_ready
+
+    @property
+    def refused(self) -> tuple[dict[str, Any], ...]:
+        """Sites that will not serve it as it is."""
+        return tuple(place for place in self.places if place["state"] == "refused")
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        parts = [f"{clean(place['name'])} {clean(place['state'])}" for place in self.places]
+        return ", ".join([*parts, *(f"{name} not yet" for name in self.missing)]) or "nowhere yet"
+
+
+def push(asked: argparse.Namespace) -> int:
+    """Publish FILE as ``name:version`` and have it served."""
+    length = _length(asked.file)
+    signer = load_signer(asked)
+    client = admin_client(asked)
+    sites = () if asked.everywhere else asked.sites or (client.get("/1/status")["name"],)
+    members = client.get("/1/members")["members"]
+    absent = tuple(name for name in sites if name not in {row["name"] for row in members})
+    with asked.file.open("rb") as file:
+        stored = client.upload("/1/blobs", file, length)
+    bodies: tuple[Body, ...] = (
+        ModelVersion(
+            name=asked.name,
+            version=asked.version,
+            manifest=Digest(bytes.fromhex(stored["digest"])),
+            bytes=stored["bytes"],
+            format="onnx",
+            residency=asked.residency,
+            source=asked.file.name[:SOURCE_CHARS_MAX],
+        ),
+        Deployment(model=asked.name, version=asked.version, sites=sites),
+    )
+    results = submit_bodies(client, signer, bodies)
+    if not asked.json:
+        where = ", ".join(sites) or "every allowed site"
+        print(f"published {asked.name}:{asked.version} ({size(length)}) for {where}")
+    for name in absent:
+        print(
+            f"atoll: no site {name!r} is known; it serves the model once it joins", file=sys.stderr
+        )
+    expected = tuple(name for name in sites if name not in absent)
+    if asked.everywhere:
+        expected = _all_of(members, asked)
+        if not expected:
+            print("atoll: no living site may hold it yet", file=sys.stderr)
+    if asked.no_wait or not expected:
+        if asked.json:
+            print_json({"digest": stored["digest"], "results": results})
+        return 0
+    return _wait(client, asked, expected, stored["digest"])
+
+
+def _length(path: Path) -> int:
+    try:
+        found = path.stat().st_size
+        is_file = path.is_file()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", why=str(error.strerror)) from error
+    if not is_file or not 0 < found <= BLOB_BYTES_MAX:
+        raise UsageError(
+            f"{path} is not a model",
+            why=f"expected a file of 1 to {BLOB_BYTES_MAX:,} bytes",
+        )
+    return found
+
+
+def _all_of(members: list[dict[str, Any]], asked: argparse.Namespace) -> tuple[str, ...]:
+    """The sites that serve a model deployed everywhere: those alive, where the label lets it go."""
+    return tuple(
+        row["name"]
+        for row in members
+        if row["status"] in ("alive", "draining")
+        and (not asked.residency or row["jurisdiction"] in asked.residency)
+    )
+
+
+def _wait(
+    client: AdminClient, asked: argparse.Namespace, expected: tuple[str, ...], digest: str
+) -> int:
+    before = time.monotonic()
+    while True:
+        state = readiness(client.get("/1/models"), asked.name, asked.version, expected)
+        took_s = time.monotonic() - before
+        if state.is_settled or took_s > asked.timeout:
+            break
+        time.sleep(POLL_S)  # a person waits in front of this; nothing else does
+    if asked.json:
+        print_json({"digest": digest, "ready": state.is_settled, "sites": list(state.places)})
+    if state.refused:
+        first = state.refused[0]
+        raise AtollError(
+            f"{clean(first['name'])} refuses {asked.name}:{asked.version}",
+            why=clean(first["reason"]),
+            mend="mend the model and push it under a new version",
+        )
+    if not state.is_settled:
+        raise AtollError(
+            f"{asked.name}:{asked.version} is not ready everywhere after {span(asked.timeout)}",
+            why=str(state),
+            mend="`atoll model list` shows it later; `atoll members` shows which sites are alive",
+        )
+    if not asked.json:
+        print(f"ready after {took_s:.1f} s: {', '.join(clean(p['name']) for p in state.places)}")
+    return 0
+
+
+def readiness(
+    answer: dict[str, Any], name: str, version: str, expected: tuple[str, ...]
+) -> Readiness:
+    """Where ``name:version`` stands, in an answer of ``/1/models``.
+
+    Raises:
+        NotFound: the answer lacks it, though it was just published.
+    """
+    for row in answer["models"]:
+        if (row["name"], row["version"]) == (name, version):
+            places = tuple(row["sites"])
+            there = {place["name"] for place in places}
+            return Readiness(places, tuple(one for one in expected if one not in there))
+    raise NotFound(f"{name}:{version} is not in the catalog", why="it was published a moment ago")

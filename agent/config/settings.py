@@ -1,0 +1,272 @@
+"""The settings of one site: every key of ``atoll.toml``, declared once.
+
+A section of the file is a dataclass; a key is a field with its rules, its explanation and its
+default. Sizes are in bytes, times in seconds; ``0`` means automatic or unlimited where it says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from agent.config.rules import (
+    IS_NAME,
+    IS_NAME_OR_STAR,
+    IsAbsolute,
+    IsHost,
+    IsHostPort,
+    split_host_port,
+)
+from agent.foundation.toml_reading import AtMost, Between, Doc, Each, Keys
+
+STATE_DIR = Path("/var/lib/atoll")
+RUNTIME_DIR = Path("/run/atoll")
+
+DATASETS_MAX = 256
+"""Each is a line in every job's eligibility check."""
+
+
+@dataclass(frozen=True, slots=True)
+class SitePart:
+    """``[site]``: who this site is and where it keeps its state."""
+
+    name: Annotated[
+        str | None,
+        IS_NAME,
+        Doc(
+            "The name of this site in the cluster. Set when the site is founded or joins; afterwards"
+            " the certificate holds it and this key may be left out."
+        ),
+    ] = None
+    state_dir: Annotated[
+        Path,
+        IsAbsolute(),
+        Doc("Folder of everything that survives a restart: keys, database, models, job files."),
+    ] = STATE_DIR
+    runtime_dir: Annotated[
+        Path | None,
+        IsAbsolute(),
+        Doc(
+            "Folder of the admin socket `agent.sock`. Unset: /run/atoll if state_dir is"
+            " /var/lib/atoll, else the folder `run` in state_dir."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListenPart:
+    """``[listen]``: the addresses and ports of this site."""
+
+    http_host: Annotated[
+        str,
+        IsHost(),
+        Doc(
+            "Address on which applications reach inference (Open Inference Protocol). It asks for no"
+            " password: keep it on loopback or on a network that you trust."
+        ),
+    ] = "127.0.0.1"
+    http_port: Annotated[int, Between(1, 65_535), Doc("TCP port for applications.")] = 8000
+    mesh_host: Annotated[
+        str,
+        IsHost(or_auto=True),
+        Doc(
+            "Address that is bound and announced to the other sites. `auto`: the address of the"
+            " interface with the default route (container bridges are skipped)."
+        ),
+    ] = "auto"
+    mesh_port: Annotated[
+        int, Between(1, 65_535), Doc("Gossip (UDP) and control calls (TCP, TLS).")
+    ] = 7411
+    data_port: Annotated[
+        int, Between(1, 65_535), Doc("Inference and blobs between sites (TCP, TLS).")
+    ] = 7412
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryPart:
+    """``[discovery]``: how other sites are found. All ways are tried at once."""
+
+    mdns: Annotated[bool, Doc("Announce and browse by multicast DNS on the local networks.")] = True
+    interfaces: Annotated[
+        tuple[str, ...],
+        AtMost(16),
+        Each(IsHost()),
+        Doc(
+            "Addresses of the interfaces used for multicast DNS. Empty: all but container bridges."
+        ),
+    ] = ()
+    seeds: Annotated[
+        tuple[str, ...],
+        AtMost(64),
+        Each(IsHostPort()),
+        Doc("Mesh addresses (`host:port`) that are always tried, besides the known peers."),
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipPart:
+    """``[membership]``: what the links between the sites are like."""
+
+    link: Annotated[
+        Literal["lan", "wan"],
+        Doc("`lan`: sites in one building; `wan`: sites far apart (longer timeouts)."),
+    ] = "lan"
+    expected_sites: Annotated[
+        int,
+        Between(1, 10_000),
+        Doc("About how many sites the cluster will have; timeouts are derived from it."),
+    ] = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPart:
+    """``[serving]``: inference at this site."""
+
+    request_bytes_max: Annotated[
+        int, Between(64 << 10, 256 << 20), Doc("Largest request and answer body, bytes.")
+    ] = 16 << 20
+    slots: Annotated[
+        int,
+        Between(1, 256),
+        Doc(
+            "Requests held at once, running or waiting. Shared memory is slots x request_bytes_max,"
+            " used only as far as requests fill it."
+        ),
+    ] = 16
+    threads: Annotated[
+        int,
+        Between(0, 512),
+        Doc("Models run by this many threads at once. 0: as the hardware profile says."),
+    ] = 0
+    queue_max_s: Annotated[
+        float,
+        Between(0.0, 60.0),
+        Doc(
+            "Longest expected wait, seconds. A request that would wait longer goes to another site"
+            " or gets 503 with Retry-After."
+        ),
+    ] = 1.0
+    worker_memory_bytes: Annotated[
+        int,
+        Between(0, 1 << 50),
+        Doc("Address space of the model worker, bytes. 0: no limit (GPUs map far more than RAM)."),
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPart:
+    """``[training]``: federated learning at this site."""
+
+    enabled: Annotated[
+        bool,
+        Doc(
+            "Take part in jobs whose dataset is bound below. The hardware profile may forbid it too."
+        ),
+    ] = True
+    threads: Annotated[
+        int, Between(0, 512), Doc("Threads of one trainer. 0: as the hardware profile says.")
+    ] = 0
+    memory_bytes: Annotated[
+        int, Between(0, 1 << 50), Doc("Address space of one trainer, bytes. 0: no limit.")
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetPart:
+    """``[datasets.<name>]``: local data that jobs may name; the data itself never leaves."""
+
+    path: Annotated[
+        Path, IsAbsolute(), Doc("Folder of the data, read-only to the trainer. Required.")
+    ]
+    jobs: Annotated[
+        tuple[str, ...],
+        AtMost(256),
+        Each(IS_NAME_OR_STAR),
+        Doc('Names of the jobs that may use the data; `["*"]` allows every job of the admins.'),
+    ] = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
+class HardwarePart:
+    """``[hardware]``: which profile describes this machine."""
+
+    profile: Annotated[
+        str,
+        IS_NAME,
+        Doc("Name of a hardware profile; `auto` recognises the machine, unknown ones are generic."),
+    ] = "auto"
+    profiles_dir: Annotated[
+        Path | None,
+        IsAbsolute(),
+        Doc("Folder of your own profiles. One with the name of a shipped profile replaces it."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogPart:
+    """``[log]``: what is written to standard error (the journal, under systemd)."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Doc("Least severe message that is written.")
+    ] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """One site's whole configuration, checked. ``SiteSettings()`` is the defaults."""
+
+    site: SitePart = field(default_factory=SitePart)
+    listen: ListenPart = field(default_factory=ListenPart)
+    discovery: DiscoveryPart = field(default_factory=DiscoveryPart)
+    membership: MembershipPart = field(default_factory=MembershipPart)
+    serving: ServingPart = field(default_factory=ServingPart)
+    training: TrainingPart = field(default_factory=TrainingPart)
+    datasets: Annotated[Mapping[str, DatasetPart], AtMost(DATASETS_MAX), Keys(IS_NAME)] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    hardware: HardwarePart = field(default_factory=HardwarePart)
+    log: LogPart = field(default_factory=LogPart)
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder of everything that survives a restart."""
+        return self.site.state_dir
+
+    @property
+    def runtime_dir(self) -> Path:
+        """Folder of sockets; emptied by a reboot where it is under /run."""
+        if self.site.runtime_dir is not None:
+            return self.site.runtime_dir
+        return RUNTIME_DIR if self.state_dir == STATE_DIR else self.state_dir / "run"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The Unix socket of the admin API."""
+        return self.runtime_dir / "agent.sock"
+
+    @property
+    def identity_dir(self) -> Path:
+        """Keys and certificates (0700)."""
+        return self.state_dir / "identity"
+
+    @property
+    def store_path(self) -> Path:
+        """The durable database."""
+        return self.state_dir / "atoll.db"
+
+    @property
+    def blobs_dir(self) -> Path:
+        """Content-addressed files: models, parameters, updates."""
+        return self.state_dir / "blobs"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Working folders of training jobs."""
+        return self.state_dir / "jobs"
+
+    @property
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """``discovery.seeds`` as (host, port)."""
+        pairs = tuple(split_host_port(seed) for seed in self.discovery.seeds)
+        return tuple(pair for pair in pairs if pair is not None)

@@ -1,0 +1,154 @@
+"""One child process, kept alive: started, listened to, restarted with back-off, stopped in time.
+
+Children are spawned, never forked (a session inherited over fork hangs ONNX Runtime), get a bare
+environment, and end by themselves when their end of the channel closes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from agent.drivers.channel import Channel, pair
+from agent.drivers.clock import monotonic_s
+from agent.foundation.errors import AtollError
+
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 10.0
+STEADY_S = 30.0
+"""A child that lived this long failed for a new reason: back-off starts over."""
+STOP_TIMEOUT_S = 1.5
+"""Between SIGTERM and SIGKILL; the whole site stops within 5 s."""
+KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
+                  "CUDA_VISIBLE_DEVICES", "TMPDIR")  # fmt: skip
+"""What a child may inherit: nothing that carries a secret or another program's settings."""
+
+_log = logging.getLogger("atoll.processes")
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment of a child."""
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return {**kept, "ORT_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """What the owner does about a child; all run in the loop's thread."""
+
+    started: Callable[[Channel], None]
+    received: Callable[[bytes, list[int]], None]
+    gone: Callable[[str], None]
+
+
+class Child:
+    """A supervised process."""
+
+    def __init__(
+        self, name: str, module: str, arguments: Sequence[str], callbacks: Callbacks
+    ) -> None:
+        """Runs ``python -m module --channel-fd N *arguments``."""
+        self.name, self.restarts = name, 0
+        self.state = "starting"
+        self._module, self._arguments, self._callbacks = module, tuple(arguments), callbacks
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: Channel | None = None
+        self._is_stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running process."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
+
+    async def run(self) -> None:
+        """Keep it alive until ``stop``."""
+        delay_s = BACKOFF_MIN_S
+        while self._is_wanted:
+            began = monotonic_s()
+            reason = await self._live()
+            if not self._is_wanted:
+                break
+            if monotonic_s() - began > STEADY_S:
+                delay_s = BACKOFF_MIN_S
+            self.state = f"restarting: {reason}"
+            _log.warning("%s ended (%s); it is started again in %.1f s", self.name, reason, delay_s)
+            self._callbacks.gone(reason)
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, BACKOFF_MAX_S)
+            self.restarts += 1
+        self.state = "stopped"
+
+    @property
+    def _is_wanted(self) -> bool:
+        return not self._is_stopping
+
+    async def _live(self) -> str:
+        ours, theirs = pair()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", self._module, "--channel-fd", str(theirs.fileno()),
+                *self._arguments, pass_fds=(theirs.fileno(),), env=bare_environment(),
+                stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            return f"cannot be started: {error}"
+        finally:
+            theirs.close()
+        self._channel = channel = Channel(ours)
+        self.state = "running"
+        self._callbacks.started(channel)
+        try:
+            while (frame := await channel.receive()) is not None:
+                self._callbacks.received(*frame)
+        except AtollError as error:
+            _log.warning("%s sends nonsense: %s", self.name, error)
+        finally:
+            channel.close()
+            self._channel = None
+        # The channel closes as the process ends; one that hangs on after it is of no use.
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                code = await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            code = await self._process.wait()
+        return _meaning(code)
+
+    def post(self, data: bytes, descriptors: Sequence[int] = ()) -> bool:
+        """Send to the child; False if it is not there."""
+        if self._channel is None:
+            return False
+        try:
+            self._channel.post(data, descriptors)
+        except AtollError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL."""
+        self._is_stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def _meaning(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-code).name}"
+    return f"killed by signal {-code}"

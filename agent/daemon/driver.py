@@ -1,0 +1,232 @@
+"""Runs the site's machine: gives it events with the time, carries out its effects in order.
+
+Rule (the Ready rule): whatever follows a ``Persist`` in a list of effects waits for its commit. Lists
+that wait are carried out first in, first out; their rows are committed together. Gossip never waits:
+it promises nothing.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, assert_never
+
+from agent.daemon.outside import Outside
+from agent.drivers.clock import monotonic_s
+from agent.drivers.store import Store
+from agent.federation import events as job
+from agent.foundation.errors import AtollError, StoreFault
+from agent.foundation.machine import NEVER, Woke
+from agent.membership.events import LoopLagged, SendGossip
+from agent.site.events import (
+    Answer,
+    Ask,
+    BlobStored,
+    CallEnded,
+    FetchBlob,
+    GatewayChanged,
+    IsolationChanged,
+    LoadModel,
+    Noted,
+    Persist,
+    Resolved,
+    SiteEffect,
+    SiteEvent,
+    UnloadModel,
+)
+from agent.site.site import Site
+
+LAG_CHECK_S = 0.25
+LAG_WORTH_TELLING_S = 0.2
+"""Below this a late timer is ordinary scheduling noise of a loaded machine."""
+TICK_S = 0.001
+"""No machine is woken more often than this, whatever it asks for."""
+BACKLOG_MAX = 10_000
+"""Lists of effects that wait for the disk; reached only when the disk has stopped."""
+
+_log = logging.getLogger("atoll.site")
+
+
+class Driver:
+    """One site's machine and its outside world."""
+
+    def __init__(self, site: Site, store: Store, outside: Outside) -> None:
+        """``outside`` carries out what is not persistence; it feeds results back."""
+        self.site, self._store, self._outside = site, store, outside
+        self._backlog: deque[list[SiteEffect]] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._watchers: set[Callable[[], None]] = set()
+        self.is_isolated = False
+        self.faults: list[str] = []
+        """Why the database refused a write last; for ``atoll status``."""
+        outside.connect(self.feed, self.spawn)
+
+    def start(self) -> None:
+        """Arm the first timer and watch the loop."""
+        self._rearm()
+        self.spawn(self._watch_loop())
+
+    def feed(self, event: SiteEvent) -> None:
+        """One event, now."""
+        effects = self.site.step(event, monotonic_s())
+        self._take(effects)
+        self._rearm()
+
+    def _take(self, effects: list[SiteEffect]) -> None:
+        if not effects:
+            return
+        waiting: list[SiteEffect] = []
+        for effect in effects:
+            if isinstance(effect, SendGossip):
+                self._outside.gossip(effect)
+            else:
+                waiting.append(effect)
+        if not waiting:
+            return
+        needs_disk = any(isinstance(effect, (Persist, job.StoreBytes)) for effect in waiting)
+        if needs_disk or self._backlog or self._writing is not None:
+            assert len(self._backlog) < BACKLOG_MAX
+            self._backlog.append(waiting)
+            if self._writing is None:
+                self._writing = self.spawn(self._write_out())
+        else:
+            for effect in waiting:
+                self._perform(effect)
+
+    async def _write_out(self) -> None:
+        try:
+            while self._backlog:
+                lists = list(self._backlog)
+                self._backlog.clear()
+                await self._write(lists)
+        finally:
+            self._writing = None
+
+    async def _write(self, lists: Sequence[list[SiteEffect]]) -> None:
+        persists = [e for effects in lists for e in effects if isinstance(e, Persist)]
+        try:
+            for effects in lists:
+                for effect in effects:
+                    if isinstance(effect, job.StoreBytes):
+                        await self._outside.store_bytes(effect)
+            await self._store.commit([write for p in persists for write in p.writes])
+        except AtollError as fault:
+            self._refused(fault, lists)
+            return
+        for effects in lists:
+            for effect in effects:
+                if isinstance(effect, job.StoreBytes):
+                    self.feed(BlobStored(effect.digest))
+                elif not isinstance(effect, Persist):
+                    self._perform(effect)
+        for persist in persists:
+            if persist.token is not None:
+                self.feed(job.Persisted(persist.token))
+
+    def _refused(self, fault: AtollError, lists: Sequence[list[SiteEffect]]) -> None:
+        """The disk said no: nothing that rests on it may leave. Answers fail, callers try again."""
+        self.faults = [*self.faults[-7:], str(fault)]
+        _log.error("the database refused a write: %s", fault)
+        for effects in lists:
+            for effect in effects:
+                if isinstance(effect, (Answer, Resolved)):
+                    self._outside.fail(effect, fault)
+                elif isinstance(effect, Ask):
+                    self.feed(CallEnded(effect.call, effect.site, None, str(fault)))
+        if isinstance(fault, StoreFault) and fault.is_fatal:
+            os.kill(os.getpid(), signal.SIGTERM)  # what is on disk is unknown: start anew
+
+    def _perform(self, effect: SiteEffect) -> None:  # noqa: C901, PLR0912 - one case an effect
+        outside = self._outside
+        match effect:
+            case Ask():
+                outside.ask(effect)
+            case Answer():
+                outside.answer(effect)
+            case Resolved():
+                outside.resolve(effect)
+            case FetchBlob():
+                outside.fetch(effect)
+            case job.ReadBlob():
+                outside.read(effect)
+            case job.ForgetBlob():
+                outside.forget(effect)
+            case (
+                job.Train() | job.Initialise() | job.Aggregate() | job.Export()
+                | job.ReleaseTrainer()
+            ):  # fmt: skip
+                outside.work(effect)
+            case LoadModel() | UnloadModel():
+                outside.model(effect)
+            case GatewayChanged():
+                outside.gateway_changed()
+            case IsolationChanged(is_isolated):
+                self.is_isolated = is_isolated
+                _log.warning("isolated: nobody is heard" if is_isolated else "no longer isolated")
+            case Noted(text, is_warning):
+                _log.log(logging.WARNING if is_warning else logging.INFO, "%s", text)
+            case job.Progressed():
+                for watcher in list(self._watchers):
+                    watcher()
+            case SendGossip() | Persist() | job.StoreBytes():
+                raise AssertionError("carried out before")
+            case _:
+                assert_never(effect)
+
+    # --- time ------------------------------------------------------------------------------------
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self.site.wake_at()
+        if at != NEVER:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(max(at, loop.time() + TICK_S), self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        self._take(self.site.step(Woke(), max(monotonic_s(), self.site.wake_at())))
+        self._rearm()
+
+    async def _watch_loop(self) -> None:
+        """Tell membership when this process stood still: what it missed then proves nothing."""
+        last = monotonic_s()
+        while True:
+            await asyncio.sleep(LAG_CHECK_S)
+            now = monotonic_s()
+            lag_s = now - last - LAG_CHECK_S
+            last = now
+            if lag_s > LAG_WORTH_TELLING_S:
+                self.feed(LoopLagged(lag_s))
+
+    # --- tasks and watchers ----------------------------------------------------------------------
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run beside the loop; an unexpected exception is a defect and ends the daemon."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error  # reaches the loop's exception handler, which stops the daemon
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Call ``changed`` whenever a job moves; call the result to stop."""
+        self._watchers.add(changed)
+        return lambda: self._watchers.discard(changed)
+
+    async def stop(self) -> None:
+        """Finish what waits for the disk, then end every task."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writing is not None:
+            await asyncio.wait([self._writing], timeout=1.0)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,234 @@
+"""The gateway and the model worker, and what passes between them and the site.
+
+The two share memory and a doorbell that this process makes and hands to both; whenever either of
+them is new, so are memory and doorbell, so that neither ever meets the other's leftovers.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol, assert_never
+
+from agent.daemon.child import Callbacks, Child
+from agent.drivers.blobs import BlobStore
+from agent.drivers.channel import Channel
+from agent.drivers.shared_memory import SharedSlots, doorbell_pair
+from agent.foundation.errors import AtollError
+from agent.foundation.ids import Digest
+from agent.site.events import (
+    LoadMeasured,
+    LoadModel,
+    ModelFailed,
+    ModelReady,
+    SiteEvent,
+    UnloadModel,
+    WorkerDown,
+    WorkerUp,
+)
+from agent.wire import inside
+
+VIEW_DELAY_S = 0.02
+"""Changes that come together make one view."""
+
+_log = logging.getLogger("atoll.processes")
+
+Feed = Callable[[SiteEvent], None]
+
+
+class Auditor(Protocol):
+    """Writes the entry of a request that is about to leave."""
+
+    async def forwarded(self, message: inside.AuditForward) -> str:
+        """An error text; empty when the entry is on disk."""
+        ...
+
+
+class Inference:
+    """Supervises gateway and model worker."""
+
+    def __init__(
+        self,
+        *,
+        gateway_arguments: Sequence[str],
+        worker_arguments: Sequence[str],
+        slots: int,
+        slot_bytes: int,
+        providers: tuple[str, ...],
+        site_name: str,
+        blobs: BlobStore,
+        auditor: Auditor,
+        view: Callable[[], inside.View],
+        feed: Feed,
+        spawn: Callable[..., "asyncio.Task[object]"],
+    ) -> None:
+        """``providers``: execution providers in order of preference, from the hardware profile."""
+        self._slots, self._slot_bytes = slots, slot_bytes
+        self._providers, self._site_name = providers, site_name
+        self._blobs, self._auditor, self._view = blobs, auditor, view
+        self._feed, self._spawn = feed, spawn
+        self._memory: SharedSlots | None = None
+        self._is_worker_up = False
+        self._view_timer: asyncio.TimerHandle | None = None
+        self._loading: set[bytes] = set()
+        self.gateway_ready = asyncio.Event()
+        self.http_port = 0
+        self.runtime = self.sandbox = ""
+        self.traffic: inside.Traffic | None = None
+        self.gateway = Child(
+            "gateway", "agent.gateway", gateway_arguments,
+            Callbacks(self._gateway_started, self._from_gateway, self._gateway_gone),
+        )  # fmt: skip
+        self.worker = Child(
+            "model-worker", "agent.workers.model", worker_arguments,
+            Callbacks(self._worker_started, self._from_worker, self._worker_gone),
+        )  # fmt: skip
+
+    # --- gateway ---------------------------------------------------------------------------------
+    def _gateway_started(self, _: Channel) -> None:
+        self.push_view()
+        if self._is_worker_up:
+            self._connect()
+
+    def _gateway_gone(self, _: str) -> None:
+        self.gateway_ready.clear()
+
+    def _from_gateway(self, data: bytes, descriptors: list[int]) -> None:
+        _close_all(descriptors)
+        message = inside.FROM_GATEWAY.unpack(data)
+        match message:
+            case inside.GatewayReady():
+                self.http_port = message.http_port
+                self.gateway_ready.set()
+            case inside.AuditForward():
+                self._spawn(self._audit(message))
+            case inside.Traffic():
+                self.traffic = message
+                load = message.in_flight / message.slots if message.slots else 0.0
+                self._feed(LoadMeasured(load, dict(message.service)))
+            case _:
+                assert_never(message)
+
+    async def _audit(self, message: inside.AuditForward) -> None:
+        error = await self._auditor.forwarded(message)
+        self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(message.call, error[:1000])))
+
+    def view_changed(self) -> None:
+        """Push the view soon."""
+        if self._view_timer is None:
+            loop = asyncio.get_running_loop()
+            self._view_timer = loop.call_later(VIEW_DELAY_S, self.push_view)
+
+    def push_view(self) -> None:
+        """Push the view now."""
+        if self._view_timer is not None:
+            self._view_timer.cancel()
+            self._view_timer = None
+        self.gateway.post(inside.TO_GATEWAY.pack(self._view()))
+
+    # --- worker ----------------------------------------------------------------------------------
+    def _worker_started(self, _: Channel) -> None:
+        pass  # it says WorkerReady when it is confined
+
+    def _worker_gone(self, reason: str) -> None:
+        blamed = set(self._memory.running()) if self._memory is not None else set()
+        blamed |= self._loading if "SIGTERM" not in reason else set()
+        self._loading = set()
+        self._is_worker_up = False
+        self.gateway.post(inside.TO_GATEWAY.pack(inside.DetachWorker(0)))
+        self._feed(WorkerDown(f"the model worker ended: {reason}"))
+        for key in sorted(blamed):
+            text = f"the model worker ended while it was at work on it ({reason})"
+            self._feed(ModelFailed(key, text, is_crash=True))
+
+    def _from_worker(self, data: bytes, descriptors: list[int]) -> None:
+        _close_all(descriptors)
+        message = inside.FROM_WORKER.unpack(data)
+        match message:
+            case inside.WorkerReady():
+                self.runtime, self.sandbox = message.runtime, message.sandbox
+                _log.info("model worker: %s, sandbox %s", message.runtime, message.sandbox)
+                self._is_worker_up = True
+                self._connect()
+                self._feed(WorkerUp())
+            case inside.ModelLoaded():
+                self._loading.discard(message.key)
+                self._warn_of_fall_back(message)
+                self._feed(
+                    ModelReady(message.key, message.providers, message.metadata, message.service_us)
+                )
+            case inside.ModelRefused():
+                self._loading.discard(message.key)
+                self._feed(ModelFailed(message.key, message.reason))
+            case _:
+                assert_never(message)
+
+    def _warn_of_fall_back(self, message: inside.ModelLoaded) -> None:
+        first = self._providers[0] if self._providers else ""
+        if first and message.providers and message.providers[0] != first:
+            _log.warning(
+                "a model runs on %s although the hardware profile prefers %s",
+                message.providers[0], first,
+            )  # fmt: skip
+
+    def _connect(self) -> None:
+        """New memory and doorbell for both."""
+        former, self._memory = self._memory, SharedSlots.create(self._slots, self._slot_bytes)
+        if former is not None:
+            former.close()
+        ours, theirs = doorbell_pair()
+        with ours, theirs:
+            memory = self._memory.fileno()
+            attach = inside.AttachGateway(self._memory.slots, self._memory.slot_bytes)
+            self.worker.post(inside.TO_WORKER.pack(attach), (theirs.fileno(), memory))
+            message = inside.TO_GATEWAY.pack(inside.AttachWorker(0))
+            self.gateway.post(message, (ours.fileno(), memory))
+
+    def model(self, effect: LoadModel | UnloadModel) -> None:
+        """Load or forget a model version."""
+        if isinstance(effect, UnloadModel):
+            self._loading.discard(effect.key)
+            self.worker.post(inside.TO_WORKER.pack(inside.UnloadModel(effect.key)))
+        else:
+            self._loading.add(effect.key)
+            self._spawn(self._load(effect))
+
+    async def _load(self, effect: LoadModel) -> None:
+        version = effect.version
+        digest = Digest(version.manifest)
+        try:
+            sha256 = await self._blobs.sha256(digest)
+            path: Path = self._blobs.path(digest)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except (AtollError, OSError) as error:
+            self._loading.discard(effect.key)
+            self._feed(ModelFailed(effect.key, f"its bytes cannot be read: {error}"))
+            return
+        try:
+            message = inside.LoadModel(
+                effect.key, version.name, version.version, self._site_name, sha256,
+                self._providers,
+            )  # fmt: skip
+            self.worker.post(inside.TO_WORKER.pack(message), (descriptor,))
+        finally:
+            os.close(descriptor)
+
+    # --- life ------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Start both; they are kept alive until ``stop``."""
+        self._spawn(self.gateway.run())
+        self._spawn(self.worker.run())
+
+    async def stop(self) -> None:
+        """End both."""
+        if self._view_timer is not None:
+            self._view_timer.cancel()
+        await asyncio.gather(self.gateway.stop(), self.worker.stop())
+        if self._memory is not None:
+            self._memory.close()
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

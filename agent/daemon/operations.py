@@ -1,0 +1,490 @@
+"""What the operator sees and may do (implements ``agent.api.operations.Operations``)."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+
+import agent
+from agent.api.job_spec import JobSpec
+from agent.api.operations import Json, TokenRequest
+from agent.daemon.driver import Driver
+from agent.daemon.inference import Inference
+from agent.daemon.joining import Joining
+from agent.daemon.outside import Outside
+from agent.drivers.blobs import BlobStore
+from agent.drivers.clock import monotonic_s, wall_s
+from agent.drivers.mdns import Mdns
+from agent.drivers.store import Store
+from agent.drivers.trainers import Trainers
+from agent.election.committee import Seat, choose_committee
+from agent.federation.job import JobMachine
+from agent.foundation.errors import Busy, NotFound
+from agent.foundation.ids import JobId, SiteId, short
+from agent.hardware.detect import Hardware
+from agent.identity.admin import check_document
+from agent.identity.trust import TrustLog
+from agent.membership.member import Member
+from agent.routing.explain import explain
+from agent.routing.policy import is_within
+from agent.site.events import DrainRequested, LeaveRequested, Submitted
+from agent.site.published import published
+from agent.site.site import Site
+from agent.site.view import view_of
+from agent.wire.documents import Document, Job, ModelVersion, Stamp, key_of
+from agent.wire.inside import model_key
+from agent.wire.limits import DOCUMENT_BYTES_MAX
+from agent.wire.schema import unpack
+
+RECIPES = ("mnist-2nn", "mnist-cnn")
+STOP_GRACE_S = 0.2
+
+
+@dataclass(slots=True)
+class Parts:
+    """What the daemon is made of."""
+
+    site: Site
+    driver: Driver
+    outside: Outside
+    store: Store
+    blobs: BlobStore
+    inference: Inference
+    trainers: Trainers
+    trust: TrustLog
+    joining: Joining
+    hardware: Hardware
+    mdns: Mdns | None
+    http: str
+    stop: Callable[[], None]
+    started_at: float
+    fallback_reason: Callable[[], str]
+    """Why the site is not ready, while it starts; empty when it is."""
+
+
+class DaemonOperations:
+    """One site's operations."""
+
+    def __init__(self, parts: Parts) -> None:
+        """``parts`` are alive while the admin socket is."""
+        self._parts = parts
+
+    # --- reading ---------------------------------------------------------------------------------
+    def status(self) -> Json:
+        """See ``Operations.status``."""
+        parts, site = self._parts, self._parts.site
+        claims = site.identity.claims
+        states = [member.state for member in site.swim.members().values()]
+        state, reasons = self._state()
+        return {
+            "site": site.me.hex(), "name": claims.name, "cluster": claims.cluster.hex(),
+            "region": claims.region, "tier": claims.tier, "jurisdiction": claims.jurisdiction,
+            "version": agent.__version__, "uptime_s": monotonic_s() - parts.started_at,
+            "state": state, "reasons": reasons,
+            "members": {
+                **{name: states.count(name) for name in ("suspect", "dead", "left")},
+                "alive": states.count("alive") + 1,
+            },
+            "processes": self._processes(),
+            "hardware": parts.hardware.summary(),
+            "models": [
+                {
+                    "name": item.version.name, "version": item.version.version,
+                    "state": _stage(item.stage), "reason": item.reason,
+                    "digest": item.version.manifest.hex(), "providers": list(item.providers),
+                }
+                for item in site.shelf.items.values()
+            ],
+            "jobs": self.jobs(),
+            "certificate": {"expires_at": site.identity.not_after.timestamp()},
+            "http": parts.http,
+            "store": [str(finding) for finding in parts.store.findings] + parts.driver.faults,
+        }  # fmt: skip
+
+    def _state(self) -> tuple[str, list[str]]:
+        parts = self._parts
+        reasons = list(parts.hardware.findings)
+        if starting := parts.fallback_reason():
+            return "starting", [starting, *reasons]
+        if parts.driver.is_isolated:
+            return "isolated", ["no other site is heard; see atoll peers --why", *reasons]
+        if parts.site.is_draining:
+            return "draining", ["drained by the operator; atoll undrain ends it", *reasons]
+        if parts.inference.worker.state != "running":
+            reasons.append(f"model worker: {parts.inference.worker.state}")
+        if "none" in parts.inference.sandbox:
+            reasons.append(f"the model worker is not confined: {parts.inference.sandbox}")
+        return "ready", reasons
+
+    def _processes(self) -> list[Json]:
+        inference = self._parts.inference
+        found: list[Json] = [
+            {"name": "control", "pid": os.getpid(), "state": "running", "restarts": 0,
+             "rss_bytes": _rss(os.getpid())}
+        ]  # fmt: skip
+        found += [
+            {
+                "name": child.name, "pid": child.pid, "state": child.state,
+                "restarts": child.restarts, "rss_bytes": _rss(child.pid),
+            }
+            for child in (inference.gateway, inference.worker)
+        ]  # fmt: skip
+        found += [
+            {
+                "name": f"{trainer.name} {trainer.job}".strip(), "pid": trainer.pid,
+                "state": "running", "restarts": 0, "rss_bytes": _rss(trainer.pid),
+                "sandbox": trainer.sandbox,
+            }
+            for trainer in self._parts.trainers.processes()
+        ]  # fmt: skip
+        return found
+
+    def members(self) -> list[Json]:
+        """See ``Operations.members``."""
+        site = self._parts.site
+        claims, record = site.identity.claims, site.swim.record
+        me = {
+            "site": site.me.hex(), "name": claims.name, "tier": claims.tier,
+            "region": claims.region, "jurisdiction": claims.jurisdiction,
+            "status": "draining" if site.is_draining else "alive", "rtt_ms": 0.0,
+            "load": record.load, "endpoint": f"{record.endpoint.host}:{record.endpoint.mesh_port}",
+            "serving": self._serving(record.serving), "incarnation": record.incarnation,
+            "self": True,
+        }  # fmt: skip
+        others = [self._member(member) for member in site.swim.members().values()]
+        return sorted([me, *others], key=lambda row: str(row["name"]))
+
+    def _member(self, member: Member) -> Json:
+        identity = self._parts.site.roll.get(member.site)
+        claims = identity.claims if identity is not None else None
+        record = member.record
+        is_draining = member.state == "alive" and record.status == "draining"
+        return {
+            "site": member.site.hex(), "name": claims.name if claims else short(member.site),
+            "tier": claims.tier if claims else "", "region": claims.region if claims else "",
+            "jurisdiction": claims.jurisdiction if claims else "",
+            "status": "draining" if is_draining else member.state,
+            "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1000, 3),
+            "load": record.load, "endpoint": f"{record.endpoint.host}:{record.endpoint.mesh_port}",
+            "serving": self._serving(record.serving), "incarnation": record.incarnation,
+            "self": False, "relayed": member.is_relayed,
+        }  # fmt: skip
+
+    def _serving(self, served: Sequence[Any]) -> list[str]:
+        names = {
+            known.key: f"{known.name}:{known.version}" for known in view_of(self._parts.site).known
+        }
+        return [names.get(one.key, one.key.hex()) for one in served]
+
+    def peers(self) -> list[Json]:
+        """See ``Operations.peers``."""
+        parts, now = self._parts, monotonic_s()
+        offset = wall_s() - now
+        found: list[Json] = []
+        if parts.mdns is not None:
+            found.append({
+                "source": "mdns", "target": "this network", "site": None, "name": None,
+                "outcome": "connected" if parts.mdns.outcome.startswith("announced") else "failed",
+                "reason": parts.mdns.outcome, "mend": "", "last_at": None, "next_at": None,
+                "attempts": 1,
+            })  # fmt: skip
+        for hint in parts.site.discovery.hints:
+            is_met = hint.outcome in ("answered", "a living member")
+            identity = parts.site.roll.get(hint.site) if hint.site is not None else None
+            outcome = "connected" if is_met else "waiting" if hint.last_at is None else "failed"
+            mend = "is the daemon there running, and are UDP and TCP of that port open to it?"
+            found.append({
+                "source": "peer-book" if hint.mechanism == "book" else hint.mechanism,
+                "target": f"{hint.endpoint.host}:{hint.endpoint.mesh_port}",
+                "site": hint.site.hex() if hint.site is not None else None,
+                "name": identity.claims.name if identity is not None else None,
+                "outcome": outcome, "reason": hint.outcome,
+                "mend": mend if outcome == "failed" else "",
+                "last_at": None if hint.last_at is None else hint.last_at + offset,
+                "next_at": hint.next_at + offset, "attempts": hint.failures,
+            })  # fmt: skip
+        return found
+
+    def models(self) -> list[Json]:
+        """See ``Operations.models``."""
+        site = self._parts.site
+        view = view_of(site)
+        default = {known.key: known.is_default for known in view.known}
+        versions = {model_key(v.name, v.version): v for v in site.catalog.of_kind(ModelVersion)}
+        for version, _ in published(site.workshop.machines.values()):
+            versions.setdefault(model_key(version.name, version.version), version)
+        return [
+            {
+                "name": version.name, "version": version.version,
+                "digest": version.manifest.hex(), "bytes": version.bytes,
+                "residency": list(version.residency), "source": version.source,
+                "deployed": default.get(key, False), "sites": self._holders(key),
+            }
+            for key, version in sorted(versions.items(), key=lambda pair: (pair[1].name, pair[1].version))
+        ]  # fmt: skip
+
+    def _holders(self, key: bytes) -> list[Json]:
+        site = self._parts.site
+        found: list[Json] = []
+        if (item := site.shelf.items.get(key)) is not None:
+            found.append({
+                "name": site.identity.claims.name, "state": _stage(item.stage),
+                "reason": item.reason, "service_us": item.service_us,
+            })  # fmt: skip
+        for member in site.swim.members().values():
+            served = next((one for one in member.record.serving if one.key == key), None)
+            identity = site.roll.get(member.site)
+            if served is not None and identity is not None and member.state != "left":
+                is_alive = member.state == "alive"
+                found.append({
+                    "name": identity.claims.name, "state": "ready" if is_alive else "waiting",
+                    "reason": "" if is_alive else f"the site is {member.state}",
+                    "service_us": served.service_us,
+                })  # fmt: skip
+        return sorted(found, key=lambda row: str(row["name"]))
+
+    def explain(self, model: str, residency: Sequence[str]) -> Json:
+        """See ``Operations.explain``."""
+        name, _, version = model.partition(":")
+        found = explain(
+            view_of(self._parts.site), name, version=version or None, residency=residency,
+            is_worker_up=self._parts.inference.worker.state == "running",
+        )  # fmt: skip
+        return found.as_dict()
+
+    # --- jobs ------------------------------------------------------------------------------------
+    def jobs(self) -> list[Json]:
+        """See ``Operations.jobs``."""
+        return [self._brief(machine) for machine in self._parts.site.workshop.machines.values()]
+
+    def _brief(self, machine: JobMachine) -> Json:
+        job, value = machine.job, machine.value
+        state: str = "waiting" if value is None else value.state
+        if job.is_cancelled:
+            state = "cancelled"
+        reason = value.reason if value is not None else "nobody has claimed it yet"
+        if machine.aggregation is not None and machine.aggregation.waiting_for:
+            reason = f"waiting for {machine.aggregation.waiting_for}"
+        return {
+            "id": job.id, "recipe": job.recipe, "dataset": job.dataset,
+            "state": "running" if state == "exporting" else state, "phase": state,
+            "epoch": value.epoch if value else 0, "round": value.round if value else 0,
+            "rounds": job.rounds, "reason": reason,
+            "aggregator": self._name(value.aggregator) if value else None,
+            "activity": machine.participant.activity,
+        }  # fmt: skip
+
+    def _machine(self, job: str) -> JobMachine:
+        machine = self._parts.site.workshop.machines.get(JobId(job))
+        if machine is None:
+            raise NotFound(f"no job {job[:80]!r} in the catalog", mend="see atoll job list")
+        return machine
+
+    async def job(self, job: str) -> Json:
+        """See ``Operations.job``; the rounds are read from this site's own database."""
+        machine = self._machine(job)
+        aggregation = machine.aggregation
+        participants = [
+            {"site": site.hex(), "name": self._name(site), "state": entry.state,
+             "reason": entry.reason}
+            for site, entry in (aggregation.entries.items() if aggregation is not None else ())
+        ]  # fmt: skip
+        rows = await self._parts.store.read(
+            lambda database: list(
+                database.query("SELECT * FROM rounds WHERE job = ? ORDER BY round", [job])
+            )
+        )
+        value = machine.value
+        return {
+            **self._brief(machine),
+            "committee": [self._name(site) for site in machine.job.committee],
+            "value": None if value is None else _plain(asdict(value)),
+            "participants": participants,
+            "rounds_done": [self._round(machine, row) for row in rows],
+        }
+
+    def _round(self, machine: JobMachine, row: dict[str, Any]) -> Json:
+        known = machine.history.rounds.get(row["round"] + 1)
+        return {
+            "round": row["round"], "epoch": row["epoch"],
+            "aggregator": self._name(SiteId(row["aggregator"])),
+            "parameters": row["parameters"].hex(), "contributions": row["contributions"].hex(),
+            "committed_at": row["committed_at"],
+            "counted": [
+                {**one, "name": self._name(SiteId(bytes.fromhex(one["site"])))}
+                for one in json.loads(row["counted"])
+            ],
+            "accuracy": known.accuracy if known is not None else None,
+        }  # fmt: skip
+
+    async def watch_job(self, job: str) -> AsyncIterator[Json]:
+        """See ``Operations.watch_job``."""
+        machine = self._machine(job)
+        changed = asyncio.Event()
+        unwatch = self._parts.driver.watch(changed.set)
+        last: Json = {}
+        try:
+            while True:
+                changed.clear()
+                news = {**self._brief(machine), **self._newest(machine)}
+                if news != last:
+                    last = news
+                    yield news
+                if machine.is_over:
+                    return
+                await changed.wait()
+        finally:
+            unwatch()
+
+    def _newest(self, machine: JobMachine) -> Json:
+        rounds = machine.history.rounds
+        if not rounds:
+            return {"accuracy": None, "loss": None, "samples": None, "participants": None}
+        last = rounds[max(rounds)]
+        losses = [(dict(e.metrics).get("loss"), e.samples) for e in last.content.entries]
+        known = [(loss, samples) for loss, samples in losses if loss is not None]
+        total = sum(samples for _, samples in known)
+        return {
+            "accuracy": last.accuracy, "participants": len(last.content.entries),
+            "samples": sum(entry.samples for entry in last.content.entries),
+            "loss": sum(loss * n for loss, n in known) / total if total else None,
+        }  # fmt: skip
+
+    # --- changing --------------------------------------------------------------------------------
+    def stamp(self) -> Stamp:
+        """See ``Operations.stamp``."""
+        return self._parts.site.next_stamp(int(wall_s() * 1000))
+
+    async def submit(self, documents: Sequence[bytes]) -> list[Json]:
+        """See ``Operations.submit``."""
+        decoded = [unpack(Document, data, 2 * DOCUMENT_BYTES_MAX) for data in documents]
+        bodies = [check_document(document, self._parts.trust.admins()) for document in decoded]
+        token, future = self._parts.outside.expect()
+        self._parts.driver.feed(Submitted(token, tuple(decoded)))
+        errors = await future
+        return [
+            {"kind": key_of(body).kind, "name": key_of(body).name, "accepted": not error,
+             "reason": error}
+            for body, error in zip(bodies, errors, strict=True)
+        ]  # fmt: skip
+
+    async def draft_job(self, spec: JobSpec) -> Job:
+        """See ``Operations.draft_job``."""
+        if spec.recipe not in RECIPES:
+            raise NotFound(f"no recipe {spec.recipe!r}", mend=f"use one of {', '.join(RECIPES)}")
+        parts = self._parts
+        nonce = os.urandom(8)
+        mark = hashlib.sha256(nonce + repr(spec).encode()).hexdigest()[:8]
+        identifier = JobId(f"{spec.name}-{mark}")
+        seats = [self._seat(parts.site.me)] if not parts.site.is_draining else []
+        seats += [
+            self._seat(member.site)
+            for member in parts.site.swim.members().values()
+            if member.state == "alive" and member.record.status == "alive"
+        ]
+        allowed = [s for s in seats if s is not None and self._may_hold(spec, s.site)]
+        if not allowed:
+            raise Busy(
+                "no site may hold this job's register",
+                why=f"none that is alive is in {', '.join(spec.residency) or 'the cluster'}",
+            )
+        return spec.job(identifier=identifier, committee=choose_committee(identifier, allowed))
+
+    def _seat(self, site: SiteId) -> Seat | None:
+        claims = self._claims(site)
+        return None if claims is None else Seat(site, claims.region, claims.tier)
+
+    def _may_hold(self, spec: JobSpec, site: SiteId) -> bool:
+        claims = self._claims(site)
+        return claims is not None and is_within(claims.jurisdiction, spec.residency)
+
+    async def store_blob(self, stream: AsyncIterator[bytes]) -> Json:
+        """See ``Operations.store_blob``."""
+        from agent.site.events import BlobStored  # noqa: PLC0415
+
+        digest = await self._parts.blobs.put_stream(stream)
+        self._parts.driver.feed(BlobStored(digest))
+        return {"digest": digest.hex(), "bytes": self._parts.blobs.size(digest)}
+
+    async def create_token(self, request: TokenRequest) -> str:
+        """See ``Operations.create_token``."""
+        return await self._parts.joining.create_token(request)
+
+    async def set_draining(self, draining: bool) -> None:  # noqa: FBT001 - the protocol's signature
+        """See ``Operations.set_draining``."""
+        self._parts.driver.feed(DrainRequested(draining))
+
+    async def leave(self) -> None:
+        """See ``Operations.leave``."""
+        self._parts.driver.feed(LeaveRequested())
+        await asyncio.sleep(STOP_GRACE_S)
+        self._parts.stop()
+
+    async def stop(self) -> None:
+        """See ``Operations.stop``."""
+        asyncio.get_running_loop().call_later(STOP_GRACE_S, self._parts.stop)
+
+    async def doctor(self) -> list[Json]:
+        """See ``Operations.doctor``."""
+        parts = self._parts
+        isolated = parts.driver.is_isolated
+        worker = parts.inference.worker
+        fork = parts.trust.fork
+        checks = [
+            ("members", not isolated, f"{len(parts.site.swim.members())} other sites known",
+             "look at atoll peers --why"),
+            ("model worker", worker.state == "running", worker.state, "see the journal"),
+            ("gateway", parts.inference.gateway.state == "running", parts.inference.gateway.state,
+             "see the journal"),
+            ("sandbox", "none" not in parts.inference.sandbox, parts.inference.sandbox,
+             "use a kernel with Landlock (5.13 or later) and seccomp"),
+            ("database", not parts.store.findings and not parts.driver.faults,
+             "; ".join([*map(str, parts.store.findings), *parts.driver.faults]) or "sound",
+             "restore a backup; free disk space"),
+            ("trust log", fork is None, f"{parts.trust.height} entries" if fork is None else
+             f"forked at height {fork.height}", "remove the issuer that signed both entries"),
+        ]  # fmt: skip
+        checks += [(f"hardware: {text[:40]}", False, text, "") for text in parts.hardware.findings]
+        return [
+            {"check": name, "ok": ok, "evidence": evidence, "mend": "" if ok else mend}
+            for name, ok, evidence, mend in checks
+        ]
+
+    # --- names -----------------------------------------------------------------------------------
+    def _claims(self, site: SiteId) -> Any:
+        own = self._parts.site.identity
+        identity = own if site == own.site else self._parts.site.roll.get(site)
+        return identity.claims if identity is not None else None
+
+    def _name(self, site: SiteId) -> str:
+        claims = self._claims(site)
+        return str(claims.name) if claims is not None else short(site)
+
+
+def _stage(stage: str) -> str:
+    return "loading" if stage == "held" else stage
+
+
+def _rss(pid: int | None) -> int:
+    if pid is None:
+        return 0
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    """Bytes as hex, tuples as lists: what JSON can hold."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,264 @@
+"""Carries out what the site's machine asks for, one method an effect, and feeds results back."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, assert_never
+
+from agent.config.settings import DatasetPart
+from agent.daemon.inference import Inference
+from agent.drivers.blobs import BlobStore
+from agent.drivers.gossip import GossipSocket
+from agent.drivers.mesh import MeshClient, RemoteBlobs
+from agent.drivers.trainers import Trainers
+from agent.federation import events as job
+from agent.foundation.errors import AtollError, Unreachable
+from agent.foundation.ids import Digest, SiteId
+from agent.membership.events import SendGossip
+from agent.site.events import (
+    Answer,
+    Ask,
+    BlobFailed,
+    BlobLoaded,
+    BlobStored,
+    CallEnded,
+    CallReceived,
+    FetchBlob,
+    JobEnded,
+    LoadModel,
+    Resolved,
+    SiteEvent,
+    UnloadModel,
+)
+from agent.training.contract import UpdatesRejected
+from agent.wire.mesh import Call, Reply
+
+SMALL_BLOB_BYTES_MAX = 4 << 20
+"""Contributions of 10,000 sites; larger blobs are never read into this process."""
+
+Feed = Callable[[SiteEvent], None]
+Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
+
+_log = logging.getLogger("atoll.site")
+
+
+class Outside:
+    """The outside world of one site."""
+
+    def __init__(
+        self,
+        *,
+        me: SiteId,
+        gossip: GossipSocket,
+        mesh: MeshClient,
+        blobs: BlobStore,
+        trainers: Trainers,
+        datasets: dict[str, DatasetPart],
+    ) -> None:
+        """``inference`` is connected later: it needs the site's view."""
+        self._me, self._gossip, self._mesh = me, gossip, mesh
+        self._blobs, self._trainers, self._datasets = blobs, trainers, datasets
+        self.inference: Inference | None = None
+        self._feed: Feed = lambda _: None
+        self._spawn: Spawn | None = None
+        self._answers: dict[int, asyncio.Future[Reply]] = {}
+        self._resolutions: dict[int, asyncio.Future[tuple[str, ...]]] = {}
+        self._last = 0
+
+    def connect(self, feed: Feed, spawn: Spawn) -> None:
+        """Where results go, and how to run beside the loop."""
+        self._feed, self._spawn = feed, spawn
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> None:
+        assert self._spawn is not None, "connected before the first effect"
+        self._spawn(work)
+
+    # --- mesh ------------------------------------------------------------------------------------
+    def gossip(self, effect: SendGossip) -> None:
+        """One packet."""
+        self._gossip.send(effect.target, effect.endpoint, effect.message)
+
+    def ask(self, effect: Ask) -> None:
+        """One call; always ends in ``CallEnded``."""
+        self._run(self._ask(effect))
+
+    async def _ask(self, effect: Ask) -> None:
+        try:
+            site, reply = await self._mesh.call(
+                effect.site, effect.endpoint, effect.message, effect.timeout_s
+            )
+        except AtollError as error:
+            self._feed(CallEnded(effect.call, effect.site, None, str(error)))
+        else:
+            self._feed(CallEnded(effect.call, site, reply))
+
+    async def handle(self, sender: SiteId, message: Call) -> Reply:
+        """A member's call: what the site answers."""
+        self._last += 1
+        call = self._last
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._answers[call] = answer
+        try:
+            self._feed(CallReceived(call, sender, message))
+            return await answer
+        finally:
+            self._answers.pop(call, None)
+
+    def answer(self, effect: Answer) -> None:
+        """Answer a member's call; the caller may be gone."""
+        future = self._answers.get(effect.call)
+        if future is not None and not future.done():
+            future.set_result(effect.reply)
+
+    def resolve(self, effect: Resolved) -> None:
+        """Answer the admin's submission."""
+        future = self._resolutions.pop(effect.token, None)
+        if future is not None and not future.done():
+            future.set_result(effect.errors)
+
+    def expect(self) -> "tuple[int, asyncio.Future[tuple[str, ...]]]":
+        """A token for ``Submitted`` and the future of its answer."""
+        self._last += 1
+        future: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        self._resolutions[self._last] = future
+        return self._last, future
+
+    def fail(self, effect: Answer | Resolved, fault: AtollError) -> None:
+        """What should have been answered is not durable: say that it failed."""
+        future: asyncio.Future[Any] | None
+        if isinstance(effect, Answer):
+            future = self._answers.get(effect.call)
+        else:
+            future = self._resolutions.pop(effect.token, None)
+        if future is not None and not future.done():
+            future.set_exception(fault)
+
+    # --- blobs -----------------------------------------------------------------------------------
+    def fetch(self, effect: FetchBlob) -> None:
+        """Ends in ``BlobStored`` or ``BlobFailed``."""
+        self._run(self._fetch(effect))
+
+    async def _fetch(self, effect: FetchBlob) -> None:
+        sources = [RemoteBlobs(self._mesh, site, endpoint) for site, endpoint in effect.sources]
+        try:
+            if not sources and not self._blobs.is_held(effect.digest):
+                raise Unreachable("no living site is known to have it")
+            await self._blobs.fetch(effect.digest, sources)
+        except AtollError as error:
+            self._feed(BlobFailed(effect.digest, str(error)))
+        else:
+            self._feed(BlobStored(effect.digest))
+
+    def read(self, effect: job.ReadBlob) -> None:
+        """Ends in ``BlobLoaded`` or ``BlobFailed``."""
+        self._run(self._read(effect.digest))
+
+    async def _read(self, digest: Digest) -> None:
+        try:
+            if self._blobs.size(digest) > SMALL_BLOB_BYTES_MAX:
+                raise Unreachable("the blob is too large to be read whole")
+            data = await asyncio.to_thread(self._blobs.path(digest).read_bytes)
+        except (AtollError, OSError) as error:
+            self._feed(BlobFailed(digest, str(error)))
+        else:
+            self._feed(BlobLoaded(digest, data))
+
+    async def store_bytes(self, effect: job.StoreBytes) -> None:
+        """Keep a small blob; durable when this returns."""
+        digest = await self._blobs.put_bytes(effect.data)
+        assert digest == effect.digest, "the machine and the store name blobs alike"
+
+    def forget(self, effect: job.ForgetBlob) -> None:
+        """Remove a blob that has served."""
+        self._run(self._forget(effect.digest))
+
+    async def _forget(self, digest: Digest) -> None:
+        try:
+            await self._blobs.remove(digest)
+        except AtollError as error:
+            _log.info("a blob that has served stays for now: %s", error)
+
+    # --- jobs ------------------------------------------------------------------------------------
+    def work(
+        self,
+        effect: job.Train | job.Initialise | job.Aggregate | job.Export | job.ReleaseTrainer,
+    ) -> None:
+        """Ends in the ``JobEnded`` that the effect's text names."""
+        match effect:
+            case job.Train():
+                self._run(self._train(effect))
+            case job.Initialise() | job.Aggregate() | job.Export():
+                self._run(self._work(effect))
+            case job.ReleaseTrainer():
+                self._run(self._trainers.release(effect.job.id))
+            case _:
+                assert_never(effect)
+
+    async def _train(self, effect: job.Train) -> None:
+        the_job = effect.job
+        try:
+            dataset = self._datasets[the_job.dataset].path
+            base = self._blobs.path(effect.base)
+            seed = int.from_bytes(self._me[:4], "big")
+            trained = await self._trainers.train(the_job, dataset, effect.round, base, seed)
+            digest = await self._store(trained.update)
+            event: job.JobEvent = job.Trained(
+                effect.round, effect.base, digest, trained.samples, trained.metrics
+            )
+        except AtollError as error:
+            event = job.AttemptEnded(effect.round, str(error))
+        self._feed(JobEnded(the_job.id, event))
+
+    async def _work(self, effect: job.Initialise | job.Aggregate | job.Export) -> None:
+        culprits: tuple[Digest, ...] = ()
+        try:
+            match effect:
+                case job.Initialise():
+                    path = await self._trainers.initialise(effect.job)
+                case job.Aggregate():
+                    updates = [
+                        (self._blobs.path(digest), samples) for digest, samples in effect.updates
+                    ]
+                    path = await self._trainers.aggregate(effect.job, effect.round, updates)
+                case job.Export():
+                    exported = await self._trainers.export(
+                        effect.job, self._blobs.path(effect.parameters)
+                    )
+                    path = exported.path
+                    _log.info(
+                        "job %s: ONNX model agrees with PyTorch within %.1e",
+                        effect.job.id, exported.error_max,
+                    )  # fmt: skip
+                case _:
+                    assert_never(effect)
+            size = path.stat().st_size
+            digest = await self._store(path)
+            event: job.JobEvent = job.WorkDone(effect.token, digest, size)
+        except (AtollError, OSError) as error:
+            if isinstance(effect, job.Aggregate) and isinstance(error, AtollError):
+                culprits = _culprits(error, effect)
+            event = job.WorkFailed(effect.token, str(error), culprits)
+        self._feed(JobEnded(effect.job.id, event))
+
+    async def _store(self, path: Path) -> Digest:
+        digest = await self._blobs.put_file(path)
+        self._feed(BlobStored(digest))
+        return digest
+
+    # --- models ----------------------------------------------------------------------------------
+    def model(self, effect: LoadModel | UnloadModel) -> None:
+        """Tell the model worker."""
+        if self.inference is not None:
+            self.inference.model(effect)
+
+    def gateway_changed(self) -> None:
+        """Push the view to the gateway soon."""
+        if self.inference is not None:
+            self.inference.view_changed()
+
+
+def _culprits(error: AtollError, effect: job.Aggregate) -> tuple[Digest, ...]:
+    if not isinstance(error, UpdatesRejected):
+        return ()
+    return tuple(effect.updates[index][0] for index, _ in error.rejected)

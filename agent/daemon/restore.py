@@ -1,0 +1,128 @@
+"""Reading back what is durable, before the first packet is sent.
+
+The boot epoch is raised and committed first: nonces, sequences and proposer names derive from it and
+must never be used twice.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from agent.drivers.blobs import BlobStore
+from agent.drivers.store import Store
+from agent.federation.history import Counted
+from agent.federation.job import Restored
+from agent.federation.participant import Update
+from agent.federation.value import Contributions, JobValue
+from agent.foundation.errors import AtollError
+from agent.foundation.ids import Digest, JobId
+from agent.foundation.writes import Put
+from agent.site.stored import Stored
+from agent.wire.documents import Document
+from agent.wire.mesh import Introduction
+from agent.wire.records import Passport, Signed
+from agent.wire.schema import unpack
+
+Row = dict[str, Any]
+T = TypeVar("T")
+BOOT_EPOCH = "boot_epoch"
+BOOT_EPOCH_JUMP = 1 << 16
+"""After a damaged database: far beyond any epoch that may have been used and forgotten."""
+
+_log = logging.getLogger("atoll.daemon")
+
+
+async def raise_boot_epoch(store: Store) -> int:
+    """A boot epoch that was never used before, durable; below 2**32."""
+
+    def present(database: Database) -> int:
+        rows = list(database.query("SELECT value FROM meta WHERE key = ?", [BOOT_EPOCH]))
+        return int(rows[0]["value"]) if rows else 0
+
+    last = await store.read(present)
+    jump = BOOT_EPOCH_JUMP if store.findings else 1
+    await store.commit((Put("meta", {"key": BOOT_EPOCH, "value": last + jump}),))
+    return last + jump
+
+
+async def restore(store: Store, blobs: BlobStore) -> Stored:
+    """Everything durable, decoded; an undecodable row is reported and left out."""
+    tables = ("peers", "documents", "jobs", "register", "updates", "rounds", "models")
+    rows = {name: await store.read(_everything(name)) for name in tables}
+    peers = _decoded(
+        rows["peers"],
+        lambda row: Introduction(
+            unpack(Passport, row["passport"]), Signed(row["record"], row["signature"])
+        ),
+    )
+    documents = _decoded(rows["documents"], lambda row: unpack(Document, row["document"]))
+    held = frozenset(blobs.list())
+    return Stored(
+        peers=tuple(peers),
+        documents=tuple(documents),
+        jobs=_jobs(rows, blobs, held),
+        crashes={row["key"]: row["crashes"] for row in rows["models"]},
+        blobs=held,
+    )
+
+
+def _jobs(
+    rows: dict[str, list[Row]], blobs: BlobStore, held: frozenset[Digest]
+) -> dict[JobId, Restored]:
+    values = {row["job"]: row["value"] for row in rows["jobs"] if row["value"] is not None}
+    registers = {row["job"]: row for row in rows["register"]}
+    updates = {row["job"]: row for row in rows["updates"] if row["state"] == "open"}
+    found: dict[JobId, Restored] = {}
+    for name in sorted({*values, *registers, *updates}):
+        value = _decoded([values[name]] if name in values else [], _value)
+        counted = [
+            _counted(row, blobs)
+            for row in rows["rounds"]
+            if row["job"] == name and row["contributions"] in held
+        ]
+        register = registers.get(name)
+        found[JobId(name)] = Restored(
+            value[0] if value else None,
+            {key: register[key] for key in register if key != "row_hash"} if register else None,
+            _update(updates[name]) if name in updates else None,
+            tuple(one for one in counted if one is not None),
+        )
+    return found
+
+
+def _value(data: bytes) -> JobValue:
+    return unpack(JobValue, data)
+
+
+def _counted(row: Row, blobs: BlobStore) -> Counted | None:
+    digest = Digest(row["contributions"])
+    try:
+        data = b"".join(
+            blobs.read_chunk(digest, index) for index in range(len(blobs.manifest(digest).chunks))
+        )
+        return Counted(digest, unpack(Contributions, data))
+    except AtollError as error:
+        _log.warning("round %s of %s is fetched again: %s", row["round"], row["job"], error)
+        return None
+
+
+def _update(row: Row) -> Update:
+    metrics = tuple((str(name), float(value)) for name, value in json.loads(row["metrics"]))
+    return Update(row["round"], Digest(row["base"]), Digest(row["digest"]), row["samples"], metrics)
+
+
+def _everything(table: str) -> Callable[[Database], list[Row]]:
+    return lambda database: [dict(row) for row in database[table].rows]
+
+
+def _decoded(rows: Iterable[Any], decode: Callable[[Any], T]) -> list[T]:
+    found: list[T] = []
+    for row in rows:
+        try:
+            found.append(decode(row))
+        except AtollError as error:
+            _log.warning("a stored row is left out: %s", error)
+    return found

@@ -1,0 +1,348 @@
+"""``atoll run``: one site from its configuration to its end.
+
+Order of a start: identity, database and boot epoch (durable before the first packet), hardware, the
+machine restored from the database, listeners, children, discovery, then READY. SIGTERM and SIGINT
+drain and stop within five seconds; a defect (an exception nobody expected) ends the process with
+code 1, and systemd starts it again.
+"""
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+from collections.abc import Callable
+from ipaddress import ip_address
+from random import SystemRandom
+from typing import Any
+
+from agent.api.admin import AdminServer
+from agent.config.addresses import announced_host
+from agent.config.settings import SiteSettings
+from agent.daemon.auditing import Auditing
+from agent.daemon.driver import Driver
+from agent.daemon.inference import Inference
+from agent.daemon.joining import Joining
+from agent.daemon.operations import DaemonOperations, Parts
+from agent.daemon.outside import Outside
+from agent.daemon.restore import raise_boot_epoch, restore
+from agent.drivers import keystore, tls
+from agent.drivers.blobs import BlobStore
+from agent.drivers.clock import monotonic_s, wall, wall_s
+from agent.drivers.gossip import GossipSocket
+from agent.drivers.hardware_detect import detect_hardware
+from agent.drivers.keystore import SiteKeys
+from agent.drivers.mdns import Mdns
+from agent.drivers.mesh import MeshClient, MeshServer
+from agent.drivers.store import Store
+from agent.drivers.systemd import Notifier
+from agent.drivers.trainers import Trainers
+from agent.foundation.errors import AtollError, Corruption
+from agent.foundation.ids import SiteId
+from agent.hardware.detect import Hardware
+from agent.identity.envelope import Sealer
+from agent.identity.registry import Roll, SiteNotary
+from agent.identity.trust import TrustLog
+from agent.membership.events import Heard, PortRefused, SendFailed
+from agent.membership.settings import Settings as SwimSettings
+from agent.site.events import Discovered, WallClock
+from agent.site.site import Site
+from agent.site.stored import SiteSettings as StoredSettings
+from agent.site.view import view_of
+from agent.wire.records import Endpoint
+
+WALL_CHECK_S = 30.0
+"""How often the distance between the monotonic and the wall clock is measured anew."""
+STOP_TIMEOUT_S = 4.0
+"""The whole site stops in under 5 s."""
+GATEWAY_TIMEOUT_S = 20.0
+"""A gateway that is not up by then is reported; the daemon goes on trying."""
+
+_log = logging.getLogger("atoll")
+
+
+def main(settings: SiteSettings) -> int:
+    """Run the site until it is told to stop; the exit code."""
+    logging.basicConfig(
+        level=settings.log.level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    os.umask(0o077)
+    try:
+        return asyncio.run(_Daemon(settings).run())
+    except AtollError:
+        raise
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Daemon:
+    """One run."""
+
+    def __init__(self, settings: SiteSettings) -> None:
+        self._settings = settings
+        self._stopping = asyncio.Event()
+        self._code = 0
+        self._notifier = Notifier()
+        self._not_ready = "it is starting"
+        self._closers: list[Callable[[], Any]] = []
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._defect)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        try:
+            await self._start()
+            await self._stopping.wait()
+        finally:
+            self._notifier.stopping("stopping")
+            await self._close()
+        return self._code
+
+    def _stop(self) -> None:
+        self._stopping.set()
+
+    def _defect(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Asyncio only logs an exception in a callback; a site must not go on after a defect."""
+        error = context.get("exception")
+        if isinstance(error, (ConnectionError, TimeoutError, asyncio.CancelledError)):
+            _log.debug("a connection ended: %s", context.get("message"))
+            return
+        _log.critical("defect: %s", context.get("message"), exc_info=error)
+        self._code = 1
+        self._stopping.set()
+
+    # --- start -----------------------------------------------------------------------------------
+    async def _start(self) -> None:
+        settings, started_at = self._settings, monotonic_s()
+        keys = keystore.load(settings.identity_dir)
+        for folder in (settings.state_dir, settings.runtime_dir, settings.jobs_dir):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        store = await self._opened(Store.open(settings.store_path), "close")
+        hardware = await asyncio.to_thread(
+            detect_hardware, settings.hardware.profile, settings.hardware.profiles_dir
+        )
+        trust = await _trust(store, keys)
+        boot_epoch = await raise_boot_epoch(store)
+        blobs = BlobStore(settings.blobs_dir)
+        stored = await restore(store, blobs)
+        host = announced_host(settings.listen.mesh_host).host
+        endpoint = Endpoint(host, settings.listen.mesh_port, settings.listen.data_port)
+        roll = Roll(keys.root, trust)
+        notary = SiteNotary(keys.site_private, roll)
+        site = Site(
+            identity=keys.identity, passport=keys.passport, endpoint=endpoint,
+            boot_epoch=boot_epoch, settings=_abilities(settings, hardware),
+            swim_settings=_swim_settings(settings), notary=notary, roll=roll, admins=trust.admins,
+            stored=stored, rng=SystemRandom(), now=monotonic_s(),
+            wall_offset_s=wall_s() - monotonic_s(),
+        )  # fmt: skip
+        verify = tls.verifier(keys, trust.revoked, wall)
+        threads = settings.training.threads or hardware.training_threads
+        trainers = Trainers(
+            jobs_dir=settings.jobs_dir, threads=threads,
+            memory_bytes=settings.training.memory_bytes or None,
+        )  # fmt: skip
+        self._closers.append(trainers.close)
+        mesh = MeshClient(keys, verify)
+        self._closers.append(mesh.close)
+        gossip = self._gossip(site, keys, roll, boot_epoch)
+        outside = Outside(
+            me=keys.site, gossip=gossip, mesh=mesh, blobs=blobs, trainers=trainers,
+            datasets=dict(settings.datasets),
+        )  # fmt: skip
+        driver = Driver(site, store, outside)
+        self._driver = driver
+        self._closers.append(driver.stop)
+        await gossip.open(host, settings.listen.mesh_port)
+        joining = Joining(keys, trust, store, ((host, settings.listen.mesh_port),))
+        server = MeshServer(keys, verify, outside.handle, joining.shown_chain, joining.join)
+        self._closers.append(server.stop)
+        await server.start(host, settings.listen.mesh_port)
+        auditing = await Auditing.open(store, notary)
+        inference = self._inference(host, hardware, blobs, auditing, driver, trust, keys)
+        outside.inference = inference
+        self._closers.append(inference.stop)
+        driver.start()
+        inference.start()
+        mdns = await self._discover(keys, endpoint, site, driver)
+        http = f"{settings.listen.http_host}:{settings.listen.http_port}"
+        parts = Parts(
+            site=site, driver=driver, outside=outside, store=store, blobs=blobs,
+            inference=inference, trainers=trainers, trust=trust, joining=joining,
+            hardware=hardware, mdns=mdns, http=http, stop=self._stop, started_at=started_at,
+            fallback_reason=lambda: self._not_ready,
+        )  # fmt: skip
+        admin = await AdminServer.start(DaemonOperations(parts), settings.admin_socket)
+        self._closers.append(admin.close)
+        driver.spawn(self._follow_clocks(driver))
+        driver.spawn(self._watchdog())
+        await self._become_ready(inference, site)
+
+    async def _opened(self, opening: Any, closer: str) -> Any:
+        opened = await opening
+        self._closers.append(getattr(opened, closer))
+        return opened
+
+    def _gossip(self, site: Site, keys: SiteKeys, roll: Roll, boot_epoch: int) -> GossipSocket:
+        def epoch_of(target: SiteId) -> int:
+            member = site.swim.members().get(target)
+            return member.record.boot_epoch if member is not None else 0
+
+        sealer = Sealer(
+            keys.site, keys.gossip_private, boot_epoch, roll.gossip_key, epoch_of, roll.resolve
+        )
+        gossip = GossipSocket(
+            sealer,
+            heard=lambda sender, message: self._driver.feed(Heard(sender, message)),
+            send_failed=lambda target: self._soon(SendFailed(target)),
+            port_refused=lambda target: self._soon(PortRefused(target)),
+        )
+
+        async def close() -> None:
+            gossip.close()
+
+        self._closers.append(close)
+        return gossip
+
+    def _soon(self, event: SendFailed | PortRefused) -> None:
+        # Found out while an effect is carried out: the machine must not be stepped inside its step.
+        asyncio.get_running_loop().call_soon(lambda: self._driver.feed(event))
+
+    def _inference(
+        self,
+        host: str,
+        hardware: Hardware,
+        blobs: BlobStore,
+        auditing: Auditing,
+        driver: Driver,
+        trust: TrustLog,
+        keys: SiteKeys,
+    ) -> Inference:
+        settings = self._settings
+        serving, listen = settings.serving, settings.listen
+        threads = serving.threads or hardware.inference_threads
+        gateway = [
+            "--http-host", listen.http_host, "--http-port", str(listen.http_port),
+            "--data-host", host, "--data-port", str(listen.data_port),
+            "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
+            "--request-bytes-max", str(serving.request_bytes_max),
+            "--queue-max-s", str(serving.queue_max_s),
+        ]  # fmt: skip
+        worker = ["--threads", str(threads)]
+        if serving.worker_memory_bytes:
+            worker += ["--memory-bytes", str(serving.worker_memory_bytes)]
+        return Inference(
+            gateway_arguments=gateway, worker_arguments=worker, slots=serving.slots,
+            slot_bytes=serving.request_bytes_max, providers=hardware.providers,
+            site_name=keys.identity.claims.name, blobs=blobs, auditor=auditing,
+            view=lambda: view_of(driver.site, tuple(SiteId(one) for one in sorted(trust.revoked()))),
+            feed=driver.feed, spawn=driver.spawn,
+        )  # fmt: skip
+
+    async def _discover(
+        self, keys: SiteKeys, endpoint: Endpoint, site: Site, driver: Driver
+    ) -> Mdns | None:
+        for host, port in self._settings.seeds:
+            driver.feed(Discovered(Endpoint(host, port, endpoint.data_port), "seed"))
+        if not self._settings.discovery.mdns:
+            return None
+
+        def found(where: Endpoint, who: SiteId | None) -> None:
+            driver.feed(Discovered(where, "mdns", who))
+
+        mdns = Mdns(keys.site, keys.cluster, endpoint, found)
+        self._closers.append(mdns.stop)
+        interfaces = self._settings.discovery.interfaces
+        if not interfaces and ip_address(endpoint.host).is_loopback:
+            interfaces = ("127.0.0.1",)
+        driver.spawn(mdns.start(interfaces, site.swim.record.sequence))
+        return mdns
+
+    async def _become_ready(self, inference: Inference, site: Site) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATEWAY_TIMEOUT_S):
+                await inference.gateway_ready.wait()
+        if not inference.gateway_ready.is_set():
+            self._not_ready = f"the gateway is not up: {inference.gateway.state}"
+            _log.error("%s; it is still being tried", self._not_ready)
+            self._driver.spawn(self._wait_for_gateway(inference, site))
+            return
+        self._ready(site)
+
+    async def _wait_for_gateway(self, inference: Inference, site: Site) -> None:
+        await inference.gateway_ready.wait()
+        self._ready(site)
+
+    def _ready(self, site: Site) -> None:
+        self._not_ready = ""
+        claims = site.identity.claims
+        text = f"site {claims.name} ({claims.jurisdiction}) is ready"
+        _log.info("%s", text)
+        self._notifier.ready(text)
+
+    # --- beside the loop -------------------------------------------------------------------------
+    async def _follow_clocks(self, driver: Driver) -> None:
+        while True:
+            await asyncio.sleep(WALL_CHECK_S)
+            driver.feed(WallClock(wall_s() - monotonic_s()))
+
+    async def _watchdog(self) -> None:
+        every_s = self._notifier.watchdog_every_s
+        while every_s:
+            self._notifier.watchdog()
+            await asyncio.sleep(every_s)
+
+    # --- end -------------------------------------------------------------------------------------
+    async def _close(self) -> None:
+        """Last opened, first closed; one that hangs does not keep the others open."""
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                for closer in reversed(self._closers):
+                    try:
+                        await closer()
+                    except Exception:  # noqa: BLE001 - the others must be closed all the same
+                        _log.exception("while stopping")
+        except TimeoutError:
+            _log.warning("not everything stopped in %.0f s", STOP_TIMEOUT_S)
+        self._notifier.close()
+
+
+async def _trust(store: Store, keys: SiteKeys) -> TrustLog:
+    """The trust log from the database; from the identity folder at the first start or after damage."""
+    rows = await store.read(
+        lambda database: [
+            (int(row["height"]), bytes(row["entry"])) for row in database["trust"].rows
+        ]
+    )
+    if rows:
+        try:
+            return TrustLog.restore(keys.cluster, rows)
+        except Corruption as error:
+            _log.warning("%s; the copy of founding or joining is used", error)
+    log = TrustLog(keys.cluster)
+    writes = [write for entry in keys.trust for write in log.append(entry)]
+    await store.commit(writes)
+    return log
+
+
+def _abilities(settings: SiteSettings, hardware: Hardware) -> StoredSettings:
+    why_not = ""
+    if not settings.training.enabled:
+        why_not = "training is switched off here ([training] enabled)"
+    elif not hardware.is_training_allowed:
+        why_not = f"the hardware profile {hardware.profile} does not allow training"
+    elif importlib.util.find_spec("torch") is None:
+        why_not = "PyTorch is not installed here (pip install 'atoll-agent[train]')"
+    return StoredSettings(
+        datasets={name: part.jobs for name, part in settings.datasets.items()},
+        can_train=not why_not, why_not=why_not, capacity=hardware.capacity,
+    )  # fmt: skip
+
+
+def _swim_settings(settings: SiteSettings) -> SwimSettings:
+    part = settings.membership
+    make = SwimSettings.lan if part.link == "lan" else SwimSettings.wan
+    return make(part.expected_sites)

@@ -1,0 +1,1 @@
+"""Content-addressed blobs: manifests of chunks, and which chunk to ask of whom."""

@@ -1,0 +1,438 @@
+"""The site's trainers: warm, confined processes, one for each job; one more for means.
+
+Layout of ``jobs_dir/<job id>/``: ``work/`` is the trainer's own folder, the only one it may write;
+beside it lie what only the control process writes (means) and the trainers' last log. All of it is
+scratch: what counts is copied to the blob store by the caller.
+
+Nothing here imports PyTorch or numpy. A child that dies fails the one call that waits for it; the
+next call starts another.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import stat
+import sys
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent.drivers.worker_process import WorkerProcess
+from agent.training.contract import (
+    FROM_AGGREGATION,
+    FROM_TRAINER,
+    TO_AGGREGATION,
+    TO_TRAINER,
+    Add,
+    Attempted,
+    AttemptFailed,
+    Averaged,
+    Begin,
+    Export,
+    Finish,
+    Initialise,
+    Inspect,
+    Inspected,
+    Prepare,
+    Prepared,
+    Train,
+    UpdatesRejected,
+    Written,
+)
+from agent.wire.documents import Job
+
+TRAINERS_MAX = 8
+"""Warm at once; about 300 MiB each. The one unused longest makes room."""
+SAMPLES_MAX = 2**40
+PREPARE_S_MAX = 120.0
+"""Reading a dataset of 1 GiB from a slow disk."""
+EXPORT_S_MAX = 300.0
+"""6 s on a desktop core; forty times that on a loaded small board."""
+STEP_S_MAX = 300.0
+"""One update of 8 GiB through the mean."""
+FILE_BYTES_MAX = 9 << 30
+_JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished attempt."""
+
+    update: Path
+    """The parameters after local training (safetensors); scratch, two rounds old ones are removed."""
+    samples: int
+    metrics: tuple[tuple[str, float], ...]
+    """Of the base parameters: accuracy, loss, holdout (samples); then train_s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A committed model as ONNX."""
+
+    path: Path
+    error_max: float
+    """Largest difference of a logit from PyTorch's."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerProcess:
+    """For status: one child process."""
+
+    name: str
+    job: str
+    """Empty for the process that computes means."""
+    pid: int
+    runtime: str
+    sandbox: str
+    start_s: float
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A job's trainer. ``lock`` is held while it starts or works."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    worker: WorkerProcess | None = None
+    dataset: Path | None = None
+    job: Job | None = None
+    used: int = 0
+
+
+class Trainers:
+    """Starts trainers when they are first needed and keeps them warm until their job is released."""
+
+    def __init__(
+        self,
+        *,
+        jobs_dir: Path,
+        threads: int = 1,
+        python: str = sys.executable,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """``jobs_dir`` exists or can be made; ``memory_bytes`` bounds each child's private memory."""
+        self._jobs_dir = jobs_dir.absolute()
+        self._threads = threads
+        self._python = python
+        self._memory_bytes = memory_bytes
+        self._slots: dict[str, _Slot] = {}
+        self._averaging = asyncio.Lock()
+        self._average: WorkerProcess | None = None
+        self._once: set[WorkerProcess] = set()
+        self._uses = 0
+        self._is_closed = False
+
+    async def warm(self, job: Job, dataset: Path) -> int:
+        """Have the job's trainer ready with its data; returns the number of samples to train on.
+
+        Raises:
+            AttemptFailed: it cannot start, or the data cannot be used; the reason is for a person.
+        """
+        async with self._held(job, dataset) as (_, prepared):
+            return prepared.samples
+
+    async def train(
+        self,
+        job: Job,
+        dataset: Path,
+        round: int,  # noqa: A002 - the domain's word
+        base: Path,
+        site_seed: int,
+    ) -> Trained:
+        """Train locally from ``base`` for one round, within the job's ``round_timeout_s``.
+
+        Raises:
+            AttemptFailed: no update; the reason is for a person. A later call starts afresh.
+        """
+        async with self._held(job, dataset) as (worker, _):
+            self._clean(job, round)
+            request = Train(round, site_seed, f"update-{round}.safetensors")
+            with _opened(base) as parameters:
+                reply = await worker.ask(
+                    request, [parameters], expect=Attempted, timeout_s=job.round_timeout_s
+                )
+        return Trained(self._result(job, request.file), reply.samples, reply.metrics)
+
+    async def initialise(self, job: Job, dataset: Path | None = None) -> Path:
+        """First parameters of the job, drawn from its seed.
+
+        Args:
+            job: whose ``seed`` and ``recipe`` decide.
+            dataset: data whose images set the size of the model's input; None = 28 x 28.
+
+        Raises:
+            AttemptFailed: the recipe is unknown, or the process failed.
+        """
+        holder = self._alone(job) if dataset is None else self._held(job, dataset)
+        async with holder as (worker, _):
+            request = Initialise("initial.safetensors")
+            await worker.ask(request, expect=Written, timeout_s=PREPARE_S_MAX)
+        return self._result(job, request.file)
+
+    async def export(self, job: Job, parameters: Path) -> Exported:
+        """The parameters as an ONNX model that was compared with PyTorch, in a process of its own.
+
+        Raises:
+            AttemptFailed: they are not this recipe's, or the answers differ.
+        """
+        request = Export("model.onnx")
+        async with self._alone(job) as (worker, _):
+            with _opened(parameters) as descriptor:
+                reply = await worker.ask(
+                    request, [descriptor], expect=Written, timeout_s=EXPORT_S_MAX
+                )
+        return Exported(self._result(job, request.file), reply.error_max)
+
+    async def aggregate(
+        self,
+        job: Job,
+        round: int,  # noqa: A002 - the domain's word
+        updates: Sequence[tuple[Path, int]],
+        base: Path | None = None,
+    ) -> Path:
+        """The mean of updates, each weighted by its samples: the same bytes for any order of them.
+
+        Args:
+            job: whose folder takes the result.
+            round: names the result.
+            updates: files and numbers of samples, at least one.
+            base: parameters that all must resemble; None = the first update, which then had better
+                be right.
+
+        Raises:
+            UpdatesRejected: names every update that cannot be counted; call again without them.
+            AttemptFailed: there is no update, or the process failed.
+        """
+        if not updates:
+            raise AttemptFailed("a round without updates has no mean")
+        folder = self._folder(job.id)
+        part = folder / f"mean-{round}.part"
+        async with self._averaging:
+            worker = await self._averager()
+            begin = Begin(len(updates))
+            if base is None:
+                await worker.ask(begin, expect=Inspected, timeout_s=STEP_S_MAX)
+            else:
+                with _opened(base) as like:
+                    await worker.ask(begin, [like], expect=Inspected, timeout_s=STEP_S_MAX)
+            if rejected := await _inspected(worker, updates):
+                raise UpdatesRejected(rejected)
+            for path, samples in updates:
+                with _opened(path) as update:
+                    await worker.ask(Add(samples), [update], expect=Inspected, timeout_s=STEP_S_MAX)
+            with _created(part) as out:
+                await worker.ask(Finish(), [out], expect=Averaged, timeout_s=STEP_S_MAX)
+            return part.rename(folder / f"mean-{round}.safetensors")
+
+    async def release(self, job_id: str) -> None:
+        """End the job's trainer, if there is one, and remove its folder."""
+        folder = self._path(job_id)
+        if (slot := self._slots.pop(job_id, None)) is not None and slot.worker is not None:
+            await slot.worker.end()
+        if not self._slots and not self._averaging.locked() and self._average is not None:
+            average, self._average = self._average, None
+            await average.end()
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def tidy(self, keep: Collection[str]) -> None:
+        """Remove the folders of jobs that are not to be kept: a former run may have left them."""
+        for name in await asyncio.to_thread(_folders, self._jobs_dir):
+            if name not in keep and _JOB_ID.fullmatch(name):
+                await self.release(name)
+
+    async def close(self) -> None:
+        """End every child; calls that wait for one fail, later ones too."""
+        self._is_closed = True
+        workers = [slot.worker for slot in self._slots.values()] + [self._average, *self._once]
+        self._slots.clear()
+        self._average = None
+        for worker in workers:
+            if worker is not None:
+                await worker.end()
+
+    def processes(self) -> tuple[TrainerProcess, ...]:
+        """The children that run now."""
+        named = [(job, slot.worker) for job, slot in self._slots.items()] + [("", self._average)]
+        return tuple(
+            TrainerProcess(
+                worker.name, job, worker.pid, worker.runtime, worker.sandbox, worker.start_s
+            )
+            for job, worker in named
+            if worker is not None and worker.is_alive
+        )
+
+    @contextlib.asynccontextmanager
+    async def _held(self, job: Job, dataset: Path) -> AsyncIterator[tuple[WorkerProcess, Prepared]]:
+        """The job's warm trainer, for this caller alone."""
+        self._check_open()
+        self._folder(job.id)
+        slot = self._slots.setdefault(job.id, _Slot())
+        async with slot.lock:
+            self._check_open()
+            self._uses += 1
+            slot.used = self._uses
+            if slot.worker is None or not slot.worker.is_alive or slot.dataset != dataset:
+                if slot.worker is not None:
+                    await slot.worker.end()
+                await self._make_room()
+                slot.worker, slot.dataset, slot.job = await self._start(job, dataset), dataset, None
+                if self._is_closed or self._slots.get(job.id) is not slot:
+                    await slot.worker.end()
+                    raise AttemptFailed("the job was released while its trainer started")
+            prepared = await slot.worker.ask(Prepare(job), expect=Prepared, timeout_s=PREPARE_S_MAX)
+            yield slot.worker, prepared
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, job: Job) -> AsyncIterator[tuple[WorkerProcess, Prepared]]:
+        """A trainer without data, for one request."""
+        self._check_open()
+        worker = await self._start(job, None)
+        self._once.add(worker)
+        try:
+            self._check_open()
+            yield worker, await worker.ask(Prepare(job), expect=Prepared, timeout_s=PREPARE_S_MAX)
+        finally:
+            self._once.discard(worker)
+            await worker.end()
+
+    async def _start(self, job: Job, dataset: Path | None) -> WorkerProcess:
+        if dataset is not None and not await asyncio.to_thread(dataset.is_dir):
+            raise AttemptFailed(
+                f"there is no folder {dataset}",
+                why=f"it is bound to dataset {job.dataset!r}",
+                mend="correct [datasets] in the configuration",
+            )
+        work = self._folder(job.id) / "work"
+        arguments = ["--job-dir", str(work), "--threads", str(self._threads)]
+        if dataset is not None:
+            arguments += ["--dataset-dir", str(dataset)]
+        return await WorkerProcess.start(
+            "agent.workers.trainer",
+            arguments + self._memory_argument(),
+            name="trainer",
+            python=self._python,
+            folder=work,
+            threads=self._threads,
+            tags=(TO_TRAINER, FROM_TRAINER),
+        )
+
+    async def _averager(self) -> WorkerProcess:
+        self._check_open()
+        if self._average is None or not self._average.is_alive:
+            self._average = await WorkerProcess.start(
+                "agent.workers.aggregation",
+                self._memory_argument(),
+                name="aggregation",
+                python=self._python,
+                folder=self._jobs_dir / "aggregation",
+                threads=1,
+                tags=(TO_AGGREGATION, FROM_AGGREGATION),
+            )
+        return self._average
+
+    async def _make_room(self) -> None:
+        """End the idle trainer unused longest if as many run as may."""
+        running = {k: s for k, s in self._slots.items() if s.worker is not None}
+        if len(running) < TRAINERS_MAX:
+            return
+        idle = [(slot.used, job) for job, slot in running.items() if not slot.lock.locked()]
+        if not idle:
+            raise AttemptFailed(
+                f"{TRAINERS_MAX} jobs train at this site already", mend="wait until one is done"
+            )
+        slot = self._slots.pop(min(idle)[1])
+        if slot.worker is not None:
+            await slot.worker.end()
+
+    def _memory_argument(self) -> list[str]:
+        return [] if self._memory_bytes is None else ["--memory-bytes", str(self._memory_bytes)]
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise AttemptFailed("this site is stopping")
+
+    def _path(self, job_id: str) -> Path:
+        if not _JOB_ID.fullmatch(job_id):
+            raise AttemptFailed(f"{job_id!r} is no job id", why="it would name a folder")
+        return self._jobs_dir / job_id
+
+    def _folder(self, job_id: str) -> Path:
+        folder = self._path(job_id)
+        try:
+            (folder / "work").mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise AttemptFailed(f"cannot make {folder}", why=error.strerror or "") from None
+        return folder
+
+    def _result(self, job: Job, file: str) -> Path:
+        """The file a trainer says it wrote, if it is a plain file of ours."""
+        path = self._path(job.id) / "work" / Path(file).name
+        try:
+            found = path.lstat()
+        except OSError as error:
+            raise AttemptFailed(f"{path} is not there", why=error.strerror or "") from None
+        if not stat.S_ISREG(found.st_mode) or found.st_size > FILE_BYTES_MAX:
+            raise AttemptFailed(f"{path} is not a plain file", why="or it is too large")
+        return path
+
+    def _clean(self, job: Job, round_: int) -> None:
+        """Remove updates and means that are two rounds old: each is as large as the model."""
+        folder = self._path(job.id)
+        recent = {round_ - 1, round_}
+        for path in (*folder.glob("mean-*"), *(folder / "work").glob("update-*")):
+            number = path.name.split("-")[1].split(".")[0]
+            if number.isdigit() and int(number) not in recent:
+                path.unlink(missing_ok=True)
+
+
+def _folders(parent: Path) -> list[str]:
+    return [path.name for path in parent.iterdir()] if parent.is_dir() else []
+
+
+async def _inspected(
+    worker: WorkerProcess, updates: Sequence[tuple[Path, int]]
+) -> tuple[tuple[int, str], ...]:
+    rejected: list[tuple[int, str]] = []
+    for index, (path, samples) in enumerate(updates):
+        if not 0 < samples < SAMPLES_MAX:
+            rejected.append((index, f"{samples} samples are no weight"))
+            continue
+        try:
+            with _opened(path) as update:
+                await worker.ask(Inspect(samples), [update], expect=Inspected, timeout_s=STEP_S_MAX)
+        except AttemptFailed as error:
+            if not worker.is_alive:
+                raise
+            rejected.append((index, str(error)))
+    return tuple(rejected)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A read-only descriptor of a plain file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise AttemptFailed(f"cannot read {path}", why=error.strerror or "") from None
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _created(path: Path) -> Iterator[int]:
+    """A descriptor of a new, empty file; the file is removed if the block fails."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise AttemptFailed(f"cannot write {path}", why=error.strerror or "") from None
+    try:
+        yield descriptor
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)

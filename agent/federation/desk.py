@@ -1,0 +1,80 @@
+"""Conversations of one job's machine: effects to carry out, calls waiting for their replies.
+
+A machine's parts share one desk. ``ask`` names the continuation that takes the reply; it runs when
+the driver brings it back, in the same single-threaded step as everything else.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from agent.federation.events import Ask, JobEffect
+from agent.foundation.ids import Digest, SiteId
+from agent.wire.documents import Job
+from agent.wire.mesh import Call, Reply
+
+Then = Callable[[Reply | None, float], None]
+CALLS_WAITING_MAX = 20_000
+"""Two conversations with every member of the largest mesh; reached only through a defect."""
+
+
+class Surroundings(Protocol):
+    """What a job's machine may look at: hints and local facts, never anything that decides safety."""
+
+    def alive(self) -> Mapping[SiteId, float]:
+        """Capacity of each site that seems alive, this one included, in the order of their ids."""
+        ...
+
+    def is_held(self, digest: Digest) -> bool:
+        """Whether the blob is complete on this site's disk."""
+        ...
+
+    def refusal(self, job: Job) -> str:
+        """Why this site takes no part in the job's training; empty if it does."""
+        ...
+
+    def can_aggregate(self) -> bool:
+        """Whether this site has what an aggregator needs (PyTorch)."""
+        ...
+
+    def may_hold(self, job: Job, site: SiteId) -> bool:
+        """Whether the job's residency label lets its parameters and updates go to ``site``."""
+        ...
+
+
+class Desk:
+    """The outbox and the pending calls."""
+
+    def __init__(self, next_call: Callable[[], int], prefix: bytes) -> None:
+        """``next_call`` gives numbers unique in this process, ``prefix`` names site and boot epoch."""
+        self._next_call, self._prefix = next_call, prefix
+        self._waiting: dict[int, Then] = {}
+        self._outbox: list[JobEffect] = []
+
+    def number(self) -> int:
+        """A number for a call or a piece of work."""
+        return self._next_call()
+
+    def operation(self) -> bytes:
+        """An operation id that no other site, process or call ever uses (20 bytes)."""
+        return self._prefix + self._next_call().to_bytes(8, "big")
+
+    def emit(self, *effects: JobEffect) -> None:
+        """Append to the effects of this step."""
+        self._outbox.extend(effects)
+
+    def ask(self, site: SiteId, message: Call, timeout_s: float, then: Then) -> None:
+        """Call ``site``; ``then(reply or None, now)`` takes what comes of it."""
+        assert len(self._waiting) < CALLS_WAITING_MAX
+        call = self._next_call()
+        self._waiting[call] = then
+        self._outbox.append(Ask(call, site, message, timeout_s))
+
+    def replied(self, call: int, reply: Reply | None, now: float) -> None:
+        """Hand a reply to the part that asked; unknown calls are ignored (the part is gone)."""
+        if (then := self._waiting.pop(call, None)) is not None:
+            then(reply, now)
+
+    def take(self) -> list[JobEffect]:
+        """The effects of this step, in order; empties the outbox."""
+        effects, self._outbox = self._outbox, []
+        return effects

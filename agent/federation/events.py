@@ -1,0 +1,242 @@
+"""What happens to a job's machine, and what it asks for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agent.foundation.ids import Digest, SiteId
+from agent.foundation.machine import Woke
+from agent.foundation.writes import Write
+from agent.wire.documents import Job
+from agent.wire.mesh import Call, Reply
+
+Metrics = tuple[tuple[str, float], ...]
+
+
+# --- events --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Called:
+    """Another site calls about this job; answer with ``Answer(call, ...)``."""
+
+    call: int
+    sender: SiteId
+    message: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """The answer to our ``Ask``; None: it did not come (the other site may have acted all the same)."""
+
+    call: int
+    reply: Reply | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChanged:
+    """Who seems alive has changed (a hint)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobArrived:
+    """The blob is complete on this site's disk."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobMissing:
+    """The blob could not be had from any source."""
+
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRead:
+    """The bytes of a small blob asked for with ``ReadBlob``."""
+
+    digest: Digest
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The attempt for ``round`` ended with an update (stored as a blob)."""
+
+    round: int
+    base: Digest
+    update: Digest
+    samples: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """The attempt for ``round`` gave no update."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """The result (stored as a blob) of Initialise, Aggregate or Export with this token."""
+
+    token: int
+    digest: Digest
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkFailed:
+    """Initialise, Aggregate or Export gave no result; ``culprits``: the updates that made it fail."""
+
+    token: int
+    reason: str
+    culprits: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The rows of the ``Persist`` with this token are durable."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job's document says it is cancelled."""
+
+
+JobEvent = (
+    Called | Replied | ViewChanged | BlobArrived | BlobMissing | BlobRead | Trained
+    | AttemptEnded | WorkDone | WorkFailed | Persisted | Cancelled | Woke
+)  # fmt: skip
+
+
+# --- effects -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make these rows durable before any later effect; ``Persisted(token)`` follows if one is given."""
+
+    writes: tuple[Write, ...]
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Call another site; the outcome comes back as ``Replied(call, ...)``."""
+
+    call: int
+    site: SiteId
+    message: Call
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer a ``Called``."""
+
+    call: int
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlob:
+    """Have the blob here: ``BlobArrived`` or ``BlobMissing`` follows."""
+
+    digest: Digest
+    sources: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBlob:
+    """Read a small held blob: ``BlobRead`` or ``BlobMissing`` follows."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBytes:
+    """Keep these bytes as a blob; its digest is already known to the machine."""
+
+    digest: Digest
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The blob may go to members allowed by the job's residency."""
+
+    digest: Digest
+    residency: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetBlob:
+    """The blob has served: it may be removed."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Start an attempt: ``Trained`` or ``AttemptEnded`` follows."""
+
+    job: Job
+    round: int
+    base: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Initialise:
+    """Make the first parameters: ``WorkDone`` or ``WorkFailed`` follows."""
+
+    token: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Average the updates, in proportion to their samples."""
+
+    token: int
+    job: Job
+    round: int
+    updates: Sequence[tuple[Digest, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Export the parameters to ONNX and check the result against PyTorch."""
+
+    token: int
+    job: Job
+    parameters: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseTrainer:
+    """The job needs its trainer no more."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """Something a person watching the job wants to see has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job is over (finished, failed or cancelled); ``exported`` is to be published if given."""
+
+    job: Job
+    exported: Digest | None
+    exported_bytes: int
+    round: int
+
+
+JobEffect = (
+    Persist | Ask | Answer | FetchBlob | ReadBlob | StoreBytes | Label | ForgetBlob | Train | Initialise
+    | Aggregate | Export | ReleaseTrainer | Progressed | Finished
+)  # fmt: skip

@@ -1,0 +1,180 @@
+"""A job's register as its machine uses it: read it, change it, and serve it to the committee.
+
+Wraps the three election machines (acceptor, reader, proposer) and their conversations. Calls to this
+very site's acceptor do not go through the network; its own vote counts when it is durable, not before.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from agent.election.acceptor import Acceptor
+from agent.election.acceptor import Answer as AcceptorAnswer
+from agent.election.proposer import (
+    Ask,
+    Decided,
+    Declined,
+    NoQuorum,
+    OutcomeUnknown,
+    Proposer,
+    RegisterEffect,
+    Replied,
+)
+from agent.election.reader import Reader
+from agent.federation.desk import Desk
+from agent.federation.events import Persist
+from agent.federation.value import Change, JobValue, decode
+from agent.foundation.errors import Malformed
+from agent.foundation.ids import SiteId
+from agent.foundation.machine import NEVER, Woke
+from agent.foundation.writes import Scalar
+from agent.wire import mesh
+from agent.wire.documents import Job
+
+RegisterRow = Mapping[str, Scalar]
+ASK_TIMEOUT_S = 2.0
+CONVERSATIONS_MAX = 8
+"""A claim, a commit and a read, and as many again from an aggregation that was just replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """``value`` is committed; ``is_ours``: our change is in it (always true of a plain read)."""
+
+    value: JobValue | None
+    is_ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No majority answered; a change may or may not have happened."""
+
+    reason: str
+
+
+Outcome = Settled | Unknown
+Then = Callable[[Outcome, float], None]
+
+
+class Register:
+    """Conversations about one job's register."""
+
+    def __init__(
+        self,
+        job: Job,
+        me: SiteId,
+        boot_epoch: int,
+        desk: Desk,
+        rng: Random,
+        row: RegisterRow | None,
+    ) -> None:
+        """``row``: this site's durable acceptor state, None if it never voted for the job."""
+        self._job, self._me, self._boot_epoch = job, me, boot_epoch
+        self._desk, self._rng = desk, rng
+        self._acceptor = Acceptor(job.id) if row is None else Acceptor.restored(row)
+        self._conversations: dict[int, tuple[Proposer | Reader, Then]] = {}
+        self._unsaved: dict[int, AcceptorAnswer] = {}
+        self._own_votes: dict[int, int] = {}
+        self._highest = self._acceptor.state.promised.number
+
+    def read(self, now: float, then: Then) -> None:
+        """The committed value."""
+        reader = Reader(
+            job=self._job.id, committee=self._job.committee, me=self._me,
+            boot_epoch=self._boot_epoch, rng=self._rng, now=now, timeout_s=ASK_TIMEOUT_S,
+        )  # fmt: skip
+        self._open(reader, then, now)
+
+    def change(self, change: Change, now: float, then: Then, *, is_retry: bool = False) -> None:
+        """Apply ``change`` to the committed value; ``is_retry``: its outcome was unknown before."""
+        proposer = Proposer(
+            job=self._job.id, committee=self._job.committee, me=self._me,
+            boot_epoch=self._boot_epoch, rng=self._rng, now=now, change=change,
+            timeout_s=ASK_TIMEOUT_S, after=max(self._highest, self._acceptor.state.promised.number), is_retry=is_retry,
+        )  # fmt: skip
+        self._open(proposer, then, now)
+
+    def called(self, sender: SiteId, call: mesh.Prepare | mesh.Accept | mesh.Read) -> mesh.Reply:
+        """This site's acceptor answers; its promise is persisted before the reply can leave."""
+        if self._me not in self._job.committee:
+            return mesh.Declined("this site is not in the job's committee")
+        answer = self._acceptor.step(call, sender)
+        if answer.writes:
+            self._save(answer)
+        return answer.reply
+
+    def _save(self, answer: AcceptorAnswer) -> int:
+        token = self._desk.number()
+        self._unsaved[token] = answer
+        self._desk.emit(Persist(answer.writes, token))
+        return token
+
+    def persisted(self, token: int, now: float) -> None:
+        """The rows emitted with ``token`` are durable: this site's own vote counts from now on."""
+        answer = self._unsaved.pop(token, None)
+        number = self._own_votes.pop(token, None)
+        if answer is not None:
+            self._acceptor.saved(answer)
+            if number is not None:
+                self._replied(number, self._me, answer.reply, now)
+
+    def _ask_myself(
+        self, number: int, call: mesh.Prepare | mesh.Accept | mesh.Read, now: float
+    ) -> None:
+        answer = self._acceptor.step(call, self._me)
+        if answer.writes:
+            self._own_votes[self._save(answer)] = number
+        else:
+            self._replied(number, self._me, answer.reply, now)
+
+    def woke(self, now: float) -> None:
+        """Give every conversation its time."""
+        for number, (machine, _) in list(self._conversations.items()):
+            if now >= machine.wake_at():
+                self._perform(number, machine.step(Woke(), now), now)
+
+    def wake_at(self) -> float:
+        """When the next conversation wants its time."""
+        return min((m.wake_at() for m, _ in self._conversations.values()), default=NEVER)
+
+    def _open(self, machine: Proposer | Reader, then: Then, now: float) -> None:
+        if len(self._conversations) >= CONVERSATIONS_MAX:
+            then(Unknown("too many conversations under way"), now)
+            return
+        number = self._desk.number()
+        self._conversations[number] = (machine, then)
+        self._perform(number, machine.start(), now)
+
+    def _perform(self, number: int, effects: Sequence[RegisterEffect], now: float) -> None:
+        for effect in effects:
+            match effect:
+                case Ask(site, call) if site == self._me:
+                    self._ask_myself(number, call, now)
+                case Ask(site, call):
+                    self._desk.ask(site, call, ASK_TIMEOUT_S, self._taker(number, site))
+                case Decided(value, ballot):
+                    if ballot is not None:
+                        self._highest = max(self._highest, ballot.number)
+                    self._close(number, _settled(value, is_ours=True), now)
+                case Declined(refusal):
+                    self._close(number, _settled(refusal.value, is_ours=False), now)
+                case NoQuorum(reason) | OutcomeUnknown(reason):
+                    self._close(number, Unknown(reason), now)
+
+    def _taker(self, number: int, site: SiteId) -> Callable[[mesh.Reply | None, float], None]:
+        return lambda reply, now: self._replied(number, site, reply, now)
+
+    def _replied(self, number: int, site: SiteId, reply: mesh.Reply | None, now: float) -> None:
+        if (conversation := self._conversations.get(number)) is not None:
+            self._perform(number, conversation[0].step(Replied(site, reply), now), now)
+
+    def _close(self, number: int, outcome: Outcome, now: float) -> None:
+        if (conversation := self._conversations.pop(number, None)) is not None:
+            conversation[1](outcome, now)
+
+
+def _settled(value: bytes | None, *, is_ours: bool) -> Outcome:
+    try:
+        return Settled(decode(value), is_ours)
+    except Malformed as error:
+        return Unknown(f"the register's value is of another version: {error.what}")

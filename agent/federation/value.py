@@ -1,0 +1,197 @@
+"""What a job's register holds, and the only ways in which it may change.
+
+Rule: a change is a pure function of the present value, so it can be tried again on whatever the
+register turns out to hold. Each checks the epoch it was made for (the fencing token): an aggregator
+that was replaced can compute what it likes, its change is refused.
+
+A value moves only forward: ``progress`` is a total order along any register's history.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from agent.distribution.manifest import build, digest_of, encode
+from agent.election.proposer import Refusal
+from agent.foundation.ids import Digest, SiteId
+from agent.wire.documents import BlobDigest, Job
+from agent.wire.limits import CHUNK_BYTES
+from agent.wire.mesh import JobName
+from agent.wire.records import Counter, Site
+from agent.wire.schema import AtMost, pack, unpack
+
+OPERATIONS_KEPT = 8
+"""Enough to recognise one's own change after an unknown outcome; a proposer has one under way."""
+
+Operation = Annotated[bytes, AtMost(48)]
+State = Literal["running", "exporting", "finished", "failed"]
+_RANK: dict[str, int] = {"running": 0, "exporting": 1, "finished": 2, "failed": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class JobValue:
+    """The register's value: who aggregates, how far the job is, and digests of what was decided."""
+
+    job: JobName
+    epoch: Counter
+    aggregator: Site
+    round: Counter
+    """Rounds committed so far."""
+    parameters: BlobDigest | None
+    """After ``round`` rounds; None until the first aggregator has initialised them."""
+    contributions: BlobDigest | None
+    """Names the exact updates counted in round ``round`` (see ``Contributions``)."""
+    state: State
+    exported: BlobDigest | None
+    """The ONNX model, when finished and the job publishes one."""
+    exported_bytes: Counter
+    reason: Annotated[str, AtMost(400)]
+    """Why it failed; empty otherwise."""
+    operations: Annotated[tuple[Operation, ...], AtMost(OPERATIONS_KEPT)]
+
+    @property
+    def progress(self) -> tuple[int, int, bool, int]:
+        """Never decreases along the register's history; equal means the same state."""
+        return (self.round, _RANK[self.state], self.parameters is not None, self.epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One site's update as it was counted."""
+
+    site: Site
+    update: BlobDigest
+    samples: Counter
+    metrics: Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)] = ()
+    """Of the round's base parameters on that site's hold-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contributions:
+    """The exact set of updates counted in a round; a blob, named by the register by digest.
+
+    ``previous`` links to the round before, so the whole history can be checked from its last link.
+    """
+
+    job: JobName
+    round: Counter
+    epoch: Counter
+    aggregator: Site
+    base: BlobDigest
+    parameters: BlobDigest
+    entries: Annotated[tuple[Contribution, ...], AtMost(10_000)]
+    previous: BlobDigest | None
+
+
+Change = Callable[[bytes | None], bytes | Refusal]
+
+
+def blob_digest(data: bytes) -> Digest:
+    """The digest under which the blob store keeps ``data``."""
+    chunks = (data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES))
+    return digest_of(encode(build(chunks)))
+
+
+def decode(value: bytes | None) -> JobValue | None:
+    """The value in a register; None for one never written. Raises ``Malformed``."""
+    return None if value is None else unpack(JobValue, value)
+
+
+def claim(job: Job, me: SiteId, expected_epoch: int, operation: bytes) -> Change:
+    """Become the aggregator, if the epoch is still ``expected_epoch`` (0: nobody has claimed yet)."""
+
+    def change(value: bytes | None) -> bytes | Refusal:
+        now = decode(value)
+        if now is None:
+            return pack(
+                JobValue(job.id, 1, me, 0, None, None, "running", None, 0, "", (operation,))
+            )
+        if operation in now.operations:
+            return pack(now)
+        if now.state in ("finished", "failed"):
+            return Refusal(f"the job has {now.state}", value)
+        if now.epoch != expected_epoch:
+            return Refusal(f"epoch is {now.epoch}, not {expected_epoch}", value)
+        return pack(_with(now, operation, epoch=now.epoch + 1, aggregator=me))
+
+    return change
+
+
+def initialise(parameters: Digest, epoch: int, operation: bytes) -> Change:
+    """Set the parameters before the first round."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        if now.parameters is not None:
+            return "the parameters are already initialised"
+        return _with(now, operation, parameters=parameters)
+
+    return _fenced(epoch, operation, apply)
+
+
+def commit_round(
+    round_: int,
+    parameters: Digest,
+    contributions: Digest,
+    epoch: int,
+    operation: bytes,
+    *,
+    rounds: int,
+    publishes: bool,
+) -> Change:
+    """Move from ``round_ - 1`` to ``round_`` committed rounds; the last one ends the training."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        if now.state != "running" or now.round != round_ - 1:
+            return f"round {now.round} is committed, state {now.state}"
+        last = round_ >= rounds
+        state: State = "running" if not last else "exporting" if publishes else "finished"
+        return _with(
+            now, operation,
+            round=round_, parameters=parameters, contributions=contributions, state=state,
+        )  # fmt: skip
+
+    return _fenced(epoch, operation, apply)
+
+
+def finish(exported: Digest, exported_bytes: int, epoch: int, operation: bytes) -> Change:
+    """Name the exported model and end the job."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        if now.state != "exporting":
+            return f"the job is {now.state}"
+        return _with(
+            now, operation, state="finished", exported=exported, exported_bytes=exported_bytes
+        )
+
+    return _fenced(epoch, operation, apply)
+
+
+def fail(reason: str, epoch: int, operation: bytes) -> Change:
+    """End the job without a result."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        if now.state in ("finished", "failed"):
+            return f"the job has {now.state}"
+        return _with(now, operation, state="failed", reason=reason[:400])
+
+    return _fenced(epoch, operation, apply)
+
+
+def _fenced(epoch: int, operation: bytes, apply: Callable[[JobValue], JobValue | str]) -> Change:
+    def change(value: bytes | None) -> bytes | Refusal:
+        now = decode(value)
+        if now is None:
+            return Refusal("nobody has claimed the job", None)
+        if operation in now.operations:
+            return pack(now)  # our own change, whose outcome was unknown
+        if now.epoch != epoch:
+            return Refusal(f"epoch is {now.epoch}, not {epoch}", value)
+        after = apply(now)
+        return Refusal(after, value) if isinstance(after, str) else pack(after)
+
+    return change
+
+
+def _with(now: JobValue, operation: bytes, **changes: object) -> JobValue:
+    kept = (*now.operations, operation)[-OPERATIONS_KEPT:]
+    return replace(now, operations=kept, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""The process between applications, members and the model worker: HTTP in, tensors on."""

@@ -1,0 +1,111 @@
+"""``python -m agent.gateway``: started by the control process with one end of a socket pair."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import uvloop
+
+from agent.drivers import keystore, tls
+from agent.drivers.channel import Channel, exit_with_parent
+from agent.foundation.errors import AtollError
+from agent.gateway.blob_endpoints import BlobEndpoints
+from agent.gateway.bodies import Bodies
+from agent.gateway.control import Control
+from agent.gateway.endpoints import Endpoints
+from agent.gateway.inference import Inference
+from agent.gateway.listeners import open_door
+from agent.gateway.members import Callers, Members
+from agent.gateway.site import Limits, SiteState
+from agent.wire.inside import View
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    defaults = Limits()
+    parser = argparse.ArgumentParser(prog="python -m agent.gateway")
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--http-host", default="127.0.0.1")
+    parser.add_argument("--http-port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--data-host", required=True)
+    parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
+    parser.add_argument("--identity-dir", type=Path, required=True)
+    parser.add_argument("--blob-dir", type=Path, required=True)
+    parser.add_argument("--request-bytes-max", type=int, default=defaults.request_bytes_max)
+    parser.add_argument("--queue-max-s", type=float, default=defaults.queue_max_s)
+    parser.add_argument("--deadline-max-s", type=float, default=defaults.deadline_max_s)
+    return parser.parse_args(arguments)
+
+
+async def serve(given: argparse.Namespace) -> None:
+    """Serve until the control process is gone.
+
+    Raises:
+        ConfigError: the identity folder is damaged.
+        OSError: an address cannot be bound.
+    """
+    state = SiteState(Limits(given.request_bytes_max, given.queue_max_s, given.deadline_max_s))
+    keys = keystore.load(given.identity_dir)
+    callers = Callers(keys)
+    members = Members(keys, callers, given.request_bytes_max)
+    channel = Channel.from_descriptor(given.channel_fd)
+    control = Control(channel, state)
+    endpoints = Endpoints(
+        state, Inference(state, members, control), Bodies(given.request_bytes_max)
+    )
+    blobs = BlobEndpoints(state, callers, given.blob_dir)
+    context = tls.server_context(keys)
+    chain = given.identity_dir / "chain.pem"
+    shown_at = chain.stat().st_mtime_ns
+
+    def follow(view: View) -> None:
+        nonlocal shown_at
+        callers.revoked = frozenset(view.revoked)
+        members.keep({remote.site for remote in view.sites})
+        if (changed_at := chain.stat().st_mtime_ns) != shown_at:  # renewed by the control process
+            shown_at = changed_at
+            tls.reload_certificate(context, keys)
+            members.reload_certificate(keys)
+
+    control.on_view = follow
+    http = await open_door(given.http_host, given.http_port, endpoints.routes())
+    data = await open_door(
+        given.data_host,
+        given.data_port,
+        [*endpoints.routes(), *blobs.routes()],
+        context=context,
+        callers=callers,
+    )
+    await control.say_ready(http.port, data.port)
+    report = asyncio.create_task(control.report())
+    try:
+        await control.serve()
+    finally:
+        report.cancel()
+        await asyncio.gather(report, http.close(), data.close(), return_exceptions=True)
+        for index in tuple(state.workers):
+            state.detach(index)
+        await members.close()
+        channel.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until the control process is gone; 0 then, 1 if the gateway cannot start."""
+    given = _parse(arguments)
+    exit_with_parent()
+    logging.basicConfig(level=logging.INFO, format="gateway: %(levelname)s: %(message)s")
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(given))
+    except (AtollError, OSError) as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # no thread of a blob read may hold up the end

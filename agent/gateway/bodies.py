@@ -1,0 +1,74 @@
+"""Request bodies from clients that may be large, slow, compressed or lying about their size."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from agent.foundation.errors import Busy, UsageError
+from agent.serving.failures import TooLarge, TooSlow
+
+BODY_TIMEOUT_S = 60.0
+"""64 MB in a minute is 9 Mbit/s: below that a request is not made for this site."""
+BODIES_AT_ONCE = 4
+"""Bodies of the largest allowed size that may lie in memory together."""
+
+
+class Bodies:
+    """Reads bodies within bounds of size, time and memory of all together."""
+
+    def __init__(self, bytes_max: int) -> None:
+        """``bytes_max`` bounds one body, after decompression."""
+        self.bytes_max = bytes_max
+        self._held_max = BODIES_AT_ONCE * bytes_max
+        self._held = 0
+
+    @contextlib.asynccontextmanager
+    async def body(self, request: web.Request) -> AsyncIterator[bytes]:
+        """The whole body, inflated; its memory counts until the block ends.
+
+        Raises:
+            TooLarge: more than ``bytes_max``, as announced or as it came.
+            TooSlow: not complete within ``BODY_TIMEOUT_S``.
+            UsageError: it breaks off or does not decompress.
+            Busy: the bodies of other requests fill the memory set aside.
+        """
+        if (request.content_length or 0) > self.bytes_max:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        try:
+            await self._read(request, chunks)
+            yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        finally:
+            self._held -= sum(map(len, chunks))
+
+    async def _read(self, request: web.Request, chunks: list[bytes]) -> None:
+        size = 0
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while chunk := await request.content.readany():
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    self._held += len(chunk)
+                    if size > self.bytes_max:
+                        raise self._too_large()
+                    if self._held > self._held_max:
+                        raise Busy("too many large requests at once", mend="try again later")
+        except TimeoutError:
+            raise TooSlow(f"the body was not complete after {BODY_TIMEOUT_S:.0f} s") from None
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            raise UsageError("the body cannot be read", why=_text(error)) from None
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            "the body is too large",
+            why=f"the limit is {self.bytes_max} bytes, after decompression",
+            mend="raise serving.request_bytes_max or send less at once",
+        )
+
+
+def _text(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return str(cause).splitlines()[0][:200] if str(cause) else type(cause).__name__

@@ -1,0 +1,132 @@
+"""The gateway's talk with the control process: views and workers come in, audits and counters go out."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+
+from agent.drivers.channel import FRAME_BYTES_MAX, Channel
+from agent.drivers.shared_memory import SharedSlots
+from agent.foundation.errors import Busy, Malformed, Unreachable
+from agent.foundation.ids import SiteId
+from agent.gateway.figures import Figures
+from agent.gateway.site import SiteState
+from agent.gateway.worker_link import WorkerLink
+from agent.wire.inside import (
+    FROM_GATEWAY,
+    TO_GATEWAY,
+    AttachWorker,
+    Audited,
+    AuditForward,
+    DetachWorker,
+    GatewayReady,
+    KnownModel,
+    Traffic,
+    View,
+)
+
+AUDIT_TIMEOUT_S = 5.0
+"""A commit takes milliseconds; a control process that needs longer cannot vouch for the entry."""
+TRAFFIC_EVERY_S = 1.0
+
+
+class Control:
+    """One end of the channel; implements ``inference.Audit``."""
+
+    def __init__(self, channel: Channel, state: SiteState) -> None:
+        """``on_view`` may be set by whoever must follow the view."""
+        self._channel = channel
+        self._state = state
+        self._audits: dict[int, asyncio.Future[str]] = {}
+        self._number = 0
+        self.on_view: Callable[[View], None] = lambda _: None
+
+    async def say_ready(self, http_port: int, data_port: int) -> None:
+        """Both doors are open."""
+        await self._channel.send(FROM_GATEWAY.pack(GatewayReady(http_port, data_port)))
+
+    async def serve(self) -> None:
+        """Take messages until the control process is gone."""
+        while (frame := await self._channel.receive()) is not None:
+            data, descriptors = frame
+            message = TO_GATEWAY.unpack(data, FRAME_BYTES_MAX)
+            self._take(message, descriptors)
+
+    def _take(
+        self, message: View | AttachWorker | DetachWorker | Audited, descriptors: list[int]
+    ) -> None:
+        match message:
+            case View():
+                self._state.replace_view(message)
+                self.on_view(message)
+            case AttachWorker():
+                if len(descriptors) != 2:  # noqa: PLR2004 - doorbell and memory
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                    raise Malformed("a worker needs a doorbell and memory")
+                doorbell, memory = descriptors
+                self._state.attach(
+                    WorkerLink(message.index, socket.socket(fileno=doorbell), SharedSlots(memory))
+                )
+            case DetachWorker():
+                self._state.detach(message.index)
+            case Audited():
+                waiter = self._audits.pop(message.call, None)
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(message.error)
+
+    async def forward(
+        self,
+        request_id: str,
+        model: KnownModel,
+        receiver: SiteId,
+        label: tuple[str, ...],
+        size: int,
+    ) -> None:
+        """Have the audit entry written; return when it is on disk.
+
+        Raises:
+            Unreachable: it could not be written: the request must not leave.
+        """
+        self._number += 1
+        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._audits[self._number] = waiter
+        call = self._number
+        entry = AuditForward(
+            call, request_id, f"{model.name}:{model.version}", receiver, label, size
+        )
+        try:
+            await self._channel.send(FROM_GATEWAY.pack(entry))
+            async with asyncio.timeout(AUDIT_TIMEOUT_S):
+                error = await waiter
+        except TimeoutError:
+            error = "it was not written in time"
+        finally:
+            self._audits.pop(call, None)
+        if error:
+            raise Unreachable("the request may not leave without an audit entry", why=error)
+
+    async def report(self) -> None:
+        """Send the counters once a second, when they have changed; runs until cancelled."""
+        former: Traffic | None = None
+        while True:
+            traffic = self._traffic()
+            if traffic != former:
+                with contextlib.suppress(Busy):  # a control process that is behind gets the next
+                    await self._channel.send(FROM_GATEWAY.pack(traffic))
+                    former = traffic
+            await asyncio.sleep(TRAFFIC_EVERY_S)
+
+    def _traffic(self) -> Traffic:
+        state = self._state
+        figures: Figures = state.figures
+        return Traffic(
+            requests=figures.requests,
+            errors=figures.errors,
+            forwarded=figures.forwarded,
+            received=figures.received,
+            in_flight=state.admission.in_flight,
+            slots=state.slots,
+            service=tuple(state.admission.known_services().items()),
+        )

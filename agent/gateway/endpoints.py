@@ -1,0 +1,321 @@
+"""The Open Inference Protocol v2 over HTTP, as existing clients speak it.
+
+The same routes serve applications (plain HTTP on loopback) and members (mutual TLS); a member's
+requests carry how often they were passed on, and are checked again. Every error is
+``{"error": "..."}``.
+
+Source: kserve/open-inference-protocol ``inference_rest.md``; triton-inference-server/server
+``docs/protocol/extension_{binary_data,model_repository,statistics,model_configuration}.md``.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from math import ceil
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+import agent
+from agent.drivers.clock import monotonic_s
+from agent.foundation.errors import AtollError, Busy, NotFound, UsageError
+from agent.foundation.ids import SiteId
+from agent.gateway.bodies import Bodies
+from agent.gateway.inference import (
+    RETRY_HEADER,
+    Answered,
+    Asked,
+    Inference,
+    read_deadline,
+    read_question,
+    read_request_id,
+)
+from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
+from agent.gateway.site import SiteState
+from agent.routing.policy import HOPS_MAX, Question, judge_local, judge_remote
+from agent.serving.failures import error_body, status_of
+from agent.serving.request import HEADER_NAME
+from agent.serving.signature import signature_of_metadata
+
+CALLER: web.RequestKey[SiteId] = web.RequestKey("caller", SiteId)
+"""The member that sent the request; absent for applications."""
+EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics", "model_configuration"]
+METADATA_TIMEOUT_S = 5.0
+REPOSITORY_BODY_BYTES_MAX = 1 << 16
+STATUS_CLIENT_GONE = 499
+
+_JSON = "application/json"
+_log = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure becomes the protocol's error object; nothing of this program's inside shows."""
+    try:
+        return await handler(request)
+    except AtollError as error:
+        return _error(status_of(error), str(error), error)
+    except web.HTTPException as error:
+        if error.status < 400:  # noqa: PLR2004
+            raise
+        text = f"{error.reason}: {request.method} {request.path[:200]}"
+        response = _error(error.status, text)
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return response
+    except Exception:  # noqa: BLE001 - a fault of one request must not end the others
+        _log.exception("request failed: %s %s", request.method, request.path)
+        return _error(500, "internal error of the gateway; see its log")
+
+
+def _error(status: int, text: str, error: AtollError | None = None) -> web.Response:
+    response = web.Response(status=status, body=error_body(text), content_type=_JSON)
+    if isinstance(error, Busy):
+        response.headers[RETRY_HEADER] = str(max(1, ceil(error.retry_after_s)))
+    elif status in (429, 503):
+        response.headers[RETRY_HEADER] = "1"
+    return response
+
+
+def _json(content: Any, status: int = 200) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(content), content_type=_JSON)
+
+
+class Endpoints:
+    """The routes and what answers them."""
+
+    def __init__(self, state: SiteState, inference: Inference, bodies: Bodies) -> None:
+        self._state = state
+        self._inference = inference
+        self._bodies = bodies
+
+    def routes(self) -> list[web.RouteDef]:
+        """All routes of the protocol, and the counters."""
+        model = "/v2/models/{model}"
+        routes = [
+            web.get("/v2", self.server_metadata),
+            web.get("/v2/", self.server_metadata),
+            web.get("/v2/health/live", self.live),
+            web.get("/v2/health/ready", self.ready),
+            web.get("/v2/models/stats", self.statistics),
+            web.post("/v2/repository/index", self.repository_index),
+            web.post("/v2/repository/models/{model}/load", self.no_repository_control),
+            web.post("/v2/repository/models/{model}/unload", self.no_repository_control),
+            web.get("/metrics", self.metrics),
+        ]
+        for base in (model, model + "/versions/{version}"):
+            routes += [
+                web.get(base, self.model_metadata),
+                web.get(base + "/ready", self.model_ready),
+                web.get(base + "/config", self.model_config),
+                web.get(base + "/stats", self.statistics),
+                web.post(base + "/infer", self.infer),
+            ]
+        return routes
+
+    # --- the server ------------------------------------------------------------------------------
+    async def server_metadata(self, _: web.Request) -> web.Response:
+        """``GET /v2``."""
+        return _json({"name": "atoll", "version": agent.__version__, "extensions": EXTENSIONS})
+
+    async def live(self, _: web.Request) -> web.Response:
+        """``GET /v2/health/live``: this process answers."""
+        return _json({"live": True})
+
+    async def ready(self, _: web.Request) -> web.Response:
+        """``GET /v2/health/ready``: requests are taken; 400 if not, as Triton answers."""
+        if why := self._state.why_not_ready:
+            return _json({"ready": False, "error": why}, 400)
+        return _json({"ready": True})
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """``GET /metrics``: Prometheus text."""
+        state = self._state
+        gauges = (
+            ("nv_inference_pending_request_count", "Requests under way", state.admission.in_flight),
+            ("atoll_slots", "Requests the model workers can hold", state.slots),
+            ("atoll_ready", "Whether requests are taken", float(not state.why_not_ready)),
+            ("atoll_wait_seconds", "Predicted wait", state.admission.wait_s(state.runners)),
+        )
+        return web.Response(
+            text=state.figures.render(gauges), content_type="text/plain", charset="utf-8"
+        )
+
+    async def repository_index(self, request: web.Request) -> web.Response:
+        """``POST /v2/repository/index``: the models of the catalog and their state here."""
+        is_ready_only = await self._wants_ready_only(request)
+        listed = []
+        for known in self._state.view.known:
+            local = self._state.local(known.key)
+            where = [remote.name for remote in self._state.serving(known.key)]
+            is_ready = self._is_ready(Question(known))
+            if is_ready or not is_ready_only:
+                reason = local.reason if local is not None and not local.is_ready else ""
+                if local is None:
+                    reason = f"served by {', '.join(where[:5])}" if where else "served nowhere"
+                listed.append(
+                    {
+                        "name": known.name,
+                        "version": known.version,
+                        "state": "READY" if is_ready else "UNAVAILABLE",
+                        "reason": reason,
+                    }
+                )
+        return _json(listed)
+
+    async def no_repository_control(self, _: web.Request) -> web.Response:
+        """``POST .../load`` and ``.../unload``: models come from the cluster's signed catalog."""
+        return _error(
+            501, "models are deployed by signed documents of the cluster: atoll model push"
+        )
+
+    async def _wants_ready_only(self, request: web.Request) -> bool:
+        body = await request.content.read(REPOSITORY_BODY_BYTES_MAX)
+        if not body:
+            return False
+        try:
+            content = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise UsageError("the request is not JSON", why=str(error)) from None
+        if not isinstance(content, dict) or not isinstance(content.get("ready", False), bool):
+            raise UsageError("the request is not an object with ready: true or false")
+        return bool(content.get("ready", False))
+
+    # --- models ----------------------------------------------------------------------------------
+    async def model_metadata(self, request: web.Request) -> web.Response:
+        """``GET /v2/models/M[/versions/V]``, of a model that is served here or elsewhere."""
+        return await self._about_model(request, "", lambda metadata: metadata.encode())
+
+    async def model_config(self, request: web.Request) -> web.Response:
+        """``GET /v2/models/M[/versions/V]/config``, as Triton words it."""
+        return await self._about_model(
+            request, "/config", lambda metadata: signature_of_metadata(metadata).config()
+        )
+
+    async def model_ready(self, request: web.Request) -> web.Response:
+        """``GET /v2/models/M[/versions/V]/ready``: whether a request would find a site now."""
+        question = self._question(request)
+        is_ready = self._is_ready(question)
+        return _json({"name": question.model.name, "ready": is_ready}, 200 if is_ready else 400)
+
+    async def statistics(self, request: web.Request) -> web.Response:
+        """``GET /v2/models[/M[/versions/V]]/stats``: counters of requests answered through here."""
+        name = request.match_info.get("model")
+        version = request.match_info.get("version")
+        known = [
+            model
+            for model in self._state.view.known
+            if name in (None, model.name) and version in (None, model.version)
+        ]
+        if name is not None and not known:
+            raise NotFound(f"unknown model {name!r}" + (f" version {version!r}" if version else ""))
+        return _json(
+            {
+                "model_stats": [
+                    {
+                        "name": model.name,
+                        "version": model.version,
+                        "inference_count": figures.count,
+                        "execution_count": figures.count,
+                        "inference_stats": figures.statistics(),
+                        "batch_stats": [],
+                    }
+                    for model in known
+                    for figures in (self._state.figures.of(model.name, model.version),)
+                ]
+            }
+        )
+
+    def _question(self, request: web.Request) -> Question:
+        return read_question(
+            self._state,
+            request.match_info["model"],
+            request.match_info.get("version"),
+            request.headers,
+            request.get(CALLER),
+        )
+
+    def _is_ready(self, question: Question) -> bool:
+        state = self._state
+        local = judge_local(state.view, question, is_worker_up=state.is_worker_up)
+        if not local.removed:
+            return True
+        remotes = state.serving(question.model.key)
+        return question.hops < HOPS_MAX and any(
+            not judge_remote(state.view, question, remote).removed for remote in remotes
+        )
+
+    async def _about_model(
+        self, request: web.Request, suffix: str, form: Callable[[str], bytes]
+    ) -> web.Response:
+        question = self._question(request)
+        local = self._state.local(question.model.key)
+        if local is not None and local.metadata:
+            return web.Response(body=form(local.metadata), content_type=_JSON)
+        path = f"/v2/models/{question.model.name}/versions/{question.model.version}{suffix}"
+        status, body = await self._inference.fetch(
+            question, path, read_request_id(request.headers), monotonic_s() + METADATA_TIMEOUT_S
+        )
+        return web.Response(status=status, body=body, content_type=_JSON)
+
+    # --- inference -------------------------------------------------------------------------------
+    async def infer(self, request: web.Request) -> web.Response:
+        """``POST /v2/models/M[/versions/V]/infer``."""
+        state = self._state
+        state.figures.requests += 1
+        state.figures.received += CALLER in request
+        begun = monotonic_s()
+        request_id = read_request_id(request.headers)
+        question: Question | None = None
+        status = 500
+        try:
+            question = self._question(request)
+            answered = await self._infer(request, question, request_id)
+            status = answered.status
+            response = _response(answered)
+            if status < 400:  # noqa: PLR2004
+                state.figures.of(question.model.name, question.model.version).succeeded(
+                    round((monotonic_s() - begun) * 1e6), answered.queue_us, answered.run_us
+                )
+        except AtollError as error:
+            status = status_of(error)
+            response = _error(status, str(error), error)
+        except BaseException:  # the client is gone (cancelled), or a fault: counted, not hidden
+            self._failed(question, STATUS_CLIENT_GONE)
+            raise
+        if status >= 400:  # noqa: PLR2004
+            self._failed(question, status)
+        response.headers[ID_HEADER] = request_id
+        return response
+
+    async def _infer(self, request: web.Request, question: Question, request_id: str) -> Answered:
+        deadline = read_deadline(self._state, request.headers, DEADLINE_HEADER)
+        async with self._bodies.body(request) as body:
+            return await self._inference.answer(
+                Asked(
+                    id=request_id,
+                    model=question.model,
+                    question=question,
+                    header=request.headers.get(HEADER_NAME),
+                    body=body,
+                    deadline=deadline,
+                )
+            )
+
+    def _failed(self, question: Question | None, status: int) -> None:
+        self._state.figures.errors += 1
+        if question is not None:
+            self._state.figures.of(question.model.name, question.model.version).failed(status)
+
+
+def _response(answered: Answered) -> web.Response:
+    headers = {SERVED_BY_HEADER: answered.served_by}
+    if answered.json_bytes is None:
+        headers["Content-Type"] = _JSON
+    else:
+        headers["Content-Type"] = "application/octet-stream"
+        headers[HEADER_NAME] = str(answered.json_bytes)
+    if answered.retry_after is not None:
+        headers[RETRY_HEADER] = answered.retry_after
+    return web.Response(status=answered.status, body=answered.body, headers=headers)

@@ -1,0 +1,109 @@
+"""Counters of the gateway, as Triton's users know them: per model, cumulative, for Prometheus."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FAILURES = {503: "REJECTED", 499: "CANCELED", 504: "CANCELED", 500: "BACKEND"}
+"""Status to Triton's ``reason`` label; anything else is OTHER."""
+MODELS_MAX = 1000
+"""Label values are bounded: counters of models beyond this are added up under one name."""
+
+Family = tuple[str, str, str]
+_COUNTERS: Mapping[str, Family] = {
+    "success": ("nv_inference_request_success", "counter", "Requests answered"),
+    "count": ("nv_inference_count", "counter", "Inferences run here"),
+    "request_us": ("nv_inference_request_duration_us", "counter", "Time to answer"),
+    "queue_us": ("nv_inference_queue_duration_us", "counter", "Time before the work began"),
+    "run_us": ("nv_inference_compute_infer_duration_us", "counter", "Time inside the model"),
+}
+
+
+@dataclass(slots=True)
+class ModelFigures:
+    """Counters of one model version."""
+
+    success: int = 0
+    count: int = 0
+    request_us: int = 0
+    queue_us: int = 0
+    run_us: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+
+    def succeeded(self, request_us: int, queue_us: int, run_us: int) -> None:
+        """One request was answered; ``run_us`` is 0 if another site ran it."""
+        self.success += 1
+        self.count += run_us > 0
+        self.request_us += request_us
+        self.queue_us += queue_us
+        self.run_us += run_us
+
+    def failed(self, status: int) -> None:
+        """One request was answered with an error."""
+        self.failures[FAILURES.get(status, "OTHER")] += 1
+
+    def statistics(self) -> dict[str, Any]:
+        """The ``inference_stats`` of Triton's statistics extension (times in ns)."""
+        failed = sum(self.failures.values())
+        return {
+            "success": {"count": self.success, "ns": self.request_us * 1000},
+            "fail": {"count": failed, "ns": 0},
+            "queue": {"count": self.count, "ns": self.queue_us * 1000},
+            "compute_infer": {"count": self.count, "ns": self.run_us * 1000},
+        }
+
+
+class Figures:
+    """All counters of one gateway."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.forwarded = 0
+        self.received = 0
+        self._models: dict[tuple[str, str], ModelFigures] = {}
+
+    def of(self, model: str, version: str) -> ModelFigures:
+        """The counters of one model version of the catalog."""
+        name = (model, version)
+        if name not in self._models and len(self._models) >= MODELS_MAX:
+            name = ("others", "")
+        return self._models.setdefault(name, ModelFigures())
+
+    def render(self, gauges: Iterable[tuple[str, str, float]]) -> str:
+        """The Prometheus text format; ``gauges`` are (name, help, value)."""
+        lines: list[str] = []
+        for column, (name, kind, help_text) in _COUNTERS.items():
+            lines += (f"# HELP {name} {help_text}", f"# TYPE {name} {kind}")
+            lines += (
+                f"{name}{_labels(model)} {getattr(figures, column)}"
+                for model, figures in self._models.items()
+            )
+        name = "nv_inference_request_failure"
+        lines += (f"# HELP {name} Requests answered with an error", f"# TYPE {name} counter")
+        lines += (
+            f"{name}{_labels(model, reason)} {count}"
+            for model, figures in self._models.items()
+            for reason, count in figures.failures.items()
+        )
+        totals = (
+            ("atoll_requests_total", "Inference requests taken", self.requests),
+            ("atoll_errors_total", "Inference requests answered with an error", self.errors),
+            ("atoll_forwarded_total", "Requests answered by another site", self.forwarded),
+            ("atoll_received_total", "Requests taken from other sites", self.received),
+        )
+        for name, help_text, value in totals:
+            lines += (f"# HELP {name} {help_text}", f"# TYPE {name} counter", f"{name} {value}")
+        for name, help_text, gauge in gauges:
+            lines += (f"# HELP {name} {help_text}", f"# TYPE {name} gauge", f"{name} {gauge:g}")
+        return "\n".join(lines) + "\n"
+
+
+def _labels(model: tuple[str, str], reason: str | None = None) -> str:
+    extra = "" if reason is None else f',reason="{reason}"'
+    return f'{{model="{_escape(model[0])}",version="{_escape(model[1])}"{extra}}}'
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

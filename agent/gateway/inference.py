@@ -1,0 +1,293 @@
+"""One inference request from its arrival to its answer: here, or at the best site that may.
+
+Order: which model; may this site answer; is there room; else the next best site, its audit entry
+written first. A request is passed on again only because inference is idempotent: a site that could
+not be reached or had no room is left out and the next one asked, within the request's own deadline.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from agent.drivers.clock import monotonic_s
+from agent.foundation.errors import AtollError, Busy, Refused, Unreachable, UsageError
+from agent.foundation.ids import SiteId
+from agent.gateway.members import (
+    HOPS_HEADER,
+    ID_HEADER,
+    RESIDENCY_HEADER,
+    SERVED_BY_HEADER,
+    Members,
+)
+from agent.gateway.site import SiteState
+from agent.routing.explain import nobody
+from agent.routing.policy import (
+    Question,
+    Verdict,
+    check_received,
+    judge,
+    judge_local,
+    judge_remote,
+    parse_residency,
+    resolve,
+)
+from agent.routing.score import rank
+from agent.serving.failures import DeadlineExceeded
+from agent.serving.request import HEADER_NAME, header_length
+from agent.wire.inside import KnownModel, RemoteSite
+
+ATTEMPTS_MAX = 3
+"""Sites asked for one request: more would only add load where there is too much of it."""
+TRY_ELSEWHERE = frozenset({403, 404, 429, 502, 503})
+"""The other site may not, has lost the model or has no room; anything else would fail everywhere."""
+REQUEST_ID_CHARS_MAX = 64
+RETRY_HEADER = "Retry-After"
+
+_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
+
+
+class Audit(Protocol):
+    """Writes down what leaves the site, before it leaves."""
+
+    async def forward(
+        self,
+        request_id: str,
+        model: KnownModel,
+        receiver: SiteId,
+        label: tuple[str, ...],
+        size: int,
+    ) -> None:
+        """Return when the entry is on disk; ``Unreachable`` if it cannot be written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An inference request, read."""
+
+    id: str
+    model: KnownModel
+    question: Question
+    header: str | None
+    """``Inference-Header-Content-Length`` as given."""
+    body: bytes
+    deadline: float
+    """Monotonic seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What goes back to the caller."""
+
+    status: int
+    body: bytes
+    json_bytes: int | None
+    served_by: str
+    retry_after: str | None = None
+    queue_us: int = 0
+    run_us: int = 0
+
+
+def read_question(
+    state: SiteState,
+    name: str,
+    version: str | None,
+    headers: Mapping[str, str],
+    caller: SiteId | None,
+) -> Question:
+    """What is asked for and within which bounds; ``caller`` is the member that passed it on.
+
+    Raises:
+        NotFound: unknown model or version.
+        Refused: this site must not answer a request that was passed on to it.
+        UsageError: a header does not parse.
+        Busy: the site is starting.
+    """
+    view = state.view
+    model = resolve(view, name, version)
+    residency = parse_residency(headers.get(RESIDENCY_HEADER))
+    if caller is None:
+        return Question(model, residency)
+    question = Question(model, residency, _number(headers, HOPS_HEADER, 1), frozenset({caller}))
+    check_received(view, question, caller)
+    return question
+
+
+def read_request_id(headers: Mapping[str, str]) -> str:
+    """The caller's id for the request, or a new one."""
+    given = headers.get(ID_HEADER, "")
+    if given and len(given) <= REQUEST_ID_CHARS_MAX and _ID_CHARS.issuperset(given):
+        return given
+    return os.urandom(8).hex()
+
+
+def read_deadline(state: SiteState, headers: Mapping[str, str], header: str) -> float:
+    """When the answer is of no use any more, monotonic seconds.
+
+    Raises:
+        UsageError: the header is not a number of milliseconds.
+    """
+    allowed_ms = round(state.limits.deadline_max_s * 1000)
+    return monotonic_s() + min(_number(headers, header, allowed_ms), allowed_ms) / 1000
+
+
+def _number(headers: Mapping[str, str], header: str, default: int) -> int:
+    text = headers.get(header)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(1 << 53))):
+        raise UsageError(f"{header} is not a number", why=f"given {text[:40]!r}")
+    return int(text)
+
+
+class Inference:
+    """Answers requests by the site's own workers and by other sites."""
+
+    def __init__(self, state: SiteState, members: Members | None, audit: Audit) -> None:
+        """``members`` is None on a site without identity: everything is answered here or not."""
+        self._state = state
+        self._members = members
+        self._audit = audit
+
+    async def answer(self, asked: Asked) -> Answered:
+        """The answer, of this site or another.
+
+        Raises:
+            AtollError: nobody may or can answer; the status follows from its kind.
+        """
+        failure: AtollError | None = None
+        local = judge_local(self._state.view, asked.question, is_worker_up=self._state.is_worker_up)
+        if not local.removed:
+            try:
+                return await self._run_here(asked)
+            except (Busy, Unreachable) as error:
+                failure = error
+        try:
+            return await self._run_elsewhere(asked)
+        except (Unreachable, Refused) as error:
+            raise failure or error from None
+
+    async def fetch(
+        self, question: Question, path: str, request_id: str, deadline: float
+    ) -> tuple[int, bytes]:
+        """A small answer about a model (its metadata) from the best site that serves it.
+
+        Raises:
+            AtollError: as ``answer``.
+        """
+        failure: AtollError | None = None
+        for _, remote in self._candidates(question)[:ATTEMPTS_MAX]:
+            assert self._members is not None
+            try:
+                answer = await self._members.call(
+                    remote,
+                    "GET",
+                    path,
+                    headers={ID_HEADER: request_id, HOPS_HEADER: str(question.hops + 1)},
+                    body=None,
+                    deadline=deadline,
+                )
+            except Unreachable as error:
+                failure = error
+            else:
+                return answer.status, answer.body
+        raise failure or self._nobody(question)
+
+    async def _run_here(self, asked: Asked) -> Answered:
+        state = self._state
+        admission = state.admission
+        header_bytes = header_length(asked.header, len(asked.body))
+        ticket = admission.admit(
+            asked.model.key, runners=state.runners, left_s=asked.deadline - monotonic_s()
+        )
+        run_us = None
+        try:
+            reply = await state.least_busy_worker().infer(
+                asked.body, header_bytes, asked.model.key, asked.deadline
+            )
+            run_us = reply.run_us
+        finally:
+            admission.release(ticket, run_us)
+        if reply.status == 503:  # noqa: PLR2004 - the worker lacks the model or memory
+            raise Busy("the model worker cannot take the request now", why="it is changing models")
+        return Answered(
+            status=reply.status,
+            body=reply.body,
+            json_bytes=reply.json_bytes,
+            served_by=state.view.name,
+            queue_us=reply.queue_us,
+            run_us=reply.run_us,
+        )
+
+    async def _run_elsewhere(self, asked: Asked) -> Answered:
+        question = asked.question
+        failure: AtollError | None = None
+        for _ in range(ATTEMPTS_MAX):
+            candidates = self._candidates(question)
+            if not candidates:
+                break
+            verdict, remote = candidates[0]
+            if monotonic_s() >= asked.deadline:
+                raise DeadlineExceeded("the deadline passed before the answer was there")
+            try:
+                answered = await self._pass_on(asked, question, remote)
+            except Unreachable as error:
+                failure = error
+            else:
+                if answered.status not in TRY_ELSEWHERE:
+                    return answered
+                failure = Unreachable(
+                    f"site {verdict.name} did not take the request",
+                    why=answered.body.decode("utf-8", "replace")[:300],
+                )
+            question = replace(question, excluded=question.excluded | {remote.site})
+        raise failure or self._nobody(question)
+
+    async def _pass_on(self, asked: Asked, question: Question, remote: RemoteSite) -> Answered:
+        assert self._members is not None
+        await self._audit.forward(
+            asked.id, asked.model, remote.site, question.residency, len(asked.body)
+        )
+        self._state.figures.forwarded += 1
+        headers = {
+            ID_HEADER: asked.id,
+            HOPS_HEADER: str(question.hops + 1),
+            "Content-Type": "application/octet-stream" if asked.header else "application/json",
+        }
+        if asked.header is not None:
+            headers[HEADER_NAME] = asked.header
+        if question.residency:
+            headers[RESIDENCY_HEADER] = ",".join(question.residency)
+        answer = await self._members.call(
+            remote,
+            "POST",
+            f"/v2/models/{asked.model.name}/versions/{asked.model.version}/infer",
+            headers=headers,
+            body=asked.body,
+            deadline=asked.deadline,
+        )
+        length = answer.headers.get(HEADER_NAME)
+        return Answered(
+            status=answer.status,
+            body=answer.body,
+            json_bytes=int(length) if length is not None and length.isdigit() else None,
+            served_by=answer.headers.get(SERVED_BY_HEADER, remote.name),
+            retry_after=answer.headers.get(RETRY_HEADER),
+        )
+
+    def _candidates(self, question: Question) -> list[tuple[Verdict, RemoteSite]]:
+        """Other sites that may answer, best first."""
+        if self._members is None:
+            return []
+        view = self._state.view
+        verdicts = [
+            judge_remote(view, question, remote)
+            for remote in self._state.serving(question.model.key)
+        ]
+        ranked = rank(verdicts, under_way=self._members.under_way)
+        return [(verdict, verdict.remote) for verdict, _ in ranked if verdict.remote is not None]
+
+    def _nobody(self, question: Question) -> AtollError:
+        view = self._state.view
+        return nobody(question.model, judge(view, question, is_worker_up=self._state.is_worker_up))

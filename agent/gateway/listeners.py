@@ -1,0 +1,118 @@
+"""The gateway's two doors: plain HTTP for applications, mutual TLS for members.
+
+Bounds on what a client can hold: connections; 30 s to send a request's headers or to stay idle
+(aiohttp's keep-alive timer runs until a request is complete); headers of 8 KiB a line, 64 lines;
+bodies as ``bodies`` says.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from typing import cast
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from agent.gateway.endpoints import CALLER, Handler, errors_as_json
+from agent.gateway.members import Callers
+
+CONNECTIONS_MAX = 1024
+"""Of each door; below the usual limit of open files together with everything else."""
+HEADERS_TIMEOUT_S = 30.0
+HANDSHAKE_TIMEOUT_S = 5.0
+BACKLOG = 256
+DRAIN_S = 2.0
+"""Requests under way at the end have this long."""
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Retry-After: 1\r\nContent-Length: 32\r\nConnection: close\r\n\r\n"
+    b'{"error":"too many connections"}'
+)
+
+
+class _TurnedAway(asyncio.Protocol):
+    """For a connection too many: a short answer and the door."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast("asyncio.WriteTransport", transport)  # uvloop's own class is no subclass
+        stream.write(_FULL)
+        stream.close()
+
+
+class Door:
+    """One listening socket and the application behind it."""
+
+    def __init__(self, runner: web.AppRunner, server: asyncio.Server) -> None:
+        """Use ``open_door``."""
+        self._runner = runner
+        self._server = server
+
+    @property
+    def port(self) -> int:
+        """The port that was bound."""
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Take no more connections; let requests end for ``DRAIN_S``."""
+        self._server.close()
+        await self._runner.cleanup()
+        await self._server.wait_closed()
+
+
+async def open_door(
+    host: str,
+    port: int,
+    routes: Sequence[web.RouteDef],
+    *,
+    context: ssl.SSLContext | None = None,
+    callers: Callers | None = None,
+) -> Door:
+    """Listen; with ``context`` and ``callers`` for members only.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    middlewares: list[Middleware] = [errors_as_json]
+    if callers is not None:
+        middlewares.append(_members_only(callers))
+    application = web.Application(middlewares=middlewares)
+    application.add_routes(routes)
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handler_cancellation=True,
+        keepalive_timeout=HEADERS_TIMEOUT_S,
+        lingering_time=1.0,
+        max_headers=64,
+        shutdown_timeout=DRAIN_S,
+    )
+    await runner.setup()
+    handlers = runner.server
+    assert handlers is not None
+
+    def accept() -> asyncio.Protocol:
+        return handlers() if len(handlers.connections) < CONNECTIONS_MAX else _TurnedAway()
+
+    try:
+        server = await asyncio.get_running_loop().create_server(
+            accept,
+            host,
+            port,
+            ssl=context,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=None if context is None else HANDSHAKE_TIMEOUT_S,
+        )
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return Door(runner, server)
+
+
+def _members_only(callers: Callers) -> Middleware:
+    @web.middleware
+    async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[CALLER] = callers.identify(request.transport).site
+        return await handler(request)
+
+    return identify

@@ -1,0 +1,206 @@
+"""Other sites, as the gateway meets them: who calls here, and calls to them.
+
+Rule: nobody is believed before the certificate: a caller is who its certificate says, and not a
+byte of a request leaves before the site at the other end has shown the key that was meant.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import aiohttp
+
+from agent.drivers import clock, tls
+from agent.drivers.keystore import SiteKeys
+from agent.foundation.errors import AtollError, Refused, Unreachable
+from agent.foundation.ids import SiteId, short
+from agent.identity.certificates import Identity, check_standing, read_verified_leaf
+from agent.serving.failures import DeadlineExceeded
+from agent.wire.inside import RemoteSite
+
+CONNECT_TIMEOUT_S = 3.0
+CONNECTIONS_PER_SITE_MAX = 16
+"""More under way than a site's slots only wait there."""
+CONNECTIONS_MAX = 256
+IDENTITIES_CACHED_MAX = 1024
+
+HOPS_HEADER = "Atoll-Hops"
+ID_HEADER = "Atoll-Request-Id"
+DEADLINE_HEADER = "Atoll-Deadline-Ms"
+RESIDENCY_HEADER = "Atoll-Residency"
+SERVED_BY_HEADER = "Atoll-Served-By"
+
+
+@dataclass(frozen=True, slots=True)
+class MemberAnswer:
+    """What another site answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Callers:
+    """Says who is at the other end of a connection to the data port."""
+
+    def __init__(self, keys: SiteKeys) -> None:
+        self._root = keys.root
+        self._read = lru_cache(maxsize=IDENTITIES_CACHED_MAX)(self._verified)
+        self.revoked: frozenset[bytes] = frozenset()
+
+    def identify(self, transport: asyncio.BaseTransport | None) -> Identity:
+        """The calling member; asked anew for each request, so that a revocation acts at once.
+
+        Raises:
+            Refused: no certificate, or one that is revoked or expired.
+            Malformed: a certificate of something else.
+        """
+        connection = None if transport is None else transport.get_extra_info("ssl_object")
+        identity = tls.peer_identity(connection, self._read)
+        if identity is None:
+            raise Refused("members only", why="no certificate was shown")
+        check_standing(identity, clock.wall(), self.revoked)
+        return identity
+
+    def _verified(self, leaf: bytes) -> Identity:
+        return read_verified_leaf(leaf, self._root)
+
+
+class _Pinned(aiohttp.Fingerprint):
+    """The site that is meant: checked by aiohttp after the handshake, before the request."""
+
+    def __init__(self, site: SiteId, verify: tls.Verify) -> None:
+        super().__init__(site)
+        self._site = site
+        self._verify = verify
+
+    def check(self, transport: asyncio.Transport) -> None:
+        try:
+            tls.require_peer(transport.get_extra_info("ssl_object"), self._verify, self._site)
+        except AtollError as error:
+            host, port, *_ = transport.get_extra_info("peername")
+            raise aiohttp.ServerFingerprintMismatch(
+                self._site, str(error).encode(), host, port
+            ) from error
+
+
+class Members:
+    """Calls to other sites over pooled, pinned TLS connections."""
+
+    def __init__(self, keys: SiteKeys, callers: Callers, body_bytes_max: int) -> None:
+        """Needs a running loop. ``callers`` knows what is revoked; answers are bounded too."""
+        self._context: ssl.SSLContext = tls.client_context(keys)
+        self._verify = tls.verifier(keys, lambda: callers.revoked, clock.wall)
+        self._body_bytes_max = body_bytes_max
+        self._pins: dict[SiteId, _Pinned] = {}
+        self.under_way: dict[SiteId, int] = {}
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                ssl=self._context,
+                limit=CONNECTIONS_MAX,
+                limit_per_host=CONNECTIONS_PER_SITE_MAX,
+                keepalive_timeout=20,
+                force_close=False,
+            ),
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
+
+    def keep(self, sites: set[SiteId]) -> None:
+        """Forget the pins of sites that are no members any more."""
+        self._pins = {site: pin for site, pin in self._pins.items() if site in sites}
+
+    def reload_certificate(self, keys: SiteKeys) -> None:
+        """Show the renewed certificate on new connections."""
+        tls.reload_certificate(self._context, keys)
+
+    async def call(
+        self,
+        remote: RemoteSite,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+    ) -> MemberAnswer:
+        """One request to one site; a connection that went stale in the pool is replaced once.
+
+        Raises:
+            Unreachable: no connection, another site at its address, or the answer broke off.
+            DeadlineExceeded: it answered too late.
+        """
+        self.under_way[remote.site] = self.under_way.get(remote.site, 0) + 1
+        try:
+            try:
+                return await self._call(remote, method, path, headers, body, deadline)
+            except aiohttp.ServerDisconnectedError:
+                return await self._call(remote, method, path, headers, body, deadline)
+        except aiohttp.ServerFingerprintMismatch as error:
+            raise Unreachable(
+                f"site {remote.name} cannot be reached", why=error.got.decode(errors="replace")
+            ) from error
+        except TimeoutError:
+            if clock.monotonic_s() >= deadline:
+                raise DeadlineExceeded(f"site {remote.name} did not answer in time") from None
+            raise Unreachable(
+                f"site {remote.name} cannot be reached", why="no connection in time"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(
+                f"site {remote.name} ({short(remote.site)}) cannot be reached",
+                why=str(error) or type(error).__name__,
+            ) from error
+        finally:
+            left = self.under_way[remote.site] - 1
+            if left:
+                self.under_way[remote.site] = left
+            else:
+                del self.under_way[remote.site]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def _call(
+        self,
+        remote: RemoteSite,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+    ) -> MemberAnswer:
+        pin = self._pins.get(remote.site)
+        if pin is None:
+            pin = self._pins[remote.site] = _Pinned(remote.site, self._verify)
+        left_s = max(deadline - clock.monotonic_s(), 0.001)
+        host = f"[{remote.host}]" if ":" in remote.host else remote.host
+        async with self._session.request(
+            method,
+            f"https://{host}:{remote.data_port}{path}",
+            data=body,
+            headers={**headers, DEADLINE_HEADER: str(round(left_s * 1000))},
+            ssl=pin,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(
+                total=left_s, connect=min(CONNECT_TIMEOUT_S, left_s), ceil_threshold=1e9
+            ),
+        ) as response:
+            return MemberAnswer(response.status, response.headers, await self._read(response))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await response.content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self._body_bytes_max:
+                raise aiohttp.ClientPayloadError(
+                    f"answer of more than {self._body_bytes_max} bytes"
+                )
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)

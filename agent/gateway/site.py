@@ -1,0 +1,136 @@
+"""What the gateway knows of its site and cluster: the last view, its workers, its admission.
+
+The control process replaces the view whole; the gateway decides on it alone, and goes on deciding
+when the control process is busy.
+"""
+
+from dataclasses import dataclass
+
+from agent.foundation.errors import Busy, Unreachable
+from agent.foundation.ids import Digest, SiteId
+from agent.gateway.figures import Figures
+from agent.gateway.worker_link import WorkerLink
+from agent.serving.admission import Admission
+from agent.wire.inside import LocalModel, RemoteSite, View
+
+WAITING_MAX = 1024
+"""Requests admitted at once: each holds a connection, a task and its body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the operator allows."""
+
+    request_bytes_max: int = 64 << 20
+    """As Triton's default (``--http-max-input-size``), after decompression."""
+    queue_max_s: float = 1.0
+    """Longest predicted wait of an admitted request."""
+    deadline_max_s: float = 60.0
+    """Time limit of a request that states none, and the most that one may state."""
+
+
+class SiteState:
+    """Shared by all endpoints of one gateway process."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.admission = Admission(queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX)
+        self.figures = Figures()
+        self.workers: dict[int, WorkerLink] = {}
+        self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
+        self._view: View | None = None
+        self._local: dict[bytes, LocalModel] = {}
+        self._serving: dict[bytes, tuple[RemoteSite, ...]] = {}
+
+    @property
+    def has_view(self) -> bool:
+        """Whether the control process has said anything yet."""
+        return self._view is not None
+
+    @property
+    def view(self) -> View:
+        """The last view.
+
+        Raises:
+            Busy: none has come yet.
+        """
+        if self._view is None:
+            raise Busy("the site is starting", mend="try again later")
+        return self._view
+
+    def replace_view(self, view: View) -> None:
+        """Decide by ``view`` from now on."""
+        self._view = view
+        self._local = {model.key: model for model in view.local}
+        self.residency_of_blob = {label.manifest: label.residency for label in view.blobs}
+        serving: dict[bytes, list[RemoteSite]] = {}
+        for remote in view.sites:
+            for served in remote.serving:
+                serving.setdefault(served.key, []).append(remote)
+        self._serving = {key: tuple(sites) for key, sites in serving.items()}
+        for model in view.local:
+            self.admission.seed(model.key, model.service_us)
+        self.admission.forget(set(self._local))
+
+    def local(self, key: bytes) -> LocalModel | None:
+        """A model that this site is to serve."""
+        return self._local.get(key)
+
+    def serving(self, key: bytes) -> tuple[RemoteSite, ...]:
+        """The other sites that say they serve a model."""
+        return self._serving.get(key, ())
+
+    def remote(self, site: SiteId) -> RemoteSite | None:
+        """A member by its id."""
+        return next((remote for remote in self.view.sites if remote.site == site), None)
+
+    # --- workers -----------------------------------------------------------------------------------
+    @property
+    def is_worker_up(self) -> bool:
+        """Whether any model worker is attached."""
+        return any(link.is_up for link in self.workers.values())
+
+    @property
+    def runners(self) -> int:
+        """Requests that all workers run at once; at least 1."""
+        return max(1, sum(link.runners for link in self.workers.values() if link.is_up))
+
+    @property
+    def slots(self) -> int:
+        """Requests that all workers hold at once."""
+        return sum(link.slots for link in self.workers.values() if link.is_up)
+
+    def least_busy_worker(self) -> WorkerLink:
+        """The worker for the next request.
+
+        Raises:
+            Unreachable: none is attached.
+        """
+        links = [link for link in self.workers.values() if link.is_up]
+        if not links:
+            raise Unreachable("the model worker has stopped", why="it is being restarted")
+        return min(links, key=lambda link: link.busy)
+
+    def attach(self, link: WorkerLink) -> None:
+        """Give requests to a worker, in place of a former one with its index."""
+        self.detach(link.index)
+        self.workers[link.index] = link
+
+    def detach(self, index: int) -> None:
+        """Fail the requests of a worker that is gone."""
+        if (link := self.workers.pop(index, None)) is not None:
+            link.close()
+
+    # --- readiness ---------------------------------------------------------------------------------
+    @property
+    def why_not_ready(self) -> str:
+        """Why this site takes no requests; empty if it does."""
+        if self._view is None:
+            return "the site is starting"
+        if self._view.is_draining:
+            return "the site is draining"
+        if self._view.local and not self.is_worker_up:
+            return "the model worker is restarting"
+        if self._view.local and not any(model.is_ready for model in self._view.local):
+            return "no model is ready"
+        return ""

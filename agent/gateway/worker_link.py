@@ -1,0 +1,213 @@
+"""One attached model worker: slots of shared memory, a doorbell, and the requests under way.
+
+A slot belongs to a request from the copy of its body to the worker's answer ring, also when the
+caller has gone meanwhile: the worker may still be writing there. When the worker is gone, every
+request fails at once and the memory is let go.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from dataclasses import dataclass
+
+from agent.drivers.clock import monotonic_s
+from agent.drivers.shared_memory import ALIGNMENT, SharedSlots
+from agent.foundation.errors import Malformed, Unreachable
+from agent.serving.doorbell import (
+    RING_BYTES_MAX,
+    AnswerRing,
+    CancelRing,
+    InferRing,
+    unpack_ring,
+)
+from agent.serving.failures import DeadlineExceeded, TooLarge
+
+GRACE_S = 2.0
+"""After the deadline: the worker answers by itself, or ends itself if native code does not stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A worker's answer, copied out of its slot."""
+
+    status: int
+    json_bytes: int | None
+    body: bytes
+    queue_us: int
+    run_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    answered: asyncio.Future[Reply]
+    slot: int
+    used_bytes: int
+
+
+class WorkerLink:
+    """The gateway's end; lives as long as the worker process."""
+
+    def __init__(self, index: int, doorbell: socket.socket, slots: SharedSlots) -> None:
+        """Take over both; needs a running loop."""
+        doorbell.setblocking(False)
+        self.index = index
+        self._doorbell = doorbell
+        self._slots = slots
+        self._loop = asyncio.get_running_loop()
+        self._free = deque(range(slots.slots))
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._calls: dict[int, _Call] = {}
+        self._number = 0
+        self._is_closed = False
+        self._loop.add_reader(doorbell.fileno(), self._rung)
+
+    @property
+    def slots(self) -> int:
+        """How many requests can be with the worker at once."""
+        return self._slots.slots
+
+    @property
+    def runners(self) -> int:
+        """How many it runs at once; 1 until it has said."""
+        return 1 if self._is_closed else max(1, self._slots.runners)
+
+    @property
+    def busy(self) -> int:
+        """Requests with the worker or waiting for a slot."""
+        return len(self._calls) + len(self._waiting)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether requests can be given to it."""
+        return not self._is_closed
+
+    async def infer(
+        self, body: bytes, header_bytes: int | None, key: bytes, deadline: float
+    ) -> Reply:
+        """The worker's answer to one request body.
+
+        Cancelling the call tells the worker to stop.
+
+        Args:
+            body: as the caller sent it.
+            header_bytes: length of its JSON part; None = all JSON.
+            key: of the model version.
+            deadline: monotonic seconds.
+
+        Raises:
+            Unreachable: the worker is gone, before or meanwhile.
+            DeadlineExceeded: no slot or no answer in time.
+            TooLarge: the body does not fit a slot.
+        """
+        offset = -(header_bytes or 0) % ALIGNMENT  # so that the first binary tensor is aligned
+        if offset + len(body) > self._slots.slot_bytes:
+            raise TooLarge(
+                f"body of {len(body)} bytes is too large",
+                why=f"a request has {self._slots.slot_bytes - ALIGNMENT} bytes at most",
+            )
+        slot = await self._take_slot(deadline)
+        self._slots.slot(slot)[offset : offset + len(body)] = body
+        self._number += 1
+        number = self._number
+        call = _Call(self._loop.create_future(), slot, len(body))
+        self._calls[number] = call
+        ring = InferRing(number, slot, offset, len(body), header_bytes, key, deadline)
+        try:
+            self._ring(ring.pack())
+        except Unreachable:
+            del self._calls[number]
+            raise
+        try:
+            async with asyncio.timeout(max(deadline - monotonic_s(), 0.0) + GRACE_S):
+                return await call.answered
+        except TimeoutError:
+            raise _late() from None
+        finally:
+            if not call.answered.done() or call.answered.cancelled():
+                with contextlib.suppress(Unreachable):
+                    self._ring(CancelRing(number).pack())
+
+    def close(self) -> None:
+        """The worker is gone: fail what is under way, let the memory go."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(self._doorbell.fileno())
+        self._doorbell.close()
+        for call in self._calls.values():
+            if not call.answered.done():
+                call.answered.set_exception(_gone())
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(_gone())
+        self._calls.clear()
+        self._waiting.clear()
+        self._slots.close()
+
+    async def _take_slot(self, deadline: float) -> int:
+        if self._is_closed:
+            raise _gone()
+        if self._free:
+            return self._free.popleft()
+        waiter: asyncio.Future[int] = self._loop.create_future()
+        self._waiting.append(waiter)
+        try:
+            async with asyncio.timeout(max(deadline - monotonic_s(), 0.0)):
+                return await waiter
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._give_slot(waiter.result())
+            elif waiter in self._waiting:
+                self._waiting.remove(waiter)
+            if isinstance(error, TimeoutError):
+                raise _late() from None
+            raise
+
+    def _give_slot(self, slot: int) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(slot)
+                return
+        self._free.append(slot)
+
+    def _ring(self, packet: bytes) -> None:
+        try:
+            self._doorbell.send(packet)
+        except OSError as error:
+            raise _gone() from error
+
+    def _rung(self) -> None:
+        while not self._is_closed:
+            try:
+                packet = self._doorbell.recv(RING_BYTES_MAX)
+            except BlockingIOError:
+                return
+            except OSError:
+                packet = b""
+            if not packet:
+                self.close()
+                return
+            ring = unpack_ring(packet)
+            if not isinstance(ring, AnswerRing):
+                raise Malformed("a worker rang a request")
+            self._answered(ring)
+
+    def _answered(self, ring: AnswerRing) -> None:
+        call = self._calls.pop(ring.number)
+        if not call.answered.done():
+            body = bytes(self._slots.slot(call.slot)[: ring.body_bytes])
+            call.answered.set_result(
+                Reply(ring.status, ring.json_bytes, body, ring.queue_us, ring.run_us)
+            )
+        self._slots.release(call.slot, max(call.used_bytes, ring.body_bytes))
+        self._give_slot(call.slot)
+
+
+def _gone() -> Unreachable:
+    return Unreachable("the model worker has stopped", why="it is being restarted")
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("the deadline passed before the answer was there")

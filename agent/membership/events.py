@@ -1,0 +1,158 @@
+"""What membership is told, and what it asks for.
+
+Effects are carried out in list order. None of them must be durable before the next one: what
+membership believes is evidence, never a promise.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.foundation.ids import SiteId
+from agent.foundation.machine import Woke
+from agent.membership.member import State
+from agent.wire.gossip import GossipMessage
+from agent.wire.records import Endpoint, Served, Signed, SiteRecord
+
+
+# --- events --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """An authenticated gossip packet came from ``sender``."""
+
+    sender: SiteId
+    message: GossipMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Introduced:
+    """Statements came by join, state sync or from the peer book; the notary knows their keys."""
+
+    signed: tuple[Signed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """The operating system refused to send to ``target`` (no route, no permission): our own fault."""
+
+    target: SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class PortRefused:
+    """ICMP says that nobody listens at ``target``'s port: its host lives, its process does not."""
+
+    target: SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged:
+    """This process stood still for ``lag_s`` seconds; what it missed is no evidence."""
+
+    lag_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LocalChanged:
+    """This site changed; None means unchanged."""
+
+    status: Literal["alive", "draining"] | None = None
+    endpoint: Endpoint | None = None
+    load: float | None = None
+    capacity: float | None = None
+    serving: tuple[Served, ...] | None = None
+    catalog: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SyncEnded:
+    """A state sync asked for with ``SyncWith`` is over (its ``Introduced`` came before)."""
+
+    target: SiteId
+    succeeded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """This site goes for good; step once, send what is asked, then stop."""
+
+
+SwimEvent = (
+    Heard
+    | Introduced
+    | SendFailed
+    | PortRefused
+    | LoopLagged
+    | LocalChanged
+    | SyncEnded
+    | Leave
+    | Woke
+)
+
+
+# --- effects -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class SendGossip:
+    """Seal ``message`` for ``target`` and send it to ``endpoint``'s mesh port; fits one packet."""
+
+    target: SiteId
+    endpoint: Endpoint
+    message: GossipMessage
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """A member is new (``before`` None) or changed state."""
+
+    site: SiteId
+    before: State | None
+    after: State
+
+
+@dataclass(frozen=True, slots=True)
+class RecordChanged:
+    """There is a newer record of ``site`` (this site included)."""
+
+    site: SiteId
+    record: SiteRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RememberPeer:
+    """Write the peer book: address, boot epoch or departure of ``site`` changed."""
+
+    site: SiteId
+    signed: Signed
+
+
+@dataclass(frozen=True, slots=True)
+class SyncWith:
+    """Run one state sync over TLS and report its end with ``SyncEnded``."""
+
+    site: SiteId
+    endpoint: Endpoint
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationChanged:
+    """This site hears nobody (or somebody again)."""
+
+    is_isolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityCloned:
+    """Alarm: a record signed by our own key is newer than ours: a second copy runs, or state was rolled back."""
+
+    sequence: int
+
+
+SwimEffect = (
+    SendGossip
+    | MemberChanged
+    | RecordChanged
+    | RememberPeer
+    | SyncWith
+    | IsolationChanged
+    | IdentityCloned
+)

@@ -1,0 +1,600 @@
+"""The membership machine: composes detection, belief, dissemination and repair.
+
+Theory of operation. Every site probes one member per protocol period (``detector``); a silence
+becomes a signed accusation, which travels as a rumor (``rumors``). Each site counts accusations for
+itself (``roster``, ``suspicion``): nobody can announce a death, only the evidence for one. The
+accused refutes with a newer record (``own_record``). State syncs repair what rumors missed
+(``syncs``), lost members are tried for ever (``recovery``), and a site that hears nobody blames
+itself (``contact``).
+
+Sources: Das, Gupta, Motivala 2002 (SWIM); Dadgar, Phillips, Currey 2018 (Lifeguard).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import assert_never
+
+from agent.foundation.errors import Malformed
+from agent.foundation.ids import SiteId
+from agent.foundation.machine import NEVER, Woke
+from agent.foundation.notary import Notary
+from agent.foundation.randomness import Rng
+from agent.membership.contact import Contact
+from agent.membership.detector import FailureDetector
+from agent.membership.events import (
+    Heard,
+    IdentityCloned,
+    Introduced,
+    IsolationChanged,
+    Leave,
+    LocalChanged,
+    LoopLagged,
+    MemberChanged,
+    PortRefused,
+    RecordChanged,
+    SendFailed,
+    SwimEffect,
+    SwimEvent,
+    SyncEnded,
+    SyncWith,
+)
+from agent.membership.member import Member, Peer
+from agent.membership.own_record import SEQUENCE_MAX, OwnRecord
+from agent.membership.post import Post
+from agent.membership.recovery import Recovery
+from agent.membership.roster import Roster, Verdict
+from agent.membership.rumors import Rumors
+from agent.membership.seen import Seen
+from agent.membership.settings import Settings
+from agent.membership.syncs import SyncPlan
+from agent.wire.gossip import Ack, Gossip, GossipMessage, Nack, Ping, PingRequest
+from agent.wire.limits import RUMOR_BYTES_MAX
+from agent.wire.mesh import MemberHead
+from agent.wire.records import STATEMENTS, Accusation, Signed, SiteRecord
+
+TELL_AGAIN_S = 1.0
+"""Least time between two corrections of one member's outdated belief about us."""
+REFRESH_S = 5.0
+"""Least time between two repetitions of the evidence against one dead member."""
+CONFIRM_AGAIN_S = 1.0
+"""Mean time between two looks at a suspect that cannot be judged yet."""
+EVIDENCE_SUBJECTS_MAX = 16
+"""Dead members whose evidence goes with one state sync (<= 48 statements, 8 KB)."""
+EXTRA_ASKED = 3
+"""Members asked at once when this site hears nobody."""
+
+
+class Swim:
+    """``Machine[SwimEvent, SwimEffect]``: one site's part in the membership protocol."""
+
+    def __init__(
+        self, *, record: SiteRecord, notary: Notary, settings: Settings, rng: Rng, now: float
+    ) -> None:
+        """Start knowing nobody; feed the peer book and the seeds' answers with ``Introduced``.
+
+        Args:
+            record: this site's first record; sequence = incarnation = boot_epoch << 32.
+            notary: signs as this site and checks other sites' statements.
+            settings: see ``Settings.lan`` and ``Settings.wan``.
+            rng: jitter and choice.
+            now: monotonic seconds.
+        """
+        self._me, self._notary, self._settings, self._rng = record.site, notary, settings, rng
+        self._out: list[SwimEffect] = []
+        self._settled = 0
+        self._own = OwnRecord(record, notary, settings, now)
+        self._roster = Roster(self._me, notary, settings, self._out)
+        self._rumors = Rumors(settings.rumors_max)
+        self._seen = Seen(settings.seen_max)
+        self._contact = Contact(settings, now)
+        self._syncs = SyncPlan(settings, rng, self._ask_sync, now)
+        self._post = Post(
+            me=self._me,
+            own=self._own,
+            roster=self._roster,
+            rumors=self._rumors,
+            settings=settings,
+            out=self._out,
+            now=now,
+        )
+        self._detector = FailureDetector(
+            me=self._me,
+            roster=self._roster,
+            post=self._post,
+            syncs=self._syncs,
+            settings=settings,
+            rng=rng,
+            now=now,
+            accuse=self._accuse,
+        )
+        self._recovery = Recovery(self._roster, settings, rng, self._try_lost)
+        self._gossiped_at = float("-inf")
+        self._woke_at = NEVER
+        self._lag_seen_at = float("-inf")
+        self._has_left = False
+        self._catalog_seen = self._own_catalog = record.catalog
+        self.malformed = 0
+        """Statements that did not decode (counted, dropped)."""
+        self.forged = 0
+        """Statements of known speakers with a wrong signature, or impossible ones."""
+        self._rumors.put((self._me, self._me), self._own.signed)
+
+    # --- what others may read --------------------------------------------------------------------
+    @property
+    def record(self) -> SiteRecord:
+        """This site's current record."""
+        return self._own.record
+
+    @property
+    def signed(self) -> Signed:
+        """The current record, signed."""
+        return self._own.signed
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether this site hears nobody although it should."""
+        return self._contact.is_isolated
+
+    @property
+    def health(self) -> int:
+        """Lifeguard's local health score: 0 is healthy."""
+        return self._detector.health.score
+
+    def members(self) -> Mapping[SiteId, Member]:
+        """All known members but this site; a live read-only view."""
+        return MappingProxyType(self._roster.views)
+
+    def heads(self) -> tuple[MemberHead, ...]:
+        """How far our knowledge goes, this site included: the first half of a state sync."""
+        mine = MemberHead(self._me, self._own.record.sequence)
+        return (mine, *(MemberHead(p.site, p.record.sequence) for p in self._roster.peers()))
+
+    def wanted(self, heads: Sequence[MemberHead]) -> tuple[SiteId, ...]:
+        """Members of whom the owner of ``heads`` knows more than we do."""
+        return tuple(
+            head.site
+            for head in heads
+            if head.site != self._me
+            and (
+                (peer := self._roster.get(head.site)) is None
+                or peer.record.sequence < head.sequence
+            )
+        )
+
+    def statements_for(
+        self, site: SiteId, heads: Sequence[MemberHead]
+    ) -> tuple[tuple[SiteId, Signed], ...]:
+        """What ``site``, whose knowledge is ``heads``, lacks: (speaker, statement) pairs.
+
+        Newer records; the accusations against ``site`` itself, so that it can refute them; and
+        the evidence against some of our dead, so that a newcomer need not find out alone.
+        """
+        known = {head.site: head.sequence for head in heads}
+        pairs = []
+        if known.get(self._me, -1) < self._own.record.sequence:
+            pairs.append((self._me, self._own.signed))
+        pairs += [
+            (peer.site, peer.signed)
+            for peer in self._roster.peers()
+            if known.get(peer.site, -1) < peer.record.sequence and peer.site != site
+        ]
+        return (*pairs, *self.evidence_for(site))
+
+    def evidence_for(self, site: SiteId) -> tuple[tuple[SiteId, Signed], ...]:
+        """Accusations for ``site``: those against itself, and against up to 16 of our dead."""
+        dead = [p for p in self._roster.peers() if p.state == "dead" and p.site != site]
+        chosen = self._rng.sample(dead, min(EVIDENCE_SUBJECTS_MAX, len(dead)))
+        if (peer := self._roster.get(site)) is not None:
+            chosen.insert(0, peer)
+        return tuple(
+            (accuser, evidence.signed)
+            for subject in chosen
+            if subject.suspicion is not None
+            for accuser, evidence in list(subject.suspicion.accusers.items())[
+                : self._settings.accusers_needed
+            ]
+        )
+
+    # --- the machine -----------------------------------------------------------------------------
+    def step(self, event: SwimEvent, now: float) -> list[SwimEffect]:
+        """Take one event at monotonic time ``now``; effects are carried out in order."""
+        if (lag_s := now - self._woke_at) > self._settings.lag_tolerance_s:
+            self._lagged(lag_s, now)
+        self._take(event, now)
+        self._settle(now)
+        self._run(now)
+        self._settle(now)
+        effects = self._out.copy()
+        self._out.clear()
+        self._settled = 0
+        self._woke_at = self._next_wake()
+        return effects
+
+    def wake_at(self) -> float:
+        """When ``Woke`` is wanted; only ``step`` changes it."""
+        return self._woke_at
+
+    def _next_wake(self) -> float:
+        if self._has_left:
+            return self._gossip_at()
+        return min(
+            self._detector.wake_at(),
+            self._roster.due_at,
+            self._gossip_at(),
+            self._contact.wake_at,
+            self._recovery.wake_at,
+            self._syncs.wake_at if len(self._roster) else NEVER,
+            self._own.due_at,
+        )
+
+    def _take(self, event: SwimEvent, now: float) -> None:  # noqa: C901, PLR0912 - one arm an event
+        match event:
+            case Woke():
+                pass
+            case Heard():
+                self._hear(event.sender, event.message, now)
+            case Introduced():
+                for signed in event.signed:
+                    self._learn(signed, None, now)
+                self._syncs.hasten(now)
+            case SendFailed():
+                self._detector.send_failed(event.target)
+            case PortRefused():
+                peer = self._roster.get(event.target)
+                if peer is not None and peer.state in ("alive", "suspect"):
+                    self._detector.refused(peer, now)
+            case LoopLagged():
+                if now - self._lag_seen_at >= event.lag_s:
+                    self._lagged(event.lag_s, now)
+            case LocalChanged():
+                if not self._has_left:
+                    self._own.change(event, now)
+            case SyncEnded():
+                self._sync_ended(event.target, succeeded=event.succeeded, now=now)
+            case Leave():
+                self._leave(now)
+            case _:
+                assert_never(event)
+
+    def _run(self, now: float) -> None:
+        """Do everything that is due."""
+        if self._has_left:
+            self._gossip(now)
+            return
+        if self._own.due_at <= now:
+            self._own.publish(now)
+            self._spread_own()
+        self._detector.run(now)
+        while self._roster.due_at <= now:
+            # A death lowers the number of accusers that others need; each pass holds or condemns.
+            self._judge(now)
+        self._watch_contact(now)
+        self._recovery.run(now, is_isolated=self._contact.is_isolated)
+        if len(self._roster):
+            self._syncs.run_periodic(self._roster.reachable(), self._roster.sites, now)
+            self._syncs.run_catalog(self._catalog_candidates, now)
+        self._gossip(now)
+
+    def _settle(self, now: float) -> None:
+        """React to our own effects: beliefs that changed move the other parts."""
+        while self._settled < len(self._out):
+            effect = self._out[self._settled]
+            self._settled += 1
+            if isinstance(effect, MemberChanged):
+                self._member_changed(effect, now)
+            elif isinstance(effect, RecordChanged):
+                self._record_changed(effect, now)
+
+    def _member_changed(self, effect: MemberChanged, now: float) -> None:
+        self._contact.expect(now, somebody=self._roster.is_anybody_expected)
+        if effect.after == "alive" and effect.before != "suspect":
+            self._detector.order.insert(effect.site)
+            if effect.before == "dead":
+                if self._recovery.came_back(now):
+                    # Several return at once: a cut has healed, and gossip alone leaves gaps.
+                    self._syncs.bring_forward(now)
+        elif effect.after in ("dead", "left"):
+            self._recovery.lost(now)
+
+    def _record_changed(self, effect: RecordChanged, now: float) -> None:
+        if effect.site == self._me or effect.record.catalog == self._own.record.catalog:
+            return
+        self._catalog_seen = effect.record.catalog
+        if self._syncs.has_joined:
+            self._syncs.catalog_differs(self._roster.sites, now)
+
+    # --- hearing ---------------------------------------------------------------------------------
+    def _hear(self, sender: SiteId, message: GossipMessage, now: float) -> None:
+        for signed in message.rumors:
+            self._learn(signed, sender, now)
+        peer = self._roster.get(sender)
+        if peer is None or self._has_left:
+            return
+        peer.heard_at = now
+        if isinstance(message, Ack | Nack):
+            self._made_contact(now)
+        self._withdraw(peer, now)
+        match message:
+            case Ping():
+                self._post.send(peer, partial(Ack, message.number, self._me), now)
+            case Ack():
+                self._detector.acked(sender, message, now)
+            case Nack():
+                self._detector.nacked(sender, message)
+            case PingRequest():
+                self._detector.asked(sender, message, now)
+            case Gossip():
+                pass
+            case _:
+                assert_never(message)
+
+    def _made_contact(self, now: float) -> None:
+        was_silent, was_isolated = self._contact.is_silent(now), self._contact.is_isolated
+        self._contact.heard(now)
+        if was_isolated:
+            self._post.is_isolated = False
+            self._out.append(IsolationChanged(is_isolated=False))
+            self._recovery.came_back(now)
+        if was_silent:
+            # What we held against others while we heard nobody is void.
+            for peer in self._roster.suspects():
+                self._roster.withdraw(peer, now)
+                self._rumors.drop((peer.site, self._me))
+
+    def _withdraw(self, peer: Peer, now: float) -> None:
+        """We hear whom we alone accused: take it back, and let it refute what may have spread."""
+        if peer.suspicion is None or not self._roster.is_mine_alone(peer):
+            return
+        accusation = peer.suspicion.accusers[self._me].signed
+        self._roster.withdraw(peer, now)
+        self._rumors.drop((peer.site, self._me))
+        self._post.tell(peer, (accusation,))
+
+    # --- learning --------------------------------------------------------------------------------
+    def _learn(self, signed: Signed, sender: SiteId | None, now: float) -> None:
+        """Take one statement; ``sender`` is None if it did not come as a rumor."""
+        if signed.body in self._seen:
+            return
+        try:
+            statement: SiteRecord | Accusation = STATEMENTS.unpack(signed.body, RUMOR_BYTES_MAX)
+        except Malformed:
+            self.malformed += 1
+            return
+        match statement:
+            case SiteRecord(site=self._me):
+                self._hear_own(statement, signed, now)
+            case SiteRecord():
+                self._learn_record(statement, signed, sender, now)
+            case Accusation(accuser=self._me):
+                pass
+            case Accusation(subject=self._me):
+                self._accused(statement, signed, sender, now)
+            case Accusation():
+                self._learn_accusation(statement, signed, sender, now)
+
+    def _learn_record(
+        self, record: SiteRecord, signed: Signed, sender: SiteId | None, now: float
+    ) -> None:
+        peer = self._roster.get(record.site)
+        accusers = [] if peer is None or peer.suspicion is None else [*peer.suspicion.accusers]
+        verdict = self._roster.take_record(record, signed, now)
+        self._weigh(verdict, signed, sender, now)
+        if verdict is not Verdict.NEWS:
+            return
+        peer = self._roster.get(record.site)
+        assert peer is not None, "a believed record has a member"
+        if peer.suspicion is None:
+            self._rumors.drop_about(record.site, accusers)
+        # What the first sync tells a newcomer is no news to anybody else.
+        if sender is not None or self._syncs.has_joined:
+            self._rumors.put((record.site, record.site), signed)
+
+    def _learn_accusation(
+        self, accusation: Accusation, signed: Signed, sender: SiteId | None, now: float
+    ) -> None:
+        verdict = self._roster.take_accusation(accusation, signed, now)
+        self._weigh(verdict, signed, sender, now)
+        peer = self._roster.get(accusation.subject)
+        if peer is None or peer.suspicion is None:
+            return
+        if verdict is Verdict.NEWS:
+            self._rumors.put((accusation.subject, accusation.accuser), signed)
+            if len(peer.suspicion.accusers) == 1 or accusation.is_refused:
+                self._confirm(peer, now)
+        elif verdict is Verdict.SETTLED and now - peer.refreshed_at >= REFRESH_S:
+            peer.refreshed_at = now
+            for accuser, evidence in peer.suspicion.accusers.items():
+                self._rumors.put((peer.site, accuser), evidence.signed)
+
+    def _weigh(self, verdict: Verdict, signed: Signed, sender: SiteId | None, now: float) -> None:
+        match verdict:
+            case Verdict.NEWS | Verdict.STALE:
+                self._seen.add(signed.body)
+            case Verdict.FORGED:
+                self.forged += 1
+            case Verdict.UNKNOWN if sender is not None:
+                self._want_sync(sender, "unknown member", now)
+            case Verdict.AHEAD if sender is not None:
+                self._want_sync(sender, "newer record", now)
+            case _:
+                pass
+
+    def _want_sync(self, site: SiteId, reason: str, now: float) -> None:
+        if self._roster.get(site) is not None:
+            self._syncs.want(site, reason, now)
+
+    # --- accusations -----------------------------------------------------------------------------
+    def _accuse(self, peer: Peer, is_refused: bool, now: float) -> None:  # noqa: FBT001 - callback
+        """Our probe failed: say so, unless we hear nobody at all."""
+        body = STATEMENTS.pack(Accusation(self._me, peer.site, peer.record.incarnation, is_refused))
+        signed = Signed(body, self._notary.sign(body))
+        accusation = STATEMENTS.unpack(body)
+        verdict = self._roster.take_accusation(accusation, signed, now)
+        if verdict is Verdict.NEWS and not self._contact.is_silent(now):
+            self._rumors.put((peer.site, self._me), signed)
+
+    def _confirm(self, peer: Peer, now: float) -> None:
+        """Look for ourselves, with a chance that keeps the number of askers bounded."""
+        if peer.suspicion is None or self._me in peer.suspicion.accusers:
+            return
+        if self._rng.random() * max(1, self._roster.alive) < self._settings.confirmers:
+            self._detector.probe(peer, now)
+
+    def _judge(self, now: float) -> None:
+        """Give a verdict on every suspect whose time is over."""
+        needed = self._roster.needed()
+        for peer in self._roster.overdue(now):
+            suspicion = peer.suspicion
+            assert suspicion is not None, "a suspect has a suspicion"
+            if peer.heard_at is not None and peer.heard_at > suspicion.started_at:
+                suspicion.started_at = peer.heard_at
+                self._roster.hold(peer, now + CONFIRM_AGAIN_S)
+            elif len(suspicion.accusers) < needed:
+                self._roster.hold(peer, now + CONFIRM_AGAIN_S * self._rng.uniform(0.5, 1.5))
+                if self._me not in suspicion.accusers:
+                    self._detector.probe(peer, now)
+            elif self._contact.is_silent(now) and suspicion.refusals() < min(2, needed):
+                self._roster.hold(peer, now + CONFIRM_AGAIN_S)
+            else:
+                self._roster.condemn(peer, now)
+
+    def _accused(
+        self, accusation: Accusation, signed: Signed, sender: SiteId | None, now: float
+    ) -> None:
+        """Somebody says that we do not answer: refute, or correct whoever is behind."""
+        if self._has_left or accusation.incarnation > self._own.record.incarnation:
+            return
+        if accusation.incarnation == self._own.record.incarnation:
+            if not self._notary.is_signed_by(accusation.accuser, signed.body, signed.signature):
+                if sender is not None:
+                    self._want_sync(sender, "unknown member", now)
+                return
+            self._detector.health.note(1)
+            self._own.refute(accusation.incarnation, now)
+            self._spread_own()
+        peer = None if sender is None else self._roster.get(sender)
+        if peer is not None and (
+            now - peer.told_at >= TELL_AGAIN_S
+            or accusation.incarnation == self._own.record.incarnation
+        ):
+            peer.told_at = now
+            self._post.tell(peer, (self._own.signed,))
+
+    def _hear_own(self, record: SiteRecord, signed: Signed, now: float) -> None:
+        if record.sequence <= self._own.record.sequence:
+            self._seen.add(signed.body)
+        elif not self._notary.is_signed_by(self._me, signed.body, signed.signature):
+            self.forged += 1
+        else:
+            self._out.append(IdentityCloned(record.sequence))
+            if record.sequence < SEQUENCE_MAX - 2**32 and not self._has_left:
+                self._own.refute(record.sequence, now)
+                self._spread_own()
+
+    # --- telling ---------------------------------------------------------------------------------
+    def _spread_own(self) -> None:
+        record = self._own.record
+        if record.catalog != self._own_catalog:
+            self._own_catalog = record.catalog
+            self._syncs.catalog_changed()
+        self._rumors.put((self._me, self._me), self._own.signed)
+        self._out.append(RecordChanged(self._me, record))
+
+    def _burst(self) -> None:
+        """Tell many members directly: our news cannot wait for gossip."""
+        reachable = self._roster.reachable()
+        for site in self._rng.sample(reachable, min(self._settings.burst, len(reachable))):
+            if (peer := self._roster.get(site)) is not None:
+                self._post.tell(peer, (self._own.signed,))
+
+    def _gossip_at(self) -> float:
+        if not len(self._rumors) or not self._roster.reachable():
+            return NEVER
+        return self._gossiped_at + self._settings.gossip_interval_s
+
+    def _gossip(self, now: float) -> None:
+        """Pass news on to a few members: at once when quiet, then at the gossip interval."""
+        if self._gossip_at() > now:
+            return
+        self._gossiped_at = now
+        reachable = self._roster.reachable()
+        count = min(self._settings.gossip_fanout, len(reachable))
+        for site in self._rng.sample(reachable, count):
+            peer = self._roster.get(site)
+            if peer is not None and len(self._rumors):
+                self._post.send(peer, Gossip, now)
+
+    def _leave(self, now: float) -> None:
+        if self._has_left:
+            return
+        self._own.leave(now)
+        self._spread_own()
+        self._burst()
+        self._has_left = True
+
+    # --- repair ----------------------------------------------------------------------------------
+    def _sync_ended(self, target: SiteId, *, succeeded: bool, now: float) -> None:
+        self._syncs.ended(target, succeeded=succeeded)
+        peer = self._roster.get(target)
+        if not succeeded or peer is None or self._has_left:
+            return
+        self._made_contact(now)
+        self._detector.reached_over_tcp(peer)
+        if self._roster.is_mine_alone(peer):
+            peer.is_relayed = True
+            self._withdraw(peer, now)
+
+    def _ask_sync(self, site: SiteId, reason: str) -> None:
+        if (peer := self._roster.get(site)) is not None:
+            self._out.append(SyncWith(site, peer.record.endpoint, reason))
+
+    def _catalog_candidates(self) -> list[SiteId]:
+        """Members whose catalog differs; if there are any, those with the newest digest heard of."""
+        mine = self._own.record.catalog
+        differing = [
+            peer
+            for site in self._roster.reachable()
+            if (peer := self._roster.get(site)) is not None and peer.record.catalog != mine
+        ]
+        newest = [peer.site for peer in differing if peer.record.catalog == self._catalog_seen]
+        return newest or [peer.site for peer in differing]
+
+    def _try_lost(self, peer: Peer, with_sync: bool, now: float) -> None:  # noqa: FBT001 - callback
+        self._detector.ping_lost(peer, now)
+        if with_sync:
+            self._syncs.try_silent(peer.site, "lost member", now)
+
+    def _watch_contact(self, now: float) -> None:
+        """When nobody is heard, ask several at once; then say that we are isolated."""
+        if self._contact.must_ask(now):
+            sites = self._roster.reachable() or tuple(peer.site for peer in self._roster.peers())
+            chosen = self._rng.sample(sites, min(EXTRA_ASKED, len(sites)))
+            for site in chosen:
+                peer = self._roster.get(site)
+                assert peer is not None, "chosen from the roster"
+                if peer.state in ("alive", "suspect"):
+                    self._detector.probe(peer, now)
+                else:
+                    self._detector.ping_lost(peer, now)
+            self._syncs.try_silent(chosen[0], "nobody heard", now)
+        if self._contact.became_isolated(now):
+            self._post.is_isolated = True
+            self._out.append(IsolationChanged(is_isolated=True))
+            for peer in self._roster.suspects():
+                if self._roster.is_mine_alone(peer):
+                    self._rumors.drop((peer.site, self._me))
+
+    def _lagged(self, lag_s: float, now: float) -> None:
+        """We stood still for ``lag_s``: void the silence, and refute before anybody asks."""
+        self._lag_seen_at = now
+        self._detector.health.note(min(self._settings.health_max // 2, math.ceil(lag_s)))
+        self._detector.lagged(now)
+        self._contact.lagged(lag_s, now)
+        self._roster.hold_all(lag_s, now + self._settings.probe_timeout_s)
+        accusable_s = self._settings.probe_timeout_s + self._settings.indirect_timeout_s
+        if lag_s >= accusable_s and len(self._roster) and not self._has_left:
+            self._own.refute(self._own.record.sequence, now)
+            self._spread_own()
+            self._burst()

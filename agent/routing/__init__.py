@@ -1,0 +1,1 @@
+"""Where a request may go, where it should go, and why: filtered first, scored second."""

@@ -1,0 +1,1 @@
+"""Serving, as pure code: the Open Inference Protocol, admission, doorbell messages."""

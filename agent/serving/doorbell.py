@@ -1,0 +1,116 @@
+"""What gateway and model worker ring to each other: fixed-size messages beside the shared memory.
+
+The body of a request lies in a slot of the shared memory; the ring names the slot. The answer takes
+the same slot. Each ring is one packet of an ``AF_UNIX SOCK_SEQPACKET`` pair, so it arrives whole.
+Deadlines are on the machine's monotonic clock, which both processes read alike.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from agent.foundation.errors import Malformed
+
+_INFER = struct.Struct("<BxHII q Q 8s d")
+_CANCEL = struct.Struct("<B7xQ")
+_ANSWER = struct.Struct("<BxHHxx q Q Q I I")
+RING_BYTES_MAX = 64
+"""Above the largest of the three."""
+
+_INFER_TAG, _CANCEL_TAG, _ANSWER_TAG = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class InferRing:
+    """Gateway to worker: a request lies in a slot."""
+
+    number: int
+    """Of this request on this doorbell; comes back in the answer."""
+    slot: int
+    offset: int
+    """Where the body starts in the slot, bytes: chosen so that binary tensors are aligned."""
+    body_bytes: int
+    header_bytes: int | None
+    """Length of the JSON part; None = all JSON, 0 = raw tensor."""
+    key: bytes
+    deadline: float
+    """Monotonic seconds."""
+
+    def pack(self) -> bytes:
+        """The ring as bytes."""
+        header = -1 if self.header_bytes is None else self.header_bytes
+        return _INFER.pack(
+            _INFER_TAG,
+            self.slot,
+            self.offset,
+            self.body_bytes,
+            header,
+            self.number,
+            self.key,
+            self.deadline,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRing:
+    """Gateway to worker: nobody waits for this request any more."""
+
+    number: int
+
+    def pack(self) -> bytes:
+        """The ring as bytes."""
+        return _CANCEL.pack(_CANCEL_TAG, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRing:
+    """Worker to gateway: the answer stands at the start of the request's slot."""
+
+    number: int
+    slot: int
+    status: int
+    json_bytes: int | None
+    """Length of the JSON part of a binary answer; None = all JSON."""
+    body_bytes: int
+    queue_us: int
+    """Time between the ring and the start of the work, microseconds."""
+    run_us: int
+    """Time inside the model, microseconds; 0 if it did not run."""
+
+    def pack(self) -> bytes:
+        """The ring as bytes."""
+        header = -1 if self.json_bytes is None else self.json_bytes
+        return _ANSWER.pack(
+            _ANSWER_TAG,
+            self.slot,
+            self.status,
+            header,
+            self.number,
+            self.body_bytes,
+            min(self.queue_us, 0xFFFFFFFF),
+            min(self.run_us, 0xFFFFFFFF),
+        )
+
+
+Ring = InferRing | CancelRing | AnswerRing
+
+
+def unpack_ring(data: bytes) -> Ring:
+    """The ring in one packet.
+
+    Raises:
+        Malformed: of another size or tag; the two processes are not of one version.
+    """
+    tag = data[0] if data else 0
+    if tag == _INFER_TAG and len(data) == _INFER.size:
+        _, slot, offset, body_bytes, header, number, key, deadline = _INFER.unpack(data)
+        return InferRing(
+            number, slot, offset, body_bytes, None if header < 0 else header, key, deadline
+        )
+    if tag == _CANCEL_TAG and len(data) == _CANCEL.size:
+        return CancelRing(_CANCEL.unpack(data)[1])
+    if tag == _ANSWER_TAG and len(data) == _ANSWER.size:
+        _, slot, status, header, number, body_bytes, queue_us, run_us = _ANSWER.unpack(data)
+        return AnswerRing(
+            number, slot, status, None if header < 0 else header, body_bytes, queue_us, run_us
+        )
+    raise Malformed(f"doorbell packet of {len(data)} bytes with tag {tag}")

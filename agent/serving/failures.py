@@ -1,0 +1,58 @@
+"""Which HTTP status an error is, and how the protocol words it.
+
+Rule: whatever goes wrong, the answer is ``{"error": "<text>"}`` with a status that says who can act:
+4xx the caller, 5xx this site or its peers.
+"""
+
+import orjson
+
+from agent.foundation.errors import (
+    AtollError,
+    Busy,
+    Malformed,
+    NotFound,
+    Refused,
+    Unreachable,
+    UsageError,
+)
+
+ERROR_CHARS_MAX = 1000
+"""ONNX Runtime quotes whole graphs in some messages; a person reads the first lines."""
+
+
+class TooLarge(UsageError):
+    """The body is beyond the limit that the message names."""
+
+
+class TooSlow(UsageError):
+    """The caller did not send its request in time."""
+
+
+class DeadlineExceeded(AtollError):
+    """The request's own time limit passed before its answer was there."""
+
+
+_STATUS: tuple[tuple[type[AtollError], int], ...] = (
+    (TooLarge, 413),
+    (TooSlow, 408),
+    (NotFound, 404),
+    (Refused, 403),
+    (Busy, 503),
+    (UsageError, 400),
+    (Malformed, 400),
+    (Unreachable, 503),
+    (DeadlineExceeded, 504),
+)
+
+
+def status_of(error: AtollError) -> int:
+    """The HTTP status of an error; 500 for what is this site's own fault."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def error_body(text: str) -> bytes:
+    """The protocol's error object, with the text cut to what a person reads."""
+    clean = text.encode("utf-8", "replace").decode()
+    if len(clean) > ERROR_CHARS_MAX:
+        clean = clean[: ERROR_CHARS_MAX - 1] + "…"
+    return orjson.dumps({"error": clean})

@@ -1,0 +1,78 @@
+"""What must hold in every run of the membership world, judged apart from the machines.
+
+Hard rules, raised at once as ``Violation``: nobody forges a record, sequences and incarnations
+never fall while the observer lives, only the owner moves them, nobody wakes in the past. Findings,
+kept for the scenario to judge: deaths declared of running sites (with the observer and the time).
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+from agent.foundation.ids import SiteId, short
+from agent.membership.events import MemberChanged, RecordChanged, SwimEffect
+from agent.membership.swim import Swim
+from agent.wire.records import STATEMENTS
+
+
+class Violation(AssertionError):
+    """The machine broke a rule of membership."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One observer declared one site dead."""
+
+    at: float
+    observer: SiteId
+    subject: SiteId
+    was_running: bool
+    subject_down_for_s: float
+
+
+class MembershipChecks:
+    """Watches every step of every site."""
+
+    def __init__(self, made: dict[bytes, SiteId]) -> None:
+        """``made`` is the ledger of statements that sites really signed."""
+        self._made = made
+        self._down_at: dict[SiteId, float] = {}
+        self._heights: dict[tuple[SiteId, SiteId], tuple[int, int]] = {}
+        self.verdicts: list[Verdict] = []
+
+    def started(self, site: SiteId, now: float) -> None:
+        """A process starts: it may have forgotten what it believed."""
+        self._down_at.pop(site, None)
+        for pair in [pair for pair in self._heights if pair[0] == site]:
+            del self._heights[pair]
+        assert now >= 0, "time starts at 0"
+
+    def stopped(self, site: SiteId, now: float) -> None:
+        """A process ends."""
+        self._down_at[site] = now
+
+    def false_deaths(self, since: float = 0.0) -> list[Verdict]:
+        """Deaths declared of sites that ran."""
+        return [v for v in self.verdicts if v.was_running and v.at >= since]
+
+    def stepped(self, me: SiteId, swim: Swim, effects: list[SwimEffect], now: float) -> None:
+        """Judge one step."""
+        if swim.wake_at() <= now:
+            raise Violation(f"{short(me)} wants to wake at {swim.wake_at()}, now is {now}")
+        for effect in effects:
+            if isinstance(effect, RecordChanged):
+                self._check_record(me, swim, effect)
+            elif isinstance(effect, MemberChanged) and effect.after == "dead":
+                down_at = self._down_at.get(effect.site, inf)
+                self.verdicts.append(Verdict(now, me, effect.site, down_at == inf, now - down_at))
+
+    def _check_record(self, me: SiteId, swim: Swim, effect: RecordChanged) -> None:
+        record = effect.record
+        if self._made.get(STATEMENTS.pack(record)) != record.site:
+            raise Violation(f"{short(me)} believes a record that {short(record.site)} never made")
+        height = (record.sequence, record.incarnation)
+        before = self._heights.get((me, record.site), (-1, -1))
+        if height[0] <= before[0] or height[1] < before[1]:
+            raise Violation(f"{short(record.site)} fell from {before} to {height} at {short(me)}")
+        self._heights[me, record.site] = height
+        if record.site != me and record.site not in swim.members():
+            raise Violation(f"{short(record.site)} is believed and no member")

@@ -1,0 +1,239 @@
+"""What happens to a site, and what it asks its drivers to do.
+
+Events and effects of the parts (membership, federation) that pass through unchanged are named in
+``agent.membership.events`` and ``agent.federation.events``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.federation import events as job
+from agent.federation.events import JobEvent
+from agent.foundation.ids import Digest, JobId, SiteId
+from agent.foundation.machine import Woke
+from agent.foundation.writes import Write
+from agent.membership import events as swim
+from agent.wire.documents import Document, ModelVersion
+from agent.wire.mesh import Call, Reply
+from agent.wire.records import Endpoint
+
+
+# --- events --------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class CallReceived:
+    """A member calls over TLS; answer with ``Answer(call, ...)``."""
+
+    call: int
+    sender: SiteId
+    message: Call
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """What came of an ``Ask``; ``site`` is who answered (known only now after a greeting)."""
+
+    call: int
+    site: SiteId | None
+    reply: Reply | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """A hint that a member may be at ``endpoint``; ``mechanism``: mdns, seed, token or book."""
+
+    endpoint: Endpoint
+    mechanism: str
+    site: SiteId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WallClock:
+    """Unix time is ``now + offset_s``; only display, stamps and certificates use it."""
+
+    offset_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """An admin's documents arrived at this site; ``Resolved(token, ...)`` answers."""
+
+    token: int
+    documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlobStored:
+    """The blob is complete on this site's disk."""
+
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFailed:
+    """The blob could not be fetched or read."""
+
+    digest: Digest
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BlobLoaded:
+    """The bytes asked for with ``ReadBlob``."""
+
+    digest: Digest
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """Work for a job ended: an event of that job's machine."""
+
+    job: JobId
+    event: JobEvent
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """The model worker has a session and has run it once."""
+
+    key: bytes
+    providers: tuple[str, ...]
+    metadata: str
+    service_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailed:
+    """The model worker refused the model, or died of it (``is_crash``)."""
+
+    key: bytes
+    reason: str
+    is_crash: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUp:
+    """A fresh model worker waits for models."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDown:
+    """The model worker is gone, and every session with it."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadMeasured:
+    """How busy inference is (0 idle, 1 full) and the run time of each model, microseconds."""
+
+    load: float
+    service_us: Mapping[bytes, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """The operator wants this site to take no new work from others (or to take it again)."""
+
+    is_draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveRequested:
+    """The operator wants this site to leave the mesh in good order."""
+
+
+SiteEvent = (
+    CallReceived | CallEnded | Discovered | WallClock | Submitted | BlobStored | BlobFailed
+    | BlobLoaded | JobEnded | ModelReady | ModelFailed | WorkerUp | WorkerDown | LoadMeasured
+    | DrainRequested | LeaveRequested | swim.Heard | swim.SendFailed | swim.PortRefused
+    | swim.LoopLagged | job.Persisted | Woke
+)  # fmt: skip
+
+
+# --- effects -------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make durable before any later effect; ``Persisted(token)`` follows if one is given."""
+
+    writes: tuple[Write, ...]
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Call the site at ``endpoint``; ``site`` None: whichever member is there (a greeting)."""
+
+    call: int
+    site: SiteId | None
+    endpoint: Endpoint
+    message: Call
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer a ``CallReceived``."""
+
+    call: int
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBlob:
+    """Fetch from these members, in this order of preference."""
+
+    digest: Digest
+    sources: tuple[tuple[SiteId, Endpoint], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Have the model worker load this version (its blob is held)."""
+
+    key: bytes
+    version: ModelVersion
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """The model worker may forget this version."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayChanged:
+    """What the gateway decides by has changed: push ``Site.view()`` to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The answer to ``Submitted``: an error text for each document, empty if it was taken."""
+
+    token: int
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationChanged:
+    """Nobody is heard (or somebody is again)."""
+
+    is_isolated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something an operator wants in the log."""
+
+    text: str
+    is_warning: bool = False
+
+
+JobWork = job.Train | job.Initialise | job.Aggregate | job.Export | job.ReleaseTrainer
+SiteEffect = (
+    swim.SendGossip | Persist | Ask | Answer | FetchBlob | job.ReadBlob | job.StoreBytes
+    | job.ForgetBlob | JobWork | LoadModel | UnloadModel | GatewayChanged | Resolved | Noted | IsolationChanged
+    | job.Progressed
+)  # fmt: skip

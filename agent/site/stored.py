@@ -1,0 +1,36 @@
+"""What a site reads back from its database at start."""
+
+from dataclasses import dataclass, field
+
+from agent.federation.job import Restored
+from agent.foundation.ids import Digest, JobId
+from agent.wire.documents import Document
+from agent.wire.mesh import Introduction
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Everything durable, decoded; empty for a new site."""
+
+    peers: tuple[Introduction, ...] = ()
+    """The peer book: members ever met, never forgotten."""
+    documents: tuple[Document, ...] = ()
+    jobs: dict[JobId, Restored] = field(default_factory=dict)
+    crashes: dict[bytes, int] = field(default_factory=dict)
+    """How often a model (by key) took its worker down."""
+    blobs: frozenset[Digest] = frozenset()
+    """Blobs complete on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteSettings:
+    """What the operator and the hardware say of this site."""
+
+    datasets: dict[str, tuple[str, ...]]
+    """Names bound to local data, and the jobs (glob patterns of ids) that may use each."""
+    can_train: bool
+    """PyTorch is installed and training is enabled."""
+    why_not: str
+    """Why it cannot train; for a person."""
+    capacity: float
+    """Relative strength, > 0."""

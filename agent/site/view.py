@@ -1,0 +1,67 @@
+"""What the gateway decides by: this site's knowledge, flattened into one message."""
+
+from agent.foundation.ids import SiteId
+from agent.site.published import published
+from agent.site.site import Site
+from agent.wire.documents import Deployment, ModelVersion
+from agent.wire.inside import BlobLabel, KnownModel, LocalModel, RemoteSite, View, model_key
+
+
+def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
+    """The present view; the gateway replaces its former one by it."""
+    claims = site.identity.claims
+    local = tuple(
+        LocalModel(
+            key, item.version.name, item.version.version, item.stage == "ready", item.reason,
+            item.version.residency, item.metadata, item.service_us,
+        )
+        for key, item in sorted(site.shelf.items.items())
+    )  # fmt: skip
+    blobs = tuple(
+        BlobLabel(digest, residency)
+        for digest, residency in sorted(site.labels.items())
+        if digest in site.held
+    )
+    return View(
+        site.me, claims.name, claims.jurisdiction, site.is_draining, local, _known(site),
+        _sites(site), blobs, revoked,
+    )  # fmt: skip
+
+
+def _known(site: Site) -> tuple[KnownModel, ...]:
+    """All versions of the catalog; the deployed one, or the newest published one, is the default."""
+    versions: dict[tuple[str, str], ModelVersion] = {}
+    default: dict[str, str] = {}
+    for version, _ in published(site.workshop.machines.values()):
+        versions[version.name, version.version] = version
+        default[version.name] = version.version
+    for version in site.catalog.of_kind(ModelVersion):
+        versions[version.name, version.version] = version
+    for deployment in site.catalog.of_kind(Deployment):
+        if deployment.is_active:
+            default[deployment.model] = deployment.version
+    return tuple(
+        KnownModel(
+            model_key(name, number), name, number, default.get(name) == number, version.residency
+        )
+        for (name, number), version in sorted(versions.items())
+    )
+
+
+def _sites(site: Site) -> tuple[RemoteSite, ...]:
+    found = []
+    for member in site.swim.members().values():
+        identity = site.roll.get(member.site)
+        if identity is None or member.state not in ("alive", "suspect"):
+            continue
+        record, claims = member.record, identity.claims
+        rtt_ms = 1000.0 * member.rtt_s if member.rtt_s is not None else 1000.0
+        found.append(
+            RemoteSite(
+                member.site, claims.name, claims.region, claims.tier, claims.jurisdiction,
+                record.endpoint.host, record.endpoint.data_port,
+                "suspect" if member.state == "suspect" else "alive",
+                record.status != "alive", rtt_ms, record.load, record.serving,
+            )
+        )  # fmt: skip
+    return tuple(sorted(found, key=lambda remote: remote.site))

@@ -1,0 +1,158 @@
+"""The jobs of one site: their machines, their calls, and what they may look at.
+
+Translates between the site (members, blobs, catalog) and each job's machine, which knows none of it.
+"""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from random import Random
+
+from agent.federation import events as job_events
+from agent.federation.desk import Desk
+from agent.federation.events import JobEffect, JobEvent
+from agent.federation.job import JobMachine, Restored
+from agent.foundation.ids import Digest, JobId, SiteId
+from agent.foundation.machine import NEVER, Woke
+from agent.identity.certificates import Identity
+from agent.identity.registry import Roll
+from agent.membership.swim import Swim
+from agent.routing.policy import is_within
+from agent.site.stored import SiteSettings
+from agent.wire.documents import Job
+
+JOBS_MAX = 10_000
+"""As many jobs as the catalog may hold documents."""
+
+
+class Surroundings:
+    """What jobs may look at (implements ``federation.desk.Surroundings``)."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        swim: Swim,
+        roll: Roll,
+        settings: SiteSettings,
+        held: set[Digest],
+    ) -> None:
+        """``held`` is the site's own set, kept up to date by it."""
+        self._me, self._identity = identity.site, identity
+        self._swim, self._roll, self._settings = swim, roll, settings
+        self._held = held
+        self.is_draining = False
+
+    def alive(self) -> Mapping[SiteId, float]:
+        """Capacity of living, not draining sites by id."""
+        found = {
+            site: member.record.capacity
+            for site, member in self._swim.members().items()
+            if member.state in ("alive", "suspect") and member.record.status == "alive"
+        }
+        if not self.is_draining:
+            found[self._me] = self._settings.capacity
+        return dict(sorted(found.items()))
+
+    def is_held(self, digest: Digest) -> bool:
+        """Whether the blob is complete here."""
+        return digest in self._held
+
+    def refusal(self, job: Job) -> str:
+        """Why this site does not train for ``job``; empty if it does."""
+        if not self._settings.can_train:
+            return self._settings.why_not
+        if not self.may_hold(job, self._me):
+            return f"the job is restricted to {', '.join(job.residency)}"
+        patterns = self._settings.datasets.get(job.dataset)
+        if patterns is None:
+            return (
+                f"no data set '{job.dataset}' here; bind one with [datasets.{job.dataset}] path = "
+                "... in the configuration"
+            )
+        if not any(fnmatchcase(job.id, pattern) for pattern in patterns):
+            return f"the operator allows data set '{job.dataset}' to other jobs only"
+        return "this site is draining" if self.is_draining else ""
+
+    def can_aggregate(self) -> bool:
+        """Whether this site may run rounds."""
+        return self._settings.can_train and not self.is_draining
+
+    def may_hold(self, job: Job, site: SiteId) -> bool:
+        """Residency, from the certificate of ``site``; unknown sites may hold nothing."""
+        identity = self._identity if site == self._me else self._roll.get(site)
+        return identity is not None and is_within(identity.claims.jurisdiction, job.residency)
+
+
+class Workshop:
+    """Every job's machine at this site."""
+
+    def __init__(
+        self,
+        me: SiteId,
+        boot_epoch: int,
+        next_call: Callable[[], int],
+        surroundings: Surroundings,
+        rng: Random,
+    ) -> None:
+        """``next_call``: numbers unique in this process, shared with the site."""
+        self._me, self._boot_epoch = me, boot_epoch
+        self._next_call, self._surroundings, self._rng = next_call, surroundings, rng
+        self.machines: dict[JobId, JobMachine] = {}
+        self._busy: dict[JobId, JobMachine] = {}
+        self._calls: dict[int, JobId] = {}
+        self._tokens: dict[int, JobId] = {}
+
+    def open(self, job: Job, restored: Restored, now: float) -> None:
+        """A job has become known (or was read back at start)."""
+        if job.id in self.machines or len(self.machines) >= JOBS_MAX:
+            return
+        prefix = self._me[:8] + self._boot_epoch.to_bytes(4, "big")
+        machine = JobMachine(
+            job, self._me, self._boot_epoch, Desk(self._next_call, prefix), self._surroundings,
+            self._rng, now, restored,
+        )  # fmt: skip
+        self.machines[job.id] = machine
+        self._busy[job.id] = machine
+
+    def step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
+        """Give one job one event."""
+        machine = self.machines.get(job)
+        if machine is None:
+            return []
+        effects = machine.step(event, now)
+        for effect in effects:
+            if isinstance(effect, job_events.Ask):
+                self._calls[effect.call] = job
+            elif isinstance(effect, job_events.Persist) and effect.token is not None:
+                self._tokens[effect.token] = job
+        if machine.wake_at() == NEVER:
+            self._busy.pop(job, None)
+        else:
+            self._busy[job] = machine
+        return effects
+
+    def step_all(self, event: JobEvent, now: float) -> list[JobEffect]:
+        """Give every job that is under way the same news."""
+        return [effect for job in list(self._busy) for effect in self.step(job, event, now)]
+
+    def blob(self, event: JobEvent, now: float) -> list[JobEffect]:
+        """News of a blob: any job may be waiting for it, ended ones for their history."""
+        return [effect for job in list(self.machines) for effect in self.step(job, event, now)]
+
+    def replied(self, event: job_events.Replied, now: float) -> list[JobEffect] | None:
+        """A reply to a job's call; None if no job asked."""
+        job = self._calls.pop(event.call, None)
+        return None if job is None else self.step(job, event, now)
+
+    def persisted(self, token: int, now: float) -> list[JobEffect]:
+        """A job's rows are durable."""
+        job = self._tokens.pop(token, None)
+        return [] if job is None else self.step(job, job_events.Persisted(token), now)
+
+    def woke(self, now: float) -> list[JobEffect]:
+        """Give time to the jobs that want it."""
+        due = [job for job, machine in self._busy.items() if machine.wake_at() <= now]
+        return [effect for job in due for effect in self.step(job, Woke(), now)]
+
+    def wake_at(self) -> float:
+        """When the next job wants its time."""
+        return min((machine.wake_at() for machine in self._busy.values()), default=NEVER)

@@ -1,0 +1,157 @@
+"""What the control process and its trainers say to each other, over an inherited socket pair.
+
+Not part of the protocol between sites: both ends are always the same version. One request, one
+reply; a trainer that cannot do what it is asked answers ``Failed`` and stays, one that dies closes
+the channel. Files travel as open descriptors, read-only, so that a confined process needs no path
+to them; what a trainer makes, it leaves under a fixed name in its job's folder.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from agent.foundation.errors import UsageError
+from agent.wire.documents import Job
+from agent.wire.records import Counter
+from agent.wire.schema import AtMost, Range, Tagged
+
+Text = Annotated[str, AtMost(1000)]
+FileName = Annotated[str, AtMost(80)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Samples = Annotated[int, Range(1, 2**40 - 1)]
+"""As in a site's offer (``agent.wire.mesh.Offer``); a round's sum is bounded in the aggregation."""
+UPDATES_MAX = 10_000
+"""One from each member (``MEMBERS_MAX``)."""
+Metrics = Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)]
+
+
+class AttemptFailed(UsageError):
+    """One piece of training work ended without a result; the reason is for a person."""
+
+
+class UpdatesRejected(AttemptFailed):
+    """Some updates cannot be counted: drop them and aggregate the rest again."""
+
+    def __init__(self, rejected: tuple[tuple[int, str], ...]) -> None:
+        """``rejected``: index of the update in the order given, and what is wrong with it."""
+        self.rejected = rejected
+        told = "; ".join(f"update {index}: {reason}" for index, reason in rejected[:3])
+        super().__init__(f"{len(rejected)} updates cannot be counted", why=told)
+
+
+# --- control -> trainer --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Build the job's recipe and read the data, if this trainer has some; answer ``Prepared``."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Initialise:
+    """Write first parameters, drawn from the job's seed; answer ``Written``."""
+
+    file: FileName
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Train locally from the parameters given as descriptor; answer ``Attempted``."""
+
+    round: Annotated[int, Range(1, 10_000)]
+    site_seed: Seed
+    file: FileName
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Write the parameters given as descriptor as ONNX and compare; answer ``Written``."""
+
+    file: FileName
+
+
+# --- trainer -> control --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class TrainerReady:
+    """The libraries are loaded and the process is confined."""
+
+    runtime: Text
+    """For a person: ``torch 2.13.0``."""
+    sandbox: Text
+    """What confines it: ``landlock 7, seccomp`` or why not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The recipe is built; 0 samples if this trainer was given no data."""
+
+    samples: Counter
+    holdout: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The file asked for is complete. ``error_max``: of an export, against PyTorch."""
+
+    error_max: Annotated[float, Range(0.0, 1e9)] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """The update (the parameters after local training) is complete in the job's folder."""
+
+    samples: Samples
+    metrics: Metrics
+    """Of the base parameters on the hold-out: accuracy, loss; then holdout (samples), train_s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request cannot be carried out; the process goes on."""
+
+    reason: Text
+
+
+# --- control -> aggregation ----------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A new mean. Descriptor: the parameters all updates must be like, or none (the first is)."""
+
+    updates: Annotated[int, Range(1, UPDATES_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspect:
+    """Check the update given as descriptor; answer ``Inspected`` or ``Failed`` (not counted)."""
+
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add the update given as descriptor, inspected before; answer ``Inspected``."""
+
+    samples: Samples
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Write the mean to the file given as descriptor; answer ``Averaged``."""
+
+
+# --- aggregation -> control ----------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """The request was carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """The mean is written."""
+
+    bytes: Counter
+
+
+TO_TRAINER = Tagged({1: Prepare, 2: Initialise, 3: Train, 4: Export})
+FROM_TRAINER = Tagged({1: TrainerReady, 2: Prepared, 3: Written, 4: Attempted, 5: Failed})
+TO_AGGREGATION = Tagged({1: Begin, 2: Inspect, 3: Add, 4: Finish})
+FROM_AGGREGATION = Tagged({1: TrainerReady, 2: Inspected, 3: Averaged, 4: Failed})

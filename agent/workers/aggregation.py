@@ -1,0 +1,207 @@
+"""The weighted mean of a round's updates, in integers: the same bytes for any order of updates.
+
+Theory of operation. Floating-point sums depend on their order, so two aggregators of one round
+would commit different parameters and nobody could check either. Here each update is seen twice,
+one at a time, so that memory does not grow with their number:
+
+1. ``inspect``: names, shapes, finite; the largest magnitude m of each tensor over all updates.
+2. ``add``: each value u becomes the integer rint(u * 2^s), is multiplied by the update's sample
+   count and added to a 64-bit accumulator. Integer addition has no order.
+
+The scale s is a function of the set alone: with W samples in all, W < 2^b, and m < 2^e,
+s = 62 - b - e, so that abs(sum) <= W * 2^(s+e) < 2^62 can never overflow, whatever the updates are.
+u * 2^s is exact in float64 (24 significant bits, a power of two), so the mean errs by at most
+2^-(s+1), that is 2^-(63-b) of 2^e: 2^-46 for 100,000 samples, and at the bound of W < 2^36 still
+2^-27, finer than float32 itself. A round with more samples is refused.
+
+Run as ``python -m agent.workers.aggregation --channel-fd N``: a confined process that is given
+descriptors of updates and of the result's file, and can open nothing itself.
+
+Source: McMahan et al. 2017, Algorithm 1, server update (updates are parameters after local training).
+"""
+
+import argparse
+import os
+from math import frexp
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.drivers.channel import BlockingChannel, exit_with_parent
+from agent.foundation.errors import Malformed, UsageError
+from agent.training.contract import (
+    FROM_AGGREGATION,
+    TO_AGGREGATION,
+    Add,
+    Averaged,
+    Begin,
+    Finish,
+    Inspect,
+    Inspected,
+    TrainerReady,
+)
+from agent.workers.confine import confine
+from agent.workers.conversation import converse
+from agent.workers.parameters import Parameters, check_like, largest, read, write
+
+SAMPLES_BITS_MAX = 36
+SUM_BITS = 62
+BLOCK_ELEMENTS = 1 << 16
+"""A block in float32, float64 and int64 is 1.3 MiB: it stays in the second-level cache."""
+
+
+class Mean:
+    """One weighted mean. ``inspect`` every update, then ``add`` every update, then ``result``."""
+
+    def __init__(self, like: Parameters | None = None) -> None:
+        """``like``: what all updates must resemble; None = the first one inspected."""
+        self._like = like
+        self._magnitudes: dict[str, float] = {}
+        self._inspected = self._added = 0
+        self._samples_inspected = self._samples_added = 0
+        self._scales: dict[str, int] = {}
+        self._sums: dict[str, NDArray[np.int64]] = {}
+        self._real = np.empty(BLOCK_ELEMENTS, np.float64)
+        self._whole = np.empty(BLOCK_ELEMENTS, np.int64)
+
+    def inspect(self, update: Parameters, samples: int) -> None:
+        """Admit an update to the set.
+
+        Args:
+            update: parameters after local training.
+            samples: how many the site trained on, > 0: its weight in the mean.
+
+        Raises:
+            Malformed: other names or shapes, NaN or infinity; the set is unchanged.
+            UsageError: more than 2^36 samples together; the set is unchanged.
+        """
+        assert not self._sums, "all updates are inspected before the first is added"
+        if self._like is not None:
+            check_like(update, self._like)
+        magnitudes = largest(update)
+        if (self._samples_inspected + samples).bit_length() > SAMPLES_BITS_MAX:
+            raise UsageError(
+                f"more than 2^{SAMPLES_BITS_MAX} samples in one round",
+                why="a fixed-point mean would lose precision",
+                mend="aggregate by region first",
+            )
+        self._like = self._like or Parameters(update.label, dict(update.tensors))
+        for name, most in magnitudes.items():
+            self._magnitudes[name] = max(most, self._magnitudes.get(name, 0.0))
+        self._inspected += 1
+        self._samples_inspected += samples
+
+    def add(self, update: Parameters, samples: int) -> None:
+        """Count an update of the set.
+
+        Raises:
+            Malformed: the update is not what was inspected. The mean cannot be finished.
+        """
+        assert self._like is not None, "an update is inspected before it is added"
+        if not self._sums:
+            self._choose_scales()
+        check_like(update, self._like)
+        self._added += 1
+        self._samples_added += samples
+        if self._samples_added > self._samples_inspected:
+            raise Malformed("more samples than were inspected")
+        for name, tensor in update.tensors.items():
+            self._accumulate(name, tensor.reshape(-1), samples)
+
+    def result(self) -> Parameters:
+        """The mean, float32.
+
+        Raises:
+            UsageError: no update, or not every inspected one was added.
+        """
+        if not self._added or self._like is None:
+            raise UsageError("a round without updates has no mean")
+        if (self._added, self._samples_added) != (self._inspected, self._samples_inspected):
+            raise UsageError(
+                f"{self._added} updates of {self._inspected} were added",
+                why="the scale was chosen for the whole set",
+            )
+        tensors = {}
+        for name, total in self._sums.items():
+            mean = np.ldexp(total / self._samples_added, -self._scales[name])
+            tensors[name] = mean.astype(np.float32).reshape(self._like.tensors[name].shape)
+        return Parameters(self._like.label, tensors)
+
+    def _choose_scales(self) -> None:
+        assert self._like is not None, "something was inspected"
+        weight_bits = self._samples_inspected.bit_length()
+        for name, most in self._magnitudes.items():
+            self._scales[name] = SUM_BITS - weight_bits - frexp(most)[1]
+            self._sums[name] = np.zeros(self._like.tensors[name].size, np.int64)
+
+    def _accumulate(self, name: str, values: NDArray[np.float32], samples: int) -> None:
+        factor, most, total = (
+            np.ldexp(1.0, self._scales[name]),
+            self._magnitudes[name],
+            self._sums[name],
+        )
+        for start in range(0, values.size, BLOCK_ELEMENTS):
+            block = values[start : start + BLOCK_ELEMENTS]
+            if not (block.max() <= most and block.min() >= -most):  # NaN fails both
+                raise Malformed(f"tensor {name!r} changed since it was inspected")
+            real, whole = self._real[: block.size], self._whole[: block.size]
+            np.multiply(block, factor, out=real, dtype=np.float64)
+            np.rint(real, out=real)
+            np.copyto(whole, real, casting="unsafe")  # |value| <= 2^62: the conversion is exact
+            np.multiply(whole, samples, out=whole)
+            part = total[start : start + block.size]
+            np.add(part, whole, out=part)
+
+
+class Aggregation:
+    """Answers one message after the other."""
+
+    def __init__(self) -> None:
+        self._mean: Mean | None = None
+
+    def answer(self, message: object, descriptors: list[int]) -> object:
+        """The reply to ``message``.
+
+        Raises:
+            AtollError: it cannot be done; an update that was being inspected is not counted.
+        """
+        match message, descriptors:
+            case Begin(), []:
+                self._mean = Mean()
+            case Begin(), [like]:
+                self._mean = Mean(read(like))
+            case Inspect(samples=samples), [update]:
+                self._current().inspect(read(update), samples)
+            case Add(samples=samples), [update]:
+                self._current().add(read(update), samples)
+            case Finish(), [out]:
+                mean, self._mean = self._current(), None
+                with os.fdopen(os.dup(out), "wb") as file:
+                    return Averaged(write(mean.result(), file))
+            case _:
+                raise AssertionError(
+                    f"{type(message).__name__} with {len(descriptors)} descriptors"
+                )
+        return Inspected()
+
+    def _current(self) -> Mean:
+        if self._mean is None:
+            raise UsageError("no mean was begun")
+        return self._mean
+
+
+def main() -> None:
+    """Serve the channel until it closes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--channel-fd", type=int, required=True)
+    parser.add_argument("--memory-bytes", type=int)
+    arguments = parser.parse_args()
+    exit_with_parent()
+    channel = BlockingChannel.from_descriptor(arguments.channel_fd)
+    sandbox = confine(read=(), memory_bytes=arguments.memory_bytes)
+    channel.send(FROM_AGGREGATION.pack(TrainerReady(f"numpy {np.__version__}", sandbox)))
+    converse(channel, TO_AGGREGATION, FROM_AGGREGATION, Aggregation().answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""One loaded model: an ONNX Runtime session, its signature, and how a request runs in it.
+
+``ORT_DISABLE_TELEMETRY`` is set here before onnxruntime is imported, for whoever imports this
+module first: since 1.29 the official wheels look a collector up and write a device id otherwise.
+
+What the session got is what ``session.get_providers()`` says after its creation, never what the
+build claims: onnxruntime-gpu lists CUDA on machines without a GPU.
+"""
+
+import ctypes
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+import onnxruntime as ort
+
+from agent.foundation.errors import AtollError, UsageError
+from agent.serving.datatypes import datatype_of_onnx
+from agent.serving.request import InferRequest
+from agent.serving.signature import FREE, Signature, TensorSpec
+from agent.workers.inference_tensors import Array, numpy_type
+
+CPU_PROVIDER = "CPUExecutionProvider"
+RUNTIME = f"onnxruntime {ort.__version__}"
+TENSORS_MAX = 256
+"""Inputs or outputs of one model; a graph with more is not made for serving."""
+WARM_UP_SIZES = (1, 8, 32, 64, 224)
+"""Tried in turn for free dimensions until the model runs: image models refuse images of one pixel."""
+WARM_UP_BYTES_MAX = 64 << 20
+REASON_CHARS_MAX = 600
+
+_BFLOAT16 = 16
+"""ONNX ``TensorProto.BFLOAT16``, which numpy cannot hold."""
+
+ort.set_default_logger_severity(4)  # errors come as exceptions; the rest is noise on stderr
+
+
+class LoadRefused(AtollError):
+    """The model cannot be loaded here."""
+
+
+class RunFailed(AtollError):
+    """The model failed on an input that fits its signature."""
+
+
+class Terminated(AtollError):
+    """The run was stopped from outside: deadline or cancellation."""
+
+
+class ModelSession:
+    """A session that takes requests from several threads at once."""
+
+    def __init__(self, model: bytes, name: str, version: str, providers: Sequence[str]) -> None:
+        """Create the session and run a warm-up.
+
+        Raises:
+            LoadRefused: the bytes are no model, it needs types that cannot be served, or a model
+                without free dimensions does not run.
+        """
+        try:
+            self._session = ort.InferenceSession(
+                model, sess_options=_options(), providers=_providers(providers)
+            )
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base
+            raise LoadRefused(f"ONNX Runtime refuses the model: {_clean(error)}") from None
+        self.name, self.version = name, version
+        self.providers: tuple[str, ...] = tuple(self._session.get_providers())
+        self.signature = Signature(
+            name=name,
+            version=version,
+            inputs=_specs(self._session.get_inputs(), "input"),
+            outputs=_specs(self._session.get_outputs(), "output"),
+        )
+        self._has_bfloat16 = any(
+            spec.datatype.name == "BF16" for spec in self.signature.inputs + self.signature.outputs
+        )
+        self.service_us = self._warm_up()
+
+    def run(self, request: InferRequest, inputs: Sequence[Array], options: Any) -> list[Array]:
+        """The wanted outputs, in order; ``options`` is an ``ort.RunOptions`` that may terminate it.
+
+        Raises:
+            UsageError: ONNX Runtime says that the input is wrong.
+            RunFailed: the model failed.
+            Terminated: ``options.terminate`` was set meanwhile.
+        """
+        names = [output.spec.name for output in request.outputs]
+        feeds = {
+            tensor.spec.name: array for tensor, array in zip(request.inputs, inputs, strict=True)
+        }
+        try:
+            if self._has_bfloat16:
+                return self._run_values(names, feeds, options)
+            found = self._session.run(names, feeds, options)
+        except Exception as error:  # noqa: BLE001 - as above
+            if options.terminate:
+                raise Terminated("the run was stopped") from None
+            if type(error).__name__ == "InvalidArgument" or _has_empty(inputs):
+                raise UsageError(
+                    f"model {self.name!r} does not take this input", why=_clean(error)
+                ) from None
+            raise RunFailed(
+                f"model {self.name!r} failed on this input", why=_clean(error)
+            ) from None
+        # A graph may pass an input through: its output then lies in the slot to be written.
+        return [
+            array.copy() if any(np.may_share_memory(array, given) for given in inputs) else array
+            for array in found
+        ]
+
+    def _run_values(self, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
+        """For models with BF16, whose tensors numpy cannot name."""
+        types = {
+            spec.name: spec.datatype for spec in self.signature.inputs + self.signature.outputs
+        }
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _BFLOAT16)
+            if types[name].name == "BF16"
+            else ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in feeds.items()
+        }
+        found = self._session.run_with_ort_values(names, values, options)
+        return [
+            _bits(value) if types[name].name == "BF16" else value.numpy().copy()
+            for name, value in zip(names, found, strict=True)
+        ]
+
+    def _warm_up(self) -> int:
+        """Run with zeros until it works, then once for the clock: microseconds, 0 if it never ran."""
+        specs = self.signature.inputs
+        is_fixed = all(FREE not in spec.shape for spec in specs)
+        reason = "its inputs are too large"
+        for size in WARM_UP_SIZES[:1] if is_fixed else WARM_UP_SIZES:
+            feeds = _zeros(specs, size)
+            if feeds is None:
+                break
+            try:
+                self._run_zeros(feeds)
+                begun = time.perf_counter()
+                self._run_zeros(feeds)
+                return max(1, round((time.perf_counter() - begun) * 1e6))
+            except Exception as error:  # noqa: BLE001 - as above
+                reason = _clean(error)
+        if is_fixed:
+            raise LoadRefused(f"the model does not run on zeros: {reason}")
+        return 0
+
+    def _run_zeros(self, feeds: dict[str, Array]) -> None:
+        options = run_options()
+        if self._has_bfloat16:
+            self._run_values([spec.name for spec in self.signature.outputs], feeds, options)
+        else:
+            self._session.run(None, feeds, options)
+
+
+def run_options(*, is_shrinking: bool = False) -> Any:
+    """Options of one run.
+
+    Args:
+        is_shrinking: give the arena's free memory back to the system after the run; costs time, so
+            only for inputs that are large enough to leave a mark.
+    """
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    if is_shrinking:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+def _options() -> Any:
+    """One thread and no spinning: the default burns a whole core at 20 requests a second."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options
+
+
+def _providers(wanted: Sequence[str]) -> list[str]:
+    """Those that the build has, in the wanted order; the CPU always comes last."""
+    built = set(ort.get_available_providers())
+    chosen = [name for name in wanted if name in built and name != CPU_PROVIDER]
+    return [*chosen, CPU_PROVIDER]
+
+
+def _specs(arguments: Sequence[Any], role: str) -> tuple[TensorSpec, ...]:
+    if len(arguments) > TENSORS_MAX:
+        raise LoadRefused(
+            f"the model has {len(arguments)} {role}s", why=f"the limit is {TENSORS_MAX}"
+        )
+    specs = []
+    for argument in arguments:
+        datatype = datatype_of_onnx(argument.type)
+        if datatype is None:
+            raise LoadRefused(
+                f"{role} {argument.name!r} is a {argument.type}",
+                why="the Open Inference Protocol has no such type",
+            )
+        shape = tuple(
+            dimension if isinstance(dimension, int) and dimension >= 0 else FREE
+            for dimension in argument.shape
+        )
+        specs.append(TensorSpec(argument.name, datatype, shape))
+    return tuple(specs)
+
+
+def _zeros(specs: Sequence[TensorSpec], size: int) -> dict[str, Array] | None:
+    feeds = {}
+    total = 0
+    for spec in specs:
+        shape = [size if dimension == FREE else dimension for dimension in spec.shape]
+        if shape and spec.shape[0] == FREE:
+            shape[0] = 1  # by custom the batch
+        total += int(np.prod(shape, dtype=np.float64)) * max(spec.datatype.element_bytes, 16)
+        if total > WARM_UP_BYTES_MAX:
+            return None
+        if spec.datatype.kind == "bytes":
+            feeds[spec.name] = np.full(shape, "", dtype=object)
+        else:
+            feeds[spec.name] = np.zeros(shape, numpy_type(spec.datatype))
+    return feeds
+
+
+def _bits(value: Any) -> Array:
+    """A BF16 tensor's bits, copied."""
+    shape = value.shape()
+    count = int(np.prod(shape, dtype=np.int64))
+    bits = (ctypes.c_uint16 * count).from_address(value.data_ptr()) if count else ()
+    return np.array(bits, dtype="<u2").reshape(shape)
+
+
+def _has_empty(inputs: Sequence[Array]) -> bool:
+    return any(array.size == 0 for array in inputs)
+
+
+def _clean(error: Exception) -> str:
+    """The first line of ONNX Runtime's text, without addresses of its source."""
+    text = str(error).strip()
+    head = text.splitlines()[0] if text else type(error).__name__
+    return head[:REASON_CHARS_MAX]

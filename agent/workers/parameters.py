@@ -1,0 +1,190 @@
+"""Parameters on disk: safetensors, float32 only, read without copying, written byte for byte alike.
+
+Theory of operation. A safetensors file is ``length (8, little endian) | header (JSON) | tensors``.
+It is read here, not by the library, for three reasons: a confined process is given descriptors, not
+paths (the library opens paths); the bytes come from other sites, so each field has a bound; and the
+same parameters must give the same bytes, or their digests differ (the library's metadata has no
+fixed order). Files of either are read by the other; tests/properties holds them to that.
+
+One metadata entry, ``atoll``, names what the parameters belong to: ``recipe/side`` of the image.
+
+Source: https://github.com/huggingface/safetensors, README "Format".
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.foundation.errors import Malformed
+
+Floats: TypeAlias = NDArray[np.float32]
+
+HEADER_BYTES_MAX = 1 << 20
+"""About 10,000 tensors of 100 bytes of header each."""
+FILE_BYTES_MAX = 8 << 30
+"""Two billion parameters: beyond it one aggregator's memory is the wrong place for a round."""
+DIMENSIONS_MAX = 8
+LABEL = "atoll"
+LABEL_CHARS_MAX = 200
+CHECK_ELEMENTS = 1 << 18
+"""Looked at together: 1 MiB stays in the second-level cache."""
+ALIGNMENT = 8
+"""The header is padded with spaces so that tensors lie aligned in a mapped file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Named tensors and what they belong to."""
+
+    label: str
+    tensors: Mapping[str, Floats]
+
+    def outline(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes: what two sets must share to be averaged."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+def read(descriptor: int) -> Parameters:
+    """Map a file's tensors (read-only views of it; the descriptor may be closed afterwards).
+
+    Raises:
+        Malformed: not a safetensors file of float32 tensors within bounds. The update it came as
+            is dropped.
+    """
+    size = os.fstat(descriptor).st_size
+    if not ALIGNMENT < size <= FILE_BYTES_MAX:
+        raise Malformed(f"parameters of {size} bytes", why=f"the bound is {FILE_BYTES_MAX}")
+    content = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+    return parse(content)
+
+
+def parse(content: bytes | memoryview) -> Parameters:
+    """As ``read``, from bytes in memory."""
+    view = memoryview(content)
+    length = int.from_bytes(view[:8], "little")
+    if len(view) < ALIGNMENT or not 0 < length <= min(HEADER_BYTES_MAX, len(view) - 8):
+        raise Malformed("parameters do not start with a header", why="not safetensors, or cut off")
+    try:
+        header = json.loads(bytes(view[8 : 8 + length]))
+    except (ValueError, RecursionError):
+        raise Malformed("the header of the parameters is not JSON") from None
+    if not isinstance(header, dict):
+        raise Malformed("the header of the parameters is not a table")
+    label = _label(header.pop("__metadata__", {}))
+    tensors: dict[str, Floats] = {}
+    at = 8 + length
+    for name, place in sorted(header.items(), key=_offset):
+        shape, end = _checked(name, place, at - 8 - length)
+        if 8 + length + end > len(view):
+            raise Malformed(f"tensor {name!r} is cut off")
+        flat = np.frombuffer(view[at : 8 + length + end], dtype="<f4")
+        tensors[name] = flat.reshape(shape)
+        at = 8 + length + end
+    if at != len(view) or not tensors:
+        raise Malformed("parameters and their header differ", why="bytes that no tensor names")
+    return Parameters(label, tensors)
+
+
+def check_like(given: Parameters, wanted: Parameters) -> None:
+    """Pass if ``given`` has the label, names and shapes of ``wanted``.
+
+    Raises:
+        Malformed: names the first difference.
+    """
+    if given.label != wanted.label:
+        raise Malformed(
+            f"parameters of {given.label!r}", why=f"those of {wanted.label!r} are wanted"
+        )
+    mine, theirs = given.outline(), wanted.outline()
+    for name, shape in theirs.items():
+        if name not in mine:
+            raise Malformed(f"tensor {name!r} is missing")
+        if mine[name] != shape:
+            raise Malformed(f"tensor {name!r} has shape {mine[name]}", why=f"{shape} is wanted")
+    if extra := sorted(mine.keys() - theirs.keys()):
+        raise Malformed(f"tensor {extra[0]!r} is not part of {wanted.label!r}")
+
+
+def largest(parameters: Parameters) -> dict[str, float]:
+    """The largest magnitude in each tensor (0 if it is empty).
+
+    Raises:
+        Malformed: a tensor holds NaN or infinity; it is named.
+    """
+    found: dict[str, float] = {}
+    for name, tensor in parameters.tensors.items():
+        flat = tensor.reshape(-1)
+        most = 0.0
+        for start in range(0, flat.size, CHECK_ELEMENTS):
+            block = flat[start : start + CHECK_ELEMENTS]
+            most = max(most, float(block.max()), -float(block.min()), key=_nan_first)
+        if not np.isfinite(most):
+            raise Malformed(
+                f"tensor {name!r} is not finite", why="training diverged, or was made to"
+            )
+        found[name] = most
+    return found
+
+
+def write(parameters: Parameters, file: BinaryIO) -> int:
+    """Write the parameters; equal parameters give equal bytes. Returns the number of bytes."""
+    header: dict[str, object] = {"__metadata__": {LABEL: parameters.label}}
+    at = 0
+    names = sorted(parameters.tensors)
+    for name in names:
+        tensor = parameters.tensors[name]
+        assert tensor.dtype == np.float32, name
+        end = at + tensor.nbytes
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        tensor = np.ascontiguousarray(parameters.tensors[name], dtype="<f4")
+        file.write(tensor.reshape(-1).view(np.uint8).data)
+    return 8 + len(text) + at
+
+
+def _nan_first(value: float) -> float:
+    return float("inf") if np.isnan(value) else value
+
+
+def _offset(item: tuple[str, object]) -> tuple[int, int]:
+    match item[1]:
+        case {"data_offsets": [int(start), int(end)]}:
+            return start, end
+        case _:
+            raise Malformed(f"tensor {item[0][:80]!r} has no place in the file")
+
+
+def _checked(name: str, place: Mapping[str, object], start: int) -> tuple[tuple[int, ...], int]:
+    """The shape of a tensor and where it ends, if it starts where the one before ended."""
+    match place:
+        case {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, int(end)]}:
+            pass
+        case _:
+            raise Malformed(f"tensor {name[:80]!r} is not float32")
+    if len(shape) > DIMENSIONS_MAX or not all(
+        type(size) is int and 0 <= size <= FILE_BYTES_MAX for size in shape
+    ):
+        raise Malformed(f"tensor {name[:80]!r} has an impossible shape")
+    if begin != start or end - start != 4 * prod(shape):
+        raise Malformed(f"tensor {name[:80]!r} overlaps another, leaves a gap, or misses bytes")
+    return tuple(shape), end
+
+
+def _label(metadata: object) -> str:
+    if not isinstance(metadata, dict):
+        raise Malformed("the metadata of the parameters is not a table")
+    label = metadata.get(LABEL, "")
+    if not isinstance(label, str) or len(label) > LABEL_CHARS_MAX:
+        raise Malformed("the label of the parameters is not a short text")
+    return label

@@ -1,0 +1,92 @@
+"""``agent.api.job_spec``: what an operator may ask for."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.api.job_spec import JobSpec, parse_job_spec
+from agent.foundation.errors import UsageError
+from agent.foundation.ids import JobId, SiteId
+from agent.wire.documents import BODIES, Job
+
+LEAST = {"name": "digits", "recipe": "mnist-2nn", "dataset": "mnist"}
+FULL: dict[str, Any] = {
+    **LEAST,
+    "rounds": 3,
+    "epochs": 2,
+    "batch": 10,
+    "learning_rate": 0.1,
+    "sites_min": 2,
+    "publish": "digits",
+    "residency": ["DE", "FR"],
+    "deploy_sites": ["berlin"],
+    "seed": 7,
+    "round_timeout_s": 60,
+}
+
+
+def test_three_keys_are_enough() -> None:
+    spec = parse_job_spec(LEAST)
+    assert (spec.name, spec.recipe, spec.dataset) == ("digits", "mnist-2nn", "mnist")
+    assert spec.residency == ()
+
+
+def test_every_key_reaches_the_job() -> None:
+    spec = parse_job_spec(FULL)
+    job = spec.job(identifier=JobId("digits-00000001"), committee=(SiteId(bytes(32)),))
+    assert (job.rounds, job.epochs, job.batch, job.learning_rate) == (3, 2, 10, 0.1)
+    assert (job.sites_min, job.publish, job.seed, job.round_timeout_s) == (2, "digits", 7, 60.0)
+    assert (job.residency, job.deploy_sites) == (("DE", "FR"), ("berlin",))
+    assert BODIES.unpack(BODIES.pack(job)) == job
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec({"recipe": "x", "learning_rat": 0.1, "rounds": 0, "residency": "DE"})
+    why = caught.value.why
+    assert "did you mean 'learning_rate'?" in why
+    assert "rounds = 0: expected a whole number from 1 to 10000" in why
+    assert "residency" in why
+    assert "name is missing" in why
+    assert "dataset is missing" in why
+    assert "5 problems" in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "../etc"),
+        ("name", "a" * 49),
+        ("rounds", True),
+        ("rounds", 2.5),
+        ("learning_rate", float("nan")),
+        ("learning_rate", True),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("publish", "A"),
+        ("deploy_sites", ["a b"]),
+        ("deploy_sites", ["x"] * 1025),
+        ("residency", ["D E"]),
+        ("round_timeout_s", 0.5),
+    ],
+)
+def test_a_wrong_value_is_refused(key: str, value: object) -> None:
+    with pytest.raises(UsageError, match="1 problem"):
+        parse_job_spec({**LEAST, key: value})
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=3)
+)
+
+
+@given(st.dictionaries(st.one_of(st.sampled_from(sorted(FULL)), st.text(max_size=9)), VALUES))
+def test_whatever_is_asked_becomes_a_valid_job_or_a_usage_error(raw: dict[str, Any]) -> None:
+    try:
+        spec: JobSpec = parse_job_spec({**LEAST, **raw})
+    except UsageError:
+        return
+    job = spec.job(identifier=JobId("j-00000000"), committee=())
+    assert isinstance(BODIES.unpack(BODIES.pack(job)), Job)

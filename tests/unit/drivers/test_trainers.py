@@ -1,0 +1,208 @@
+"""What needs no PyTorch: means by the real process, job folders, children that die."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from agent.drivers.trainers import Trainers
+from agent.foundation.ids import JobId
+from agent.training.contract import AttemptFailed, UpdatesRejected
+from agent.wire.documents import Job
+from agent.workers.confine import landlock_abi
+from agent.workers.parameters import Parameters, parse, write
+
+JOB = Job(
+    JobId("digits-00000001"),
+    recipe="mnist-2nn",
+    dataset="digits",
+    committee=(),
+    rounds=3,
+    epochs=1,
+    batch=32,
+    learning_rate=0.1,
+    seed=7,
+    sites_min=1,
+    round_timeout_s=60.0,
+    publish="",
+    residency=(),
+)
+
+
+@pytest_asyncio.fixture
+async def trainers(tmp_path: Path) -> AsyncIterator[Trainers]:
+    made = Trainers(jobs_dir=tmp_path / "jobs")
+    yield made
+    await made.close()
+
+
+def update(folder: Path, name: str, *values: float) -> Path:
+    path = folder / name
+    with path.open("wb") as file:
+        write(Parameters("mnist-2nn/8", {"w": np.array(values, np.float32)}), file)
+    return path
+
+
+def values_of(path: Path) -> list[float]:
+    read: list[float] = parse(path.read_bytes()).tensors["w"].tolist()
+    return read
+
+
+async def test_a_mean_is_weighted_and_has_no_order(trainers: Trainers, tmp_path: Path) -> None:
+    updates = [(update(tmp_path, f"u{k}", 0.1 * k, -7.0 / (k + 1)), 100 + k) for k in range(7)]
+    one = (await trainers.aggregate(JOB, 1, updates)).read_bytes()
+    other = (await trainers.aggregate(JOB, 1, list(reversed(updates)))).read_bytes()
+    assert one == other
+    (average,) = trainers.processes()
+    assert average.sandbox == f"landlock {landlock_abi()}, seccomp"
+
+
+async def test_bad_updates_are_all_named_and_the_rest_still_counts(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    good = update(tmp_path, "good", 1.0, 3.0)
+    torn = tmp_path / "torn"
+    torn.write_bytes(good.read_bytes()[:-1])
+    link = tmp_path / "link"
+    link.symlink_to(good)
+    updates = [
+        (update(tmp_path, "nan", float("nan"), 1.0), 5),
+        (good, 4),
+        (update(tmp_path, "short", 1.0), 5),
+        (torn, 5),
+        (link, 5),
+        (good, 0),
+        (good, 2**39),
+    ]
+    with pytest.raises(UpdatesRejected) as raised:
+        await trainers.aggregate(JOB, 1, updates, base=good)
+    told = dict(raised.value.rejected)
+    assert sorted(told) == [0, 2, 3, 4, 5, 6]
+    assert "not finite" in told[0]
+    assert "has shape (1,)" in told[2]
+    assert "cut off" in told[3]
+    assert "cannot read" in told[4]
+    assert "no weight" in told[5]
+    assert "samples in one round" in told[6]
+    assert values_of(await trainers.aggregate(JOB, 1, [updates[1]], base=good)) == [1.0, 3.0]
+
+
+async def test_an_empty_round_has_no_mean(trainers: Trainers) -> None:
+    with pytest.raises(AttemptFailed, match="without updates"):
+        await trainers.aggregate(JOB, 1, [])
+
+
+async def test_a_killed_child_fails_one_call_and_the_next_starts_another(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    updates = [(update(tmp_path, "u", 1.0), 1)]
+    await trainers.aggregate(JOB, 1, updates)
+    os.kill(trainers.processes()[0].pid, signal.SIGSTOP)
+    call = asyncio.create_task(trainers.aggregate(JOB, 2, updates))
+    while not call.done():
+        os.kill(trainers.processes()[0].pid, signal.SIGKILL) if trainers.processes() else None
+        await asyncio.sleep(0.01)
+    with pytest.raises(AttemptFailed, match="killed by SIGKILL"):
+        await call
+    assert values_of(await trainers.aggregate(JOB, 2, updates)) == [1.0]
+    assert [p.name for p in (tmp_path / "jobs" / JOB.id).glob("*.part")] == []
+
+
+async def test_a_cancelled_call_leaves_no_half_done_work_behind(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    updates = [(update(tmp_path, "u", 1.0), 1)]
+    await trainers.aggregate(JOB, 1, updates)
+    os.kill(trainers.processes()[0].pid, signal.SIGSTOP)
+    call = asyncio.create_task(trainers.aggregate(JOB, 2, updates))
+    await asyncio.sleep(0.05)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert trainers.processes() == ()
+    assert values_of(await trainers.aggregate(JOB, 2, updates)) == [1.0]
+
+
+async def test_a_full_or_forbidden_folder_is_told(trainers: Trainers, tmp_path: Path) -> None:
+    updates = [(update(tmp_path, "u", 1.0), 1)]
+    (tmp_path / "jobs").write_text("in the way")
+    with pytest.raises(AttemptFailed, match="cannot make"):
+        await trainers.aggregate(JOB, 1, updates)
+    (tmp_path / "jobs").unlink()
+    (tmp_path / "jobs" / JOB.id / "mean-1.part").mkdir(parents=True)
+    with pytest.raises(AttemptFailed, match="cannot write"):
+        await trainers.aggregate(JOB, 1, updates)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "/etc", "A", "x" * 81, "a\n"])
+async def test_a_job_id_that_would_be_a_path_is_refused(trainers: Trainers, name: str) -> None:
+    job = replace(JOB, id=JobId(name))
+    with pytest.raises(AttemptFailed, match="no job id"):
+        await trainers.aggregate(job, 1, [(Path("x"), 1)])
+    with pytest.raises(AttemptFailed, match="no job id"):
+        await trainers.release(name)
+
+
+async def test_data_that_is_not_there_is_told_with_its_mend(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    with pytest.raises(AttemptFailed, match=r"there is no folder .*datasets"):
+        await trainers.warm(JOB, tmp_path / "nowhere")
+
+
+async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
+    made = Trainers(jobs_dir=tmp_path / "jobs", python=str(tmp_path / "python"))
+    with pytest.raises(AttemptFailed, match="the aggregation did not start"):
+        await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+
+
+async def test_a_child_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho Traceback >&2\necho 'no module torch' >&2\nexit 3\n")
+    python.chmod(0o700)
+    made = Trainers(jobs_dir=tmp_path / "jobs", python=str(python))
+    with pytest.raises(AttemptFailed, match="aggregation ended with status 3; no module torch"):
+        await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+
+
+async def test_a_child_out_of_memory_says_so_and_goes_on(tmp_path: Path) -> None:
+    made = Trainers(jobs_dir=tmp_path / "jobs", memory_bytes=64 << 20)
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        write(Parameters("mnist-2nn/8", {"w": np.zeros(16 << 20, np.float32)}), file)
+    with pytest.raises(AttemptFailed, match="MemoryError"):
+        await made.aggregate(JOB, 1, [(huge, 1)])
+    (process,) = made.processes()
+    await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+    assert made.processes() == (process,)
+    await made.close()
+
+
+async def test_release_removes_the_jobs_folder_and_tidy_those_nobody_keeps(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    await trainers.tidy(())
+    updates = [(update(tmp_path, "u", 1.0), 1)]
+    other = replace(JOB, id=JobId("other-00000002"))
+    for job in (JOB, other):
+        await trainers.aggregate(job, 1, updates)
+    await trainers.tidy({other.id})
+    assert sorted(p.name for p in (tmp_path / "jobs").iterdir() if p.is_dir()) == [other.id]
+    await trainers.release(other.id)
+    assert trainers.processes() == ()
+    assert not (tmp_path / "jobs" / other.id).exists()
+
+
+async def test_nothing_starts_once_closed(tmp_path: Path) -> None:
+    made = Trainers(jobs_dir=tmp_path / "jobs")
+    await made.close()
+    with pytest.raises(AttemptFailed, match="stopping"):
+        await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+    with pytest.raises(AttemptFailed, match="stopping"):
+        await made.warm(JOB, tmp_path)

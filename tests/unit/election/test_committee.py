@@ -1,0 +1,73 @@
+from collections import Counter
+
+import pytest
+
+from agent.election.committee import Seat, choose_committee
+from agent.foundation.ids import JobId, SiteId
+
+JOB = JobId("mnist-12345678")
+
+
+def seats(*regions: str, tier: str = "edge") -> list[Seat]:
+    return [
+        Seat(SiteId(bytes([number]) * 32), region, tier) for number, region in enumerate(regions)
+    ]
+
+
+def regions_of(chosen: tuple[SiteId, ...], among: list[Seat]) -> Counter[str]:
+    return Counter(seat.region for seat in among if seat.site in chosen)
+
+
+@pytest.mark.parametrize(("available", "size"), [(1, 1), (2, 1), (3, 3), (4, 3), (5, 5), (9, 5)])
+def test_the_committee_is_as_large_as_the_sites_allow(available: int, size: int) -> None:
+    among = seats(*(f"region-{number}" for number in range(available)))
+    chosen = choose_committee(JOB, among)
+    assert len(chosen) == len(set(chosen)) == size
+
+
+def test_sites_stand_in_distinct_regions_where_there_are_enough() -> None:
+    among = seats("bonn", "bonn", "bonn", "kiel", "kiel", "jena", "ulm", "trier")
+    assert max(regions_of(choose_committee(JOB, among), among).values()) == 1
+
+
+def test_no_region_holds_a_majority_where_a_smaller_committee_avoids_it() -> None:
+    among = seats(*["bonn"] * 10, "kiel", "jena")
+    assert regions_of(choose_committee(JOB, among), among) == {"bonn": 1, "kiel": 1, "jena": 1}
+
+
+def test_five_sites_in_three_regions_are_taken_two_two_one() -> None:
+    among = seats("bonn", "bonn", "bonn", "kiel", "kiel", "kiel", "jena")
+    assert sorted(regions_of(choose_committee(JOB, among), among).values()) == [1, 2, 2]
+
+
+def test_one_region_still_gets_the_largest_committee() -> None:
+    among = seats(*["bonn"] * 6)
+    assert len(choose_committee(JOB, among)) == 5
+
+
+def test_the_steadier_tier_is_preferred_within_a_region() -> None:
+    among = seats("bonn", "kiel", "jena") + [
+        Seat(SiteId(bytes([100 + number]) * 32), region, "core")
+        for number, region in enumerate(("bonn", "kiel", "jena"))
+    ]
+    assert set(choose_committee(JOB, among, 3)) == {seat.site for seat in among[3:]}
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_argument() -> None:
+    among = seats("bonn", "bonn", "kiel", "kiel", "jena", "ulm")
+    assert choose_committee(JOB, among) == choose_committee(JOB, among[::-1])
+
+
+def test_committees_of_many_jobs_are_spread_over_the_sites() -> None:
+    among = seats(*(f"region-{number}" for number in range(10)))
+    held = Counter(
+        site for number in range(200) for site in choose_committee(JobId(f"job-{number}"), among)
+    )
+    assert len(held) == 10
+    assert max(held.values()) < 2 * min(held.values())
+
+
+def test_a_smaller_committee_can_be_asked_for() -> None:
+    among = seats(*(f"region-{number}" for number in range(9)))
+    assert len(choose_committee(JOB, among, 3)) == 3
+    assert len(choose_committee(JOB, among, 1)) == 1
