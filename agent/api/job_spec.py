@@ -133,25 +133,27 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def parse_job_spec(raw: Mapping[str, Any]) -> JobSpec:
-    """Check every key of ``raw`` (decoded TOML or JSON).
+def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = None) -> JobSpec:
+    """Check every key of ``raw`` (decoded TOML or JSON); ``lines`` says where each stands.
 
     Raises:
         UsageError: with all problems, one a line.
     """
     problems = []
     values: dict[str, Any] = {}
+    known_lines = lines or {}
     for key, value in raw.items():
+        where = f"line {known_lines[key]}: " if key in known_lines else ""
         check = _CHECKS.get(key)
         if check is None:
             near = difflib.get_close_matches(key, _CHECKS, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "known: " + ", ".join(_CHECKS)
-            problems.append(f"unknown key {key!r}: {hint}")
+            problems.append(f"{where}unknown key {key!r}: {hint}")
             continue
         try:
             values[key] = check(value)
         except ValueError as error:
-            problems.append(f"{key} = {value!r}: expected {error}")
+            problems.append(f"{where}{key} = {value!r}: expected {error}")
     problems += [
         f"{column.name} is missing"
         for column in fields(JobSpec)

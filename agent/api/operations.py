@@ -106,9 +106,10 @@ class Operations(Protocol):
             residency: jurisdictions in which it may be answered; empty = anywhere.
 
         Returns:
-            Keys: model, version, residency [str], chosen (site name or None), reason,
-            candidates [{name, site, jurisdiction, allowed (bool), removed_by (filter name or ""),
-            reason, score_ms (or None), parts {rtt_ms, queue_ms, service_ms}}], best first.
+            Keys: model, version, model_residency [str], request_residency [str], chosen (site
+            name; empty if none may), candidates (allowed, best first), removed. Keys of each site:
+            site, name, is_local, jurisdiction; of a candidate also predicted_ms (the score),
+            rtt_ms, queue_ms, service_ms, penalty_ms; of a removed one removed_by (the reason).
 
         Raises:
             NotFound: the catalog has no such model.

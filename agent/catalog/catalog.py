@@ -34,6 +34,8 @@ from agent.wire.schema import pack
 SYNC_BYTES_MAX: Final = MESH_BODY_BYTES_MAX // 2
 """Documents of one sync reply; the rest follows in the next sync (members share the body)."""
 
+_SUM_LIMIT: Final = 2**256
+
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 """Without ``:``, so that ``model:version`` means one pair only."""
 
@@ -63,7 +65,7 @@ class Catalog:
     def __init__(self, entries: Iterable[tuple[Document, Body]] = ()) -> None:
         """Begin with what the store held; order does not matter."""
         self._entries: dict[Key, Entry] = {}
-        self._digest: bytes | None = None
+        self._sum = 0
         for document, body in entries:
             self.merge(document, body)
 
@@ -98,8 +100,11 @@ class Catalog:
                 mend="reuse names: documents are replaced, never deleted",
                 retry_after_s=3600.0,
             )
-        self._entries[key] = Entry(document, body, _head(document, body))
-        self._digest = None
+        if (former := self._entries.get(key)) is not None:
+            self._sum = (self._sum - _weight(former.head)) % _SUM_LIMIT
+        entry = Entry(document, body, _head(document, body))
+        self._entries[key] = entry
+        self._sum = (self._sum + _weight(entry.head)) % _SUM_LIMIT
         return True
 
     def get(self, key: Key) -> Entry | None:
@@ -159,13 +164,12 @@ class Catalog:
 
     @property
     def digest8(self) -> bytes:
-        """Eight bytes that differ whenever two catalogs do; travels in every site's record."""
-        if self._digest is None:
-            total = hashlib.sha256()
-            for head in self.heads():
-                total.update(pack(head))
-            self._digest = total.digest()[:8]
-        return self._digest
+        """Eight bytes that differ whenever two catalogs do; travels in every site's record.
+
+        The sum of the hashes of all heads (Bellare and Micciancio 1997, AdHash), so that a change
+        costs the same however many documents there are.
+        """
+        return hashlib.sha256(self._sum.to_bytes(32, "big")).digest()[:8]
 
     def _sorted(self) -> list[Key]:
         return sorted(self._entries, key=_by_name)
@@ -186,9 +190,13 @@ def _head(document: Document, body: Body) -> DocumentHead:
     return DocumentHead(key_of(body), document.stamp, document.author, digest[:8])
 
 
-def _order(head: DocumentHead) -> tuple[Stamp, bytes, bytes]:
+def _weight(head: DocumentHead) -> int:
+    return int.from_bytes(hashlib.sha256(pack(head)).digest(), "big")
+
+
+def _order(head: DocumentHead) -> tuple[int, int, bytes, bytes]:
     """What makes a document newer; the hash decides between two by one author with one stamp."""
-    return head.stamp, head.author, head.body8
+    return head.stamp.wall_ms, head.stamp.count, head.author, head.body8
 
 
 def _bounded(entries: list[Entry]) -> tuple[Document, ...]:

@@ -62,7 +62,7 @@ def whole(response: http.client.HTTPResponse, bytes_max: int) -> bytes:
         http.client.IncompleteRead: it was cut off, or is longer than ``bytes_max``.
     """
     data = response.read(bytes_max)
-    if response.length or not response.isclosed():
+    if response.length or len(data) >= bytes_max:
         raise http.client.IncompleteRead(data, response.length)
     return data
 

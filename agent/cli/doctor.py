@@ -38,18 +38,18 @@ def look(asked: argparse.Namespace) -> list[Finding]:
     agent, answered = _agent(asked)
     try:
         found = settings(asked)
+        findings.append(Finding("settings", ok=True, evidence="every key is understood"))
+        from agent.cli.checks_site import site_findings  # noqa: PLC0415 - needs psutil
+
+        findings.extend(site_findings(found, is_running=answered))
     except ConfigError as error:
         why = f": {error.why}" if error.why else ""
         findings.append(
             Finding("settings", ok=False, evidence=f"{error.what}{why}", mend=error.mend)
         )
     except ImportError as error:
-        findings.append(Finding("settings", ok=False, evidence=str(error), mend="install it again"))
-    else:
-        from agent.cli.checks_site import site_findings  # noqa: PLC0415 - needs psutil
-
-        findings.append(Finding("settings", ok=True, evidence="every key is understood"))
-        findings.extend(site_findings(found, is_running=answered))
+        mend = "install the agent again (packaging/setup.sh)"
+        findings.append(Finding("installation", ok=False, evidence=str(error), mend=mend))
     findings.extend(agent)
     return findings
 

@@ -8,14 +8,22 @@ from agent.cli.output import print_json
 from agent.cli.site_files import config_path
 from agent.drivers.clock import wall
 from agent.drivers.keystore import found_cluster
+from agent.foundation.errors import UsageError
 
 
 def found(asked: argparse.Namespace, passphrase: str) -> None:
     """Make the cluster and say what to do next.
 
     Raises:
+        UsageError: its jurisdiction is not in the cluster's vocabulary.
         ConfigError: this machine is a site already, or the settings are wrong.
     """
+    if asked.jurisdictions and asked.jurisdiction not in asked.jurisdictions:
+        raise UsageError(
+            f"jurisdiction {asked.jurisdiction} is not in --jurisdictions",
+            why="they are all that sites of this cluster may have, this one included",
+            mend="name it there too",
+        )
     settings = settings_to_be(asked)
     result = found_cluster(
         settings.identity_dir,

@@ -6,6 +6,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from agent.cli.client import AdminClient
@@ -25,10 +26,13 @@ def submit(asked: argparse.Namespace) -> int:
     # These import cryptography, which verbs that sign nothing need not wait for.
     from agent.api.job_spec import parse_job_spec  # noqa: PLC0415
     from agent.cli.signing import load_signer, submit_bodies, unpack_body  # noqa: PLC0415
+    from agent.foundation.toml_lines import positions  # noqa: PLC0415
     from agent.wire.documents import Job  # noqa: PLC0415
 
-    raw = _read(asked)
-    parse_job_spec(raw)  # says all that is wrong before the agent is even asked
+    text = _read(asked)
+    raw = _parsed(asked, text)
+    lines = {path[0]: line for path, line in positions(text).items() if len(path) == 1}
+    parse_job_spec(raw, lines)  # says all that is wrong before the agent is even asked
     signer = load_signer(asked)
     client = admin_client(asked)
     draft = client.post("/1/jobs/draft", raw)
@@ -118,17 +122,24 @@ def show(asked: argparse.Namespace) -> int:
     return 0
 
 
-def _read(asked: argparse.Namespace) -> dict[str, Any]:
+def _read(asked: argparse.Namespace) -> str:
     try:
-        with asked.file.open("rb") as file:
+        with Path(asked.file).open("rb") as file:
             data = file.read(SPEC_BYTES_MAX + 1)
     except OSError as error:
         raise UsageError(f"{asked.file} cannot be read", why=str(error.strerror)) from error
     if len(data) > SPEC_BYTES_MAX:
         raise UsageError(f"{asked.file} is too long", why=f"the bound is {SPEC_BYTES_MAX:,} bytes")
     try:
-        return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{asked.file} is not TOML", why=str(error)) from None
+
+
+def _parsed(asked: argparse.Namespace, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"{asked.file} is not TOML", why=str(error)) from None
 
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from agent import __version__
 from agent.cli.output import print_json, span
 from agent.cli.site_files import admin_client, config_path, settings
-from agent.foundation.errors import AtollError, ConfigError, UsageError
+from agent.foundation.errors import AtollError, UsageError
 
 PASSPHRASE_CHARS_MIN = 8
 """It protects a key that must never be on line; scrypt slows guessing down."""
 PASSPHRASE_CHARS_MAX = 1024
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h: the unit tells systemd not to restart on it, since nothing would change."""
 
 
 def init(asked: argparse.Namespace) -> int:
@@ -56,13 +54,7 @@ def run(asked: argparse.Namespace) -> int:
     """Run the agent until it is told to stop."""
     from agent.daemon.run import main as run_agent  # noqa: PLC0415 - the whole agent
 
-    try:
-        return run_agent(settings(asked))
-    except ConfigError as error:
-        from agent.cli.main import report  # noqa: PLC0415 - it imports this module by name
-
-        report(error, as_json=asked.json)
-        return EXIT_CONFIG
+    return run_agent(settings(asked))
 
 
 def drain(asked: argparse.Namespace) -> int:

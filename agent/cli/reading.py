@@ -110,32 +110,33 @@ def explain(asked: argparse.Namespace) -> int:
     if asked.json:
         print_json(answer)
         return 0
-    allowed = clean(answer["residency"]) if answer["residency"] else "anywhere"
-    print(f"{clean(answer['model'])}:{clean(answer['version'])}, to be answered in: {allowed}")
-    if answer["chosen"]:
-        print(f"goes to {clean(answer['chosen'])}: {clean(answer['reason'])}")
-    else:
-        print(f"goes nowhere: {clean(answer['reason'])}")
+    request, held = (
+        clean(answer[key]) if answer[key] else "anywhere"
+        for key in ("request_residency", "model_residency")
+    )
+    print(f"{clean(answer['model'])}:{clean(answer['version'])}")
+    print(f"may be answered: {request}; the model may be: {held}")
+    print(f"goes to: {clean(answer['chosen']) if answer['chosen'] else 'no site'}")
     print_table(
-        ("name", "law", "allowed", "removed by", "score ms", "rtt", "queue", "service", "reason"),
+        ("site", "name", "law", "predicted ms", "rtt", "queue", "service", "penalty", "removed by"),
         [
-            (
-                row["name"],
-                row["jurisdiction"],
-                row["allowed"],
-                row["removed_by"],
-                _number(row["score_ms"], 2),
-                *(
-                    _number(row["parts"].get(part), 2)
-                    for part in ("rtt_ms", "queue_ms", "service_ms")
-                ),
-                row["reason"],
-            )
-            for row in answer["candidates"]
+            *(
+                [*_who(row), *(_number(row[key], 2) for key in _PARTS), ""]
+                for row in answer["candidates"]
+            ),
+            *([*_who(row), *("-" for _ in _PARTS), row["removed_by"]] for row in answer["removed"]),
         ],
         nothing="There are no candidates.",
     )
     return 0
+
+
+_PARTS = ("predicted_ms", "rtt_ms", "queue_ms", "service_ms", "penalty_ms")
+
+
+def _who(row: dict[str, Any]) -> list[object]:
+    here = " (here)" if row["is_local"] else ""
+    return [row["site"][:8], f"{row['name']}{here}", row["jurisdiction"]]
 
 
 def _place(site: dict[str, Any]) -> str:

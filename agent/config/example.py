@@ -75,38 +75,40 @@ def documented_keys() -> dict[str, str]:
 
 
 def _section(name: str, part: type[Any], given: dict[str, object]) -> str:
-    lines = [_heading(part), f"[{name}]"]
+    lines = [f"# {heading(part)}", f"[{name}]"]
     for key, declared in keys_of(part).items():
         dotted = f"{name}.{key}"
         lines += _explained(declared.doc)
         if dotted in given:
             lines.append(f"{key} = {toml_value(given.pop(dotted))}")
         else:
-            lines.append(f"#{key} = {_default(dotted, declared.entry.default)}")
+            lines.append(f"#{key} = {default_text(dotted, declared.entry.default)}")
     return "\n".join(lines) + "\n"
 
 
 def _datasets(datasets: Mapping[str, tuple[Path, tuple[str, ...]]]) -> str:
-    lines = [_heading(DatasetPart), "#[datasets.mnist]"]
+    lines = [f"# {heading(DatasetPart)}", "#[datasets.mnist]"]
     for key, declared in keys_of(DatasetPart).items():
         lines += _explained(declared.doc)
-        lines.append(f"#{key} = {_default(f'datasets.NAME.{key}', declared.entry.default)}")
+        lines.append(f"#{key} = {default_text(f'datasets.NAME.{key}', declared.entry.default)}")
     for name, (path, jobs) in datasets.items():
         lines += [f"[datasets.{name}]", f"path = {toml_value(path)}", f"jobs = {toml_value(jobs)}"]
     return "\n".join(lines) + "\n"
 
 
-def _heading(part: type[Any]) -> str:
+def heading(part: type[Any]) -> str:
+    """What a section is about: the sentence of its docstring."""
     assert part.__doc__ is not None
     sentence = part.__doc__.split(": ", 1)[1].strip()
-    return f"# {sentence[0].upper()}{sentence[1:]}"
+    return f"{sentence[0].upper()}{sentence[1:]}"
 
 
 def _explained(text: str) -> list[str]:
     return [f"# {line}" for line in textwrap.wrap(text, _WIDTH)]
 
 
-def _default(dotted: str, default: object) -> str:
+def default_text(dotted: str, default: object) -> str:
+    """The default as TOML, or an example for a key that has none."""
     if default is MISSING or default is None:
         return _PLACEHOLDERS[dotted]
     return toml_value(default)

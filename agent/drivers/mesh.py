@@ -7,6 +7,7 @@ token and no certificate yet. The caller is who its certificate says.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from itertools import count
 from typing import Any, Protocol
 
 import aiohttp
@@ -14,7 +15,7 @@ from aiohttp import web
 
 from agent.drivers import tls
 from agent.drivers.keystore import SiteKeys
-from agent.drivers.pinned import Pin
+from agent.drivers.pinned import PinnedContext, server_name
 from agent.foundation.errors import (
     AtollError,
     ConfigError,
@@ -142,10 +143,10 @@ class MeshClient:
 
     def __init__(self, keys: SiteKeys, verify: tls.Verify) -> None:
         """``verify``: who is a member now."""
-        self._verify = verify
-        self._pins: dict[SiteId, Pin] = {}
+        self._pinned = PinnedContext(keys, verify)
+        self._greetings = count()
         connector = aiohttp.TCPConnector(
-            ssl=tls.client_context(keys), limit=0, limit_per_host=CONNECTIONS_PER_SITE_MAX,
+            ssl=self._pinned.context, limit=0, limit_per_host=CONNECTIONS_PER_SITE_MAX,
             keepalive_timeout=IDLE_S / 2, use_dns_cache=False,
         )  # fmt: skip
         self._session = aiohttp.ClientSession(
@@ -161,12 +162,12 @@ class MeshClient:
             Unreachable: no connection, another site, or no answer in time.
             Malformed: the answer does not decode.
         """
-        pin = Pin(None, self._verify) if site is None else self._pin(site)
+        name = f"greeting-{next(self._greetings)}" if site is None else server_name(site)
         url = f"https://{_host(endpoint.host)}:{endpoint.mesh_port}{CALL_PATH}"
         headers = {"Connection": "close"} if site is None else {}
         try:
             async with self._session.post(
-                url, data=CALLS.pack(message), headers=headers, ssl=pin,
+                url, data=CALLS.pack(message), headers=headers, server_hostname=name,
                 allow_redirects=False, timeout=_timeout(timeout_s),
             ) as response:  # fmt: skip
                 body = await _body(response, MESH_BODY_BYTES_MAX)
@@ -178,8 +179,9 @@ class MeshClient:
                 f"{_who(site, endpoint)} does not answer", why=_reason(error)
             ) from None
         if site is None:
-            assert pin.identity is not None, "checked before the request was sent"
-            site = pin.identity.site
+            identity = self._pinned.greeted(name)
+            assert identity is not None, "checked in the handshake"
+            site = identity.site
         return site, REPLIES.unpack(body, MESH_BODY_BYTES_MAX)
 
     async def get_blob_part(
@@ -194,7 +196,7 @@ class MeshClient:
         url = f"https://{_host(endpoint.host)}:{endpoint.data_port}{path}"
         try:
             async with self._session.get(
-                url, ssl=self._pin(site), allow_redirects=False,
+                url, server_hostname=server_name(site), allow_redirects=False,
                 timeout=_timeout(30.0),
             ) as response:  # fmt: skip
                 body = await _body(response, bytes_max)
@@ -203,12 +205,6 @@ class MeshClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(f"{short(site)} does not answer", why=_reason(error)) from None
         return body
-
-    def _pin(self, site: SiteId) -> Pin:
-        # One object a site, because it is part of the key under which connections are pooled.
-        if (pin := self._pins.get(site)) is None:
-            pin = self._pins[site] = Pin(site, self._verify)
-        return pin
 
     async def close(self) -> None:
         """Close every connection."""

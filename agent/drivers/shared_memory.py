@@ -96,9 +96,8 @@ class SharedSlots:
 
     def running(self) -> list[bytes]:
         """Keys of the models that run now, or ran when the worker died."""
-        notes = (
-            self._map[_NOTES_AT + index * _KEY_BYTES :][:_KEY_BYTES] for index in range(self.slots)
-        )
+        starts = range(_NOTES_AT, _NOTES_AT + self.slots * _KEY_BYTES, _KEY_BYTES)
+        notes = [self._map[start : start + _KEY_BYTES] for start in starts]
         return [note for note in notes if note != _NO_KEY]
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ Rules:
 - Everything that was queued while a commit ran goes into the next transaction (group commit), each
   commit in its own savepoint: one that cannot be carried out does not take the others with it.
 - At boot the file is examined whole. A damaged one is moved aside, never repaired in place; rows that
-  are signed by their authors (peers, documents, trust log) and still verify are taken over, all else
-  starts empty, and ``findings`` says so: the site must not vote until it has a fresh epoch.
+  are signed by their authors (peers, documents, trust log) or settings of the site (meta), and match
+  their hash, are taken over (possibly older than the last commit), all else starts empty, and ``findings`` says so: the site must not vote until it has a fresh epoch.
 
 Errors: ``StoreFault`` with ``is_fatal`` False (disk full, read-only): nothing of that transaction was
 written and the store goes on when the disk does. ``is_fatal`` True (fsync failed, file damaged while

@@ -122,7 +122,7 @@ def _make(path: Path, rescued: _Rescued, reason: str) -> None:
 
 
 def _open(path: Path, rescued: _Rescued) -> tuple[Database | None, str]:
-    """The open database and what is wrong with it; sound signed rows of a damaged one go to ``rescued``.
+    """The open database and what is wrong with it; sound rows of a damaged one go to ``rescued``.
 
     The file is opened by SQLite only: closing another descriptor of it would drop the locks that
     SQLite holds in this process (POSIX advisory locks belong to the process).
@@ -239,5 +239,5 @@ def _restore(database: Database, rescued: _Rescued, reason: str) -> None:
         row = dict(zip(table.columns, values, strict=True))
         database.conn.execute(table.insert, table.values(row))
     meta = TABLES["meta"]
-    why = f"{reason}; {len(rescued)} signed rows were kept"
+    why = f"{reason}; {len(rescued)} sound rows were kept"
     database.conn.execute(meta.insert, meta.values({"key": FINDING, "value": why}))

@@ -35,8 +35,9 @@ class Table:
     name: str
     keys: int
     columns: Mapping[str, str]
-    is_self_certifying: bool = False
-    """Its rows are signed by their authors, so those that still verify survive a damaged file."""
+    outlives_damage: bool = False
+    """Its sound rows are carried over from a damaged file: they are signed by their authors, or (meta)
+    an old value is better than none: a boot epoch that restarts at zero would repeat nonces."""
     insert: str = field(init=False)
     delete: str = field(init=False)
 
@@ -111,7 +112,7 @@ def row_hash(table: str, values: tuple[Scalar, ...]) -> bytes:
 
 
 def _tables() -> Iterator[Table]:
-    yield Table("meta", 1, {"key": "TEXT", "value": "ANY"})
+    yield Table("meta", 1, {"key": "TEXT", "value": "ANY"}, outlives_damage=True)
     yield Table(
         "peers",
         1,
@@ -122,13 +123,13 @@ def _tables() -> Iterator[Table]:
             "passport": "BLOB",
             "seen_at": "REAL",
         },
-        is_self_certifying=True,
+        outlives_damage=True,
     )
     yield Table(
         "documents",
         2,
         {"kind": "TEXT", "name": "TEXT", "document": "BLOB"},
-        is_self_certifying=True,
+        outlives_damage=True,
     )
     yield Table(
         "register",
@@ -171,7 +172,7 @@ def _tables() -> Iterator[Table]:
         },
     )
     yield Table("tokens", 1, {"id": "BLOB", "row": "BLOB", "expires_at": "REAL"})
-    yield Table("trust", 1, {"height": "INTEGER", "entry": "BLOB"}, is_self_certifying=True)
+    yield Table("trust", 1, {"height": "INTEGER", "entry": "BLOB"}, outlives_damage=True)
     yield Table("audit", 1, {"sequence": "INTEGER", "entry": "BLOB", "hash": "BLOB"})
     yield Table("models", 1, {"key": "BLOB", "crashes": "INTEGER", "reason": "TEXT"})
 
@@ -207,7 +208,7 @@ def damage(
 
     Args:
         connection: open on the file, migrations applied.
-        on_row: called with each sound row of each self-certifying table, also when others are damaged.
+        on_row: called with each sound row of each table that outlives damage.
     """
     wrong: list[str] = []
     try:
@@ -223,7 +224,7 @@ def damage(
                 values = tuple(row)
                 if row_hash(table.name, values) != stored:
                     wrong.append(f"a row of table {table.name} does not match its hash")
-                elif table.is_self_certifying:
+                elif table.outlives_damage:
                     on_row(table, values)
         except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             wrong.append(f"table {table.name}: {error}")

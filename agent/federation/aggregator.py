@@ -44,6 +44,7 @@ from agent.wire.schema import pack
 INVITE_TIMEOUT_S = 5.0
 KEEP_TIMEOUT_S = 60.0
 KEEP_RETRY_S = 0.5
+FETCH_RETRY_S = 0.2
 FAILURES_MAX = 3
 GRACE_FACTOR = 3.0
 GRACE_S = 5.0
@@ -76,7 +77,7 @@ class Aggregation:
         register: Register,
         value: JobValue,
         adopt: Callable[[JobValue, float], None],
-        record: Callable[[Digest, Contributions], None],
+        record: Callable[[Digest, Contributions, float], None],
         now: float,
     ) -> None:
         """``value`` is what the claim was decided with; ``adopt`` takes every newer one."""
@@ -97,6 +98,7 @@ class Aggregation:
         self._then: Change | None = None
         self._made: tuple[Digest, Contributions] | None = None
         self._retry_at = NEVER
+        self._refetch: dict[SiteId, float] = {}
         self._again: Callable[[float], None] | None = None
 
     # --- start of a phase ------------------------------------------------------------------------
@@ -112,6 +114,7 @@ class Aggregation:
             self.phase = "collecting"
             self.entries, self._arrived_s, self._opened_at = {}, [], now
             self._failures, self._retry_at = 0, NEVER
+            self._refetch = {}
             self.invite(now)
         self._desk.emit(Progressed())
 
@@ -189,11 +192,19 @@ class Aggregation:
         self._consider(now)
 
     def blob_missing(self, digest: Digest, now: float) -> None:
-        """The update cannot be had: its site must offer again, or is gone."""
-        for entry in self.entries.values():
-            if entry.offer is not None and entry.offer.update == digest:
-                entry.state, entry.offer = "training", None
+        """The update cannot be had just now: try again for as long as its site seems alive."""
+        for site, entry in self.entries.items():
+            offer = entry.offer
+            if entry.state == "offered" and offer is not None and offer.update == digest:
+                self._refetch[site] = now + FETCH_RETRY_S
         self._consider(now)
+
+    def _fetch_again(self, now: float) -> None:
+        for site in [site for site, at in self._refetch.items() if now >= at]:
+            del self._refetch[site]
+            entry = self.entries.get(site)
+            if entry is not None and entry.state == "offered" and entry.offer is not None:
+                self._desk.emit(FetchBlob(entry.offer.update, (site,)))
 
     def _fetched(self, entry: Entry, now: float) -> None:
         entry.state = "fetched"
@@ -347,7 +358,7 @@ class Aggregation:
             match outcome:
                 case Settled(value, is_ours) if value is not None:
                     if is_ours:
-                        self._committed()
+                        self._committed(at)
                     self._adopt(value, at)
                 case _:
                     self._retry_at = at + KEEP_RETRY_S  # outcome unknown: the same operation again
@@ -355,11 +366,11 @@ class Aggregation:
 
         self._register.change(change, now, settled, is_retry=is_retry)
 
-    def _committed(self) -> None:
+    def _committed(self, now: float) -> None:
         if self._made is not None:
             digest, content = self._made
             self._made = None
-            self._record(digest, content)
+            self._record(digest, content, now)
             mine = [e.update for e in content.entries if e.site != self._me]
             self._desk.emit(*(ForgetBlob(update) for update in mine))
 
@@ -384,10 +395,11 @@ class Aggregation:
     # --- time ------------------------------------------------------------------------------------
     def woke(self, now: float) -> None:
         """Do what was put off."""
+        self._fetch_again(now)
         if now >= self._retry_at and self._again is not None:
             self._retry_at = NEVER
             self._again(now)
 
     def wake_at(self) -> float:
         """When the next put-off thing is due."""
-        return self._retry_at
+        return min(self._retry_at, *self._refetch.values(), NEVER)

@@ -36,6 +36,10 @@ class Surroundings(Protocol):
         """Whether this site has what an aggregator needs (PyTorch)."""
         ...
 
+    def unix_s(self, now: float) -> float:
+        """Unix time at ``now``; for people only."""
+        ...
+
     def may_hold(self, job: Job, site: SiteId) -> bool:
         """Whether the job's residency label lets its parameters and updates go to ``site``."""
         ...

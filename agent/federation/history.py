@@ -72,7 +72,7 @@ class History:
             return
         self._seek(value.contributions)
 
-    def record(self, digest: Digest, content: Contributions) -> None:
+    def record(self, digest: Digest, content: Contributions, now: float) -> None:
         """A round's counted set has become known (also called by the aggregator that made it)."""
         if content.round in self._rounds:
             return
@@ -89,7 +89,7 @@ class History:
         row: dict[str, Scalar] = {
             "job": self._job.id, "round": content.round, "epoch": content.epoch,
             "aggregator": content.aggregator, "parameters": content.parameters,
-            "contributions": digest, "counted": json.dumps(counted), "committed_at": None,
+            "contributions": digest, "counted": json.dumps(counted), "committed_at": self._surroundings.unix_s(now),
         }  # fmt: skip
         self._desk.emit(Persist((Put("rounds", row),)), Label(digest, self._job.residency))
         self._settled(content)
@@ -104,7 +104,7 @@ class History:
         if digest == self._seeking:
             self._retry_at = now + RETRY_AFTER_S
 
-    def blob_read(self, digest: Digest, data: bytes) -> None:
+    def blob_read(self, digest: Digest, data: bytes, now: float) -> None:
         """Take the contributions; the digest already proves that they are the ones named."""
         if digest != self._seeking:
             return
@@ -114,7 +114,7 @@ class History:
             content = unpack(Contributions, data)
         except Malformed:
             return  # committed by a newer version of Atoll: the round stands, its details are unreadable
-        self.record(digest, content)
+        self.record(digest, content, now)
         if content.previous is not None and content.round - 1 not in self._rounds:
             self._seek(content.previous)
 

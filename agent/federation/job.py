@@ -114,6 +114,7 @@ class JobMachine:
             self.history.restore(counted)
         if restored.update is not None:
             self.participant.restore(restored.update)
+        self._label_restored(restored)
         self.aggregation: Aggregation | None = None
         self.is_over = self.value is not None and self.value.state in ("finished", "failed")
         self._reading = self._read_again = False
@@ -124,6 +125,15 @@ class JobMachine:
         self._watch_failures = 0
         self._watchers: dict[int, float] = {}
         self._keeping: dict[int, set[Digest]] = {}
+
+    def _label_restored(self, restored: Restored) -> None:
+        """What others may still fetch here after a restart; labels are not stored."""
+        blobs = [counted.contributions for counted in restored.rounds]
+        if restored.update is not None:
+            blobs.append(restored.update.digest)
+        if restored.value is not None and restored.value.parameters is not None:
+            blobs.append(restored.value.parameters)
+        self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
 
     # --- the machine -----------------------------------------------------------------------------
     def step(self, event: JobEvent, now: float) -> list[JobEffect]:  # noqa: C901, PLR0912 - one case an event
@@ -140,7 +150,7 @@ class JobMachine:
             case BlobMissing(digest, _):
                 self._blob_missing(digest, now)
             case BlobRead(digest, data):
-                self.history.blob_read(digest, data)
+                self.history.blob_read(digest, data, now)
             case Trained():
                 self.participant.trained(event, now)
             case AttemptEnded(round_, reason):
@@ -316,14 +326,11 @@ class JobMachine:
             if outcome.is_ours and value.aggregator == self._me:
                 self.aggregation = Aggregation(
                     self.job, self._me, self._desk, self._surroundings, self._register, value,
-                    self._adopt, self._record, at,
+                    self._adopt, self.history.record, at,
                 )  # fmt: skip
             self._adopt(value, at)
 
         self._register.change(claim(self.job, self._me, expected, operation), now, settled)
-
-    def _record(self, digest: Digest, content: Contributions) -> None:
-        self.history.record(digest, content)
 
     def _collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
         if self.aggregation is None:

@@ -63,11 +63,11 @@ async def serve(given: argparse.Namespace) -> None:
     def follow(view: View) -> None:
         nonlocal shown_at
         callers.revoked = frozenset(view.revoked)
-        members.keep({remote.site for remote in view.sites})
         if (changed_at := chain.stat().st_mtime_ns) != shown_at:  # renewed by the control process
             shown_at = changed_at
-            tls.reload_certificate(context, keys)
-            members.reload_certificate(keys)
+            renewed = keystore.load(given.identity_dir)
+            tls.reload_certificate(context, renewed)
+            members.renew(renewed)
 
     control.on_view = follow
     http = await open_door(given.http_host, given.http_port, endpoints.routes())

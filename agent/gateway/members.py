@@ -24,6 +24,8 @@ CONNECT_TIMEOUT_S = 3.0
 CONNECTIONS_PER_SITE_MAX = 16
 """More under way than a site's slots only wait there."""
 CONNECTIONS_MAX = 256
+CONTEXTS_MAX = 256
+"""One for each site that was called lately; about 100 KiB each."""
 IDENTITIES_CACHED_MAX = 1024
 
 HOPS_HEADER = "Atoll-Hops"
@@ -68,22 +70,23 @@ class Callers:
         return read_verified_leaf(leaf, self._root)
 
 
-class _Pinned(aiohttp.Fingerprint):
-    """The site that is meant: checked by aiohttp after the handshake, before the request."""
+def pinned_context(keys: SiteKeys, verify: tls.Verify, site: SiteId) -> ssl.SSLContext:
+    """A client context whose handshake fails unless ``site`` itself is at the other end.
 
-    def __init__(self, site: SiteId, verify: tls.Verify) -> None:
-        super().__init__(site)
-        self._site = site
-        self._verify = verify
+    The check is part of the handshake, so that no layer above can send before it is done.
+    """
 
-    def check(self, transport: asyncio.Transport) -> None:
-        try:
-            tls.require_peer(transport.get_extra_info("ssl_object"), self._verify, self._site)
-        except AtollError as error:
-            host, port, *_ = transport.get_extra_info("peername")
-            raise aiohttp.ServerFingerprintMismatch(
-                self._site, str(error).encode(), host, port
-            ) from error
+    class Pinned(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            try:
+                tls.require_peer(self, verify, site)
+            except AtollError as error:
+                raise ssl.SSLCertVerificationError(str(error)) from error
+
+    context = tls.client_context(keys)
+    context.sslobject_class = Pinned
+    return context
 
 
 class Members:
@@ -91,14 +94,13 @@ class Members:
 
     def __init__(self, keys: SiteKeys, callers: Callers, body_bytes_max: int) -> None:
         """Needs a running loop. ``callers`` knows what is revoked; answers are bounded too."""
-        self._context: ssl.SSLContext = tls.client_context(keys)
+        self._keys = keys
         self._verify = tls.verifier(keys, lambda: callers.revoked, clock.wall)
         self._body_bytes_max = body_bytes_max
-        self._pins: dict[SiteId, _Pinned] = {}
+        self._contexts: dict[SiteId, ssl.SSLContext] = {}
         self.under_way: dict[SiteId, int] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                ssl=self._context,
                 limit=CONNECTIONS_MAX,
                 limit_per_host=CONNECTIONS_PER_SITE_MAX,
                 keepalive_timeout=20,
@@ -110,13 +112,10 @@ class Members:
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         )
 
-    def keep(self, sites: set[SiteId]) -> None:
-        """Forget the pins of sites that are no members any more."""
-        self._pins = {site: pin for site, pin in self._pins.items() if site in sites}
-
-    def reload_certificate(self, keys: SiteKeys) -> None:
+    def renew(self, keys: SiteKeys) -> None:
         """Show the renewed certificate on new connections."""
-        tls.reload_certificate(self._context, keys)
+        self._keys = keys
+        self._contexts.clear()
 
     async def call(
         self,
@@ -140,10 +139,6 @@ class Members:
                 return await self._call(remote, method, path, headers, body, deadline)
             except aiohttp.ServerDisconnectedError:
                 return await self._call(remote, method, path, headers, body, deadline)
-        except aiohttp.ServerFingerprintMismatch as error:
-            raise Unreachable(
-                f"site {remote.name} cannot be reached", why=error.got.decode(errors="replace")
-            ) from error
         except TimeoutError:
             if clock.monotonic_s() >= deadline:
                 raise DeadlineExceeded(f"site {remote.name} did not answer in time") from None
@@ -175,9 +170,6 @@ class Members:
         body: bytes | None,
         deadline: float,
     ) -> MemberAnswer:
-        pin = self._pins.get(remote.site)
-        if pin is None:
-            pin = self._pins[remote.site] = _Pinned(remote.site, self._verify)
         left_s = max(deadline - clock.monotonic_s(), 0.001)
         host = f"[{remote.host}]" if ":" in remote.host else remote.host
         async with self._session.request(
@@ -185,13 +177,20 @@ class Members:
             f"https://{host}:{remote.data_port}{path}",
             data=body,
             headers={**headers, DEADLINE_HEADER: str(round(left_s * 1000))},
-            ssl=pin,
+            ssl=self._context(remote.site),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(
                 total=left_s, connect=min(CONNECT_TIMEOUT_S, left_s), ceil_threshold=1e9
             ),
         ) as response:
             return MemberAnswer(response.status, response.headers, await self._read(response))
+
+    def _context(self, site: SiteId) -> ssl.SSLContext:
+        if site not in self._contexts:
+            if len(self._contexts) >= CONTEXTS_MAX:
+                del self._contexts[next(iter(self._contexts))]
+            self._contexts[site] = pinned_context(self._keys, self._verify, site)
+        return self._contexts[site]
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         chunks: list[bytes] = []

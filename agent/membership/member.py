@@ -6,7 +6,7 @@ from typing import Literal
 from agent.foundation.ids import SiteId
 from agent.membership.round_trip import RoundTrip
 from agent.membership.suspicion import Suspicion
-from agent.wire.records import SiteRecord, Signed
+from agent.wire.records import Signed, SiteRecord
 
 State = Literal["alive", "suspect", "dead", "left"]
 

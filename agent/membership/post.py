@@ -7,7 +7,8 @@ a suspect learns of its suspicion from whoever talks to it), and our record if i
 from collections.abc import Callable
 
 from agent.foundation.ids import SiteId
-from agent.membership.events import SendGossip, SwimEffect
+from agent.foundation.randomness import Rng
+from agent.membership.events import RecordChanged, SendGossip, SwimEffect
 from agent.membership.member import Peer
 from agent.membership.own_record import OwnRecord
 from agent.membership.roster import Roster
@@ -51,6 +52,18 @@ class Post:
     def tell(self, peer: Peer, statements: tuple[Signed, ...]) -> None:
         """Send exactly these statements."""
         self._out.append(SendGossip(peer.site, peer.record.endpoint, Gossip(statements)))
+
+    def spread_own(self) -> None:
+        """Our record is new: make it a rumor."""
+        self._rumors.put((self._me, self._me), self._own.signed)
+        self._out.append(RecordChanged(self._me, self._own.record))
+
+    def burst(self, rng: Rng) -> None:
+        """Tell many members our record directly: it cannot wait for gossip."""
+        reachable = self._roster.reachable()
+        for site in rng.sample(reachable, min(self._settings.burst, len(reachable))):
+            if (peer := self._roster.get(site)) is not None:
+                self.tell(peer, (self._own.signed,))
 
     def _first(self, peer: Peer, now: float) -> list[Signed]:
         first = []

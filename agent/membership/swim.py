@@ -16,7 +16,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import assert_never
 
-from agent.foundation.errors import Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.notary import Notary
@@ -25,7 +24,6 @@ from agent.membership.contact import Contact
 from agent.membership.detector import FailureDetector
 from agent.membership.events import (
     Heard,
-    IdentityCloned,
     Introduced,
     IsolationChanged,
     Leave,
@@ -41,25 +39,17 @@ from agent.membership.events import (
     SyncWith,
 )
 from agent.membership.member import Member, Peer
-from agent.membership.own_record import SEQUENCE_MAX, OwnRecord
+from agent.membership.own_record import OwnRecord
 from agent.membership.post import Post
 from agent.membership.recovery import Recovery
-from agent.membership.roster import Roster, Verdict
+from agent.membership.roster import Roster
 from agent.membership.rumors import Rumors
-from agent.membership.seen import Seen
 from agent.membership.settings import Settings
 from agent.membership.syncs import SyncPlan
 from agent.wire.gossip import Ack, Gossip, GossipMessage, Nack, Ping, PingRequest
-from agent.wire.limits import RUMOR_BYTES_MAX
 from agent.wire.mesh import MemberHead
-from agent.wire.records import STATEMENTS, Accusation, Signed, SiteRecord
+from agent.wire.records import Signed, SiteRecord
 
-TELL_AGAIN_S = 1.0
-"""Least time between two corrections of one member's outdated belief about us."""
-REFRESH_S = 5.0
-"""Least time between two repetitions of the evidence against one dead member."""
-CONFIRM_AGAIN_S = 1.0
-"""Mean time between two looks at a suspect that cannot be judged yet."""
 EVIDENCE_SUBJECTS_MAX = 16
 """Dead members whose evidence goes with one state sync (<= 48 statements, 8 KB)."""
 EXTRA_ASKED = 3
@@ -87,7 +77,6 @@ class Swim:
         self._own = OwnRecord(record, notary, settings, now)
         self._roster = Roster(self._me, notary, settings, self._out)
         self._rumors = Rumors(settings.rumors_max)
-        self._seen = Seen(settings.seen_max)
         self._contact = Contact(settings, now)
         self._syncs = SyncPlan(settings, rng, self._ask_sync, now)
         self._post = Post(
@@ -107,18 +96,30 @@ class Swim:
             settings=settings,
             rng=rng,
             now=now,
-            accuse=self._accuse,
+            accuse=lambda peer, is_refused, at: self._testimony.accuse(
+                peer, at, is_refused=is_refused
+            ),
         )
         self._recovery = Recovery(self._roster, settings, rng, self._try_lost)
+        self._testimony = Testimony(
+            me=self._me,
+            notary=notary,
+            own=self._own,
+            roster=self._roster,
+            rumors=self._rumors,
+            contact=self._contact,
+            syncs=self._syncs,
+            post=self._post,
+            detector=self._detector,
+            settings=settings,
+            rng=rng,
+            out=self._out,
+        )
         self._gossiped_at = float("-inf")
         self._woke_at = NEVER
         self._lag_seen_at = float("-inf")
         self._has_left = False
         self._catalog_seen = self._own_catalog = record.catalog
-        self.malformed = 0
-        """Statements that did not decode (counted, dropped)."""
-        self.forged = 0
-        """Statements of known speakers with a wrong signature, or impossible ones."""
         self._rumors.put((self._me, self._me), self._own.signed)
 
     # --- what others may read --------------------------------------------------------------------
@@ -141,6 +142,16 @@ class Swim:
     def health(self) -> int:
         """Lifeguard's local health score: 0 is healthy."""
         return self._detector.health.score
+
+    @property
+    def malformed(self) -> int:
+        """Statements that did not decode (counted, dropped)."""
+        return self._testimony.malformed
+
+    @property
+    def forged(self) -> int:
+        """Statements of known speakers with a wrong signature, or impossible ones."""
+        return self._testimony.forged
 
     def members(self) -> Mapping[SiteId, Member]:
         """All known members but this site; a live read-only view."""
@@ -237,7 +248,7 @@ class Swim:
                 self._hear(event.sender, event.message, now)
             case Introduced():
                 for signed in event.signed:
-                    self._learn(signed, None, now)
+                    self._testimony.take(signed, None, now)
                 self._syncs.hasten(now)
             case SendFailed():
                 self._detector.send_failed(event.target)
@@ -265,11 +276,11 @@ class Swim:
             return
         if self._own.due_at <= now:
             self._own.publish(now)
-            self._spread_own()
+            self._post.spread_own()
         self._detector.run(now)
         while self._roster.due_at <= now:
             # A death lowers the number of accusers that others need; each pass holds or condemns.
-            self._judge(now)
+            self._testimony.judge(now)
         self._watch_contact(now)
         self._recovery.run(now, is_isolated=self._contact.is_isolated)
         if len(self._roster):
@@ -299,7 +310,12 @@ class Swim:
             self._recovery.lost(now)
 
     def _record_changed(self, effect: RecordChanged, now: float) -> None:
-        if effect.site == self._me or effect.record.catalog == self._own.record.catalog:
+        if effect.site == self._me:
+            if effect.record.catalog != self._own_catalog:
+                self._own_catalog = effect.record.catalog
+                self._syncs.catalog_changed()
+            return
+        if effect.record.catalog == self._own.record.catalog:
             return
         self._catalog_seen = effect.record.catalog
         if self._syncs.has_joined:
@@ -308,14 +324,14 @@ class Swim:
     # --- hearing ---------------------------------------------------------------------------------
     def _hear(self, sender: SiteId, message: GossipMessage, now: float) -> None:
         for signed in message.rumors:
-            self._learn(signed, sender, now)
+            self._testimony.take(signed, sender, now)
         peer = self._roster.get(sender)
         if peer is None or self._has_left:
             return
         peer.heard_at = now
         if isinstance(message, Ack | Nack):
             self._made_contact(now)
-        self._withdraw(peer, now)
+        self._testimony.withdraw(peer, now)
         match message:
             case Ping():
                 self._post.send(peer, partial(Ack, message.number, self._me), now)
@@ -343,172 +359,7 @@ class Swim:
                 self._roster.withdraw(peer, now)
                 self._rumors.drop((peer.site, self._me))
 
-    def _withdraw(self, peer: Peer, now: float) -> None:
-        """We hear whom we alone accused: take it back, and let it refute what may have spread."""
-        if peer.suspicion is None or not self._roster.is_mine_alone(peer):
-            return
-        accusation = peer.suspicion.accusers[self._me].signed
-        self._roster.withdraw(peer, now)
-        self._rumors.drop((peer.site, self._me))
-        self._post.tell(peer, (accusation,))
-
-    # --- learning --------------------------------------------------------------------------------
-    def _learn(self, signed: Signed, sender: SiteId | None, now: float) -> None:
-        """Take one statement; ``sender`` is None if it did not come as a rumor."""
-        if signed.body in self._seen:
-            return
-        try:
-            statement: SiteRecord | Accusation = STATEMENTS.unpack(signed.body, RUMOR_BYTES_MAX)
-        except Malformed:
-            self.malformed += 1
-            return
-        match statement:
-            case SiteRecord(site=self._me):
-                self._hear_own(statement, signed, now)
-            case SiteRecord():
-                self._learn_record(statement, signed, sender, now)
-            case Accusation(accuser=self._me):
-                pass
-            case Accusation(subject=self._me):
-                self._accused(statement, signed, sender, now)
-            case Accusation():
-                self._learn_accusation(statement, signed, sender, now)
-
-    def _learn_record(
-        self, record: SiteRecord, signed: Signed, sender: SiteId | None, now: float
-    ) -> None:
-        peer = self._roster.get(record.site)
-        accusers = [] if peer is None or peer.suspicion is None else [*peer.suspicion.accusers]
-        verdict = self._roster.take_record(record, signed, now)
-        self._weigh(verdict, signed, sender, now)
-        if verdict is not Verdict.NEWS:
-            return
-        peer = self._roster.get(record.site)
-        assert peer is not None, "a believed record has a member"
-        if peer.suspicion is None:
-            self._rumors.drop_about(record.site, accusers)
-        # What the first sync tells a newcomer is no news to anybody else.
-        if sender is not None or self._syncs.has_joined:
-            self._rumors.put((record.site, record.site), signed)
-
-    def _learn_accusation(
-        self, accusation: Accusation, signed: Signed, sender: SiteId | None, now: float
-    ) -> None:
-        verdict = self._roster.take_accusation(accusation, signed, now)
-        self._weigh(verdict, signed, sender, now)
-        peer = self._roster.get(accusation.subject)
-        if peer is None or peer.suspicion is None:
-            return
-        if verdict is Verdict.NEWS:
-            self._rumors.put((accusation.subject, accusation.accuser), signed)
-            if len(peer.suspicion.accusers) == 1 or accusation.is_refused:
-                self._confirm(peer, now)
-        elif verdict is Verdict.SETTLED and now - peer.refreshed_at >= REFRESH_S:
-            peer.refreshed_at = now
-            for accuser, evidence in peer.suspicion.accusers.items():
-                self._rumors.put((peer.site, accuser), evidence.signed)
-
-    def _weigh(self, verdict: Verdict, signed: Signed, sender: SiteId | None, now: float) -> None:
-        match verdict:
-            case Verdict.NEWS | Verdict.STALE:
-                self._seen.add(signed.body)
-            case Verdict.FORGED:
-                self.forged += 1
-            case Verdict.UNKNOWN if sender is not None:
-                self._want_sync(sender, "unknown member", now)
-            case Verdict.AHEAD if sender is not None:
-                self._want_sync(sender, "newer record", now)
-            case _:
-                pass
-
-    def _want_sync(self, site: SiteId, reason: str, now: float) -> None:
-        if self._roster.get(site) is not None:
-            self._syncs.want(site, reason, now)
-
-    # --- accusations -----------------------------------------------------------------------------
-    def _accuse(self, peer: Peer, is_refused: bool, now: float) -> None:  # noqa: FBT001 - callback
-        """Our probe failed: say so, unless we hear nobody at all."""
-        body = STATEMENTS.pack(Accusation(self._me, peer.site, peer.record.incarnation, is_refused))
-        signed = Signed(body, self._notary.sign(body))
-        accusation = STATEMENTS.unpack(body)
-        verdict = self._roster.take_accusation(accusation, signed, now)
-        if verdict is Verdict.NEWS and not self._contact.is_silent(now):
-            self._rumors.put((peer.site, self._me), signed)
-
-    def _confirm(self, peer: Peer, now: float) -> None:
-        """Look for ourselves, with a chance that keeps the number of askers bounded."""
-        if peer.suspicion is None or self._me in peer.suspicion.accusers:
-            return
-        if self._rng.random() * max(1, self._roster.alive) < self._settings.confirmers:
-            self._detector.probe(peer, now)
-
-    def _judge(self, now: float) -> None:
-        """Give a verdict on every suspect whose time is over."""
-        needed = self._roster.needed()
-        for peer in self._roster.overdue(now):
-            suspicion = peer.suspicion
-            assert suspicion is not None, "a suspect has a suspicion"
-            if peer.heard_at is not None and peer.heard_at > suspicion.started_at:
-                suspicion.started_at = peer.heard_at
-                self._roster.hold(peer, now + CONFIRM_AGAIN_S)
-            elif len(suspicion.accusers) < needed:
-                self._roster.hold(peer, now + CONFIRM_AGAIN_S * self._rng.uniform(0.5, 1.5))
-                if self._me not in suspicion.accusers:
-                    self._detector.probe(peer, now)
-            elif self._contact.is_silent(now) and suspicion.refusals() < min(2, needed):
-                self._roster.hold(peer, now + CONFIRM_AGAIN_S)
-            else:
-                self._roster.condemn(peer, now)
-
-    def _accused(
-        self, accusation: Accusation, signed: Signed, sender: SiteId | None, now: float
-    ) -> None:
-        """Somebody says that we do not answer: refute, or correct whoever is behind."""
-        if self._has_left or accusation.incarnation > self._own.record.incarnation:
-            return
-        if accusation.incarnation == self._own.record.incarnation:
-            if not self._notary.is_signed_by(accusation.accuser, signed.body, signed.signature):
-                if sender is not None:
-                    self._want_sync(sender, "unknown member", now)
-                return
-            self._detector.health.note(1)
-            self._own.refute(accusation.incarnation, now)
-            self._spread_own()
-        peer = None if sender is None else self._roster.get(sender)
-        if peer is not None and (
-            now - peer.told_at >= TELL_AGAIN_S
-            or accusation.incarnation == self._own.record.incarnation
-        ):
-            peer.told_at = now
-            self._post.tell(peer, (self._own.signed,))
-
-    def _hear_own(self, record: SiteRecord, signed: Signed, now: float) -> None:
-        if record.sequence <= self._own.record.sequence:
-            self._seen.add(signed.body)
-        elif not self._notary.is_signed_by(self._me, signed.body, signed.signature):
-            self.forged += 1
-        else:
-            self._out.append(IdentityCloned(record.sequence))
-            if record.sequence < SEQUENCE_MAX - 2**32 and not self._has_left:
-                self._own.refute(record.sequence, now)
-                self._spread_own()
-
     # --- telling ---------------------------------------------------------------------------------
-    def _spread_own(self) -> None:
-        record = self._own.record
-        if record.catalog != self._own_catalog:
-            self._own_catalog = record.catalog
-            self._syncs.catalog_changed()
-        self._rumors.put((self._me, self._me), self._own.signed)
-        self._out.append(RecordChanged(self._me, record))
-
-    def _burst(self) -> None:
-        """Tell many members directly: our news cannot wait for gossip."""
-        reachable = self._roster.reachable()
-        for site in self._rng.sample(reachable, min(self._settings.burst, len(reachable))):
-            if (peer := self._roster.get(site)) is not None:
-                self._post.tell(peer, (self._own.signed,))
-
     def _gossip_at(self) -> float:
         if not len(self._rumors) or not self._roster.reachable():
             return NEVER
@@ -530,8 +381,8 @@ class Swim:
         if self._has_left:
             return
         self._own.leave(now)
-        self._spread_own()
-        self._burst()
+        self._post.spread_own()
+        self._post.burst(self._rng)
         self._has_left = True
 
     # --- repair ----------------------------------------------------------------------------------
@@ -544,7 +395,7 @@ class Swim:
         self._detector.reached_over_tcp(peer)
         if self._roster.is_mine_alone(peer):
             peer.is_relayed = True
-            self._withdraw(peer, now)
+            self._testimony.withdraw(peer, now)
 
     def _ask_sync(self, site: SiteId, reason: str) -> None:
         if (peer := self._roster.get(site)) is not None:
@@ -596,5 +447,5 @@ class Swim:
         accusable_s = self._settings.probe_timeout_s + self._settings.indirect_timeout_s
         if lag_s >= accusable_s and len(self._roster) and not self._has_left:
             self._own.refute(self._own.record.sequence, now)
-            self._spread_own()
-            self._burst()
+            self._post.spread_own()
+            self._post.burst(self._rng)

@@ -35,6 +35,7 @@ class Admission:
         self._work_us = 0
         self._in_flight = 0
         self._service_us: dict[bytes, float] = {}
+        self._only_warmed_up: set[bytes] = set()
 
     @property
     def in_flight(self) -> int:
@@ -54,13 +55,15 @@ class Admission:
         return {key: max(1, round(value)) for key, value in self._service_us.items()}
 
     def seed(self, key: bytes, service_us: int) -> None:
-        """Take the warm-up's run time as the first measurement, if there is none."""
-        if service_us > 0:
-            self._service_us.setdefault(key, float(service_us))
+        """Take the warm-up's run time for want of better: the first real one replaces it."""
+        if service_us > 0 and key not in self._service_us:
+            self._service_us[key] = float(service_us)
+            self._only_warmed_up.add(key)
 
     def forget(self, keys: set[bytes]) -> None:
         """Keep run times of ``keys`` only: the rest is not served here any more."""
         self._service_us = {k: v for k, v in self._service_us.items() if k in keys}
+        self._only_warmed_up &= keys
 
     def admit(self, key: bytes, *, runners: int, left_s: float) -> Ticket:
         """Let a request in that has ``left_s`` seconds to its deadline.
@@ -88,6 +91,7 @@ class Admission:
         self._in_flight -= 1
         if run_us:
             known = self._service_us.get(ticket.key)
-            self._service_us[ticket.key] = (
-                float(run_us) if known is None else known + SMOOTHING * (run_us - known)
-            )
+            if known is None or ticket.key in self._only_warmed_up:
+                known = float(run_us)
+                self._only_warmed_up.discard(ticket.key)
+            self._service_us[ticket.key] = known + SMOOTHING * (run_us - known)

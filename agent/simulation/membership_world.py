@@ -18,8 +18,6 @@ from agent.membership.events import (
     IsolationChanged,
     Leave,
     LocalChanged,
-    LoopLagged,
-    MemberChanged,
     PortRefused,
     SendFailed,
     SendGossip,

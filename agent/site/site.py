@@ -121,7 +121,9 @@ class Site:
         self.exchange = Exchange(me, passport, roll, self.swim, self.catalog, self._clock, admins)
         self.held: set[Digest] = set(stored.blobs)
         self.labels: dict[Digest, tuple[str, ...]] = {}
-        self._surroundings = Surroundings(identity, self.swim, roll, settings, self.held)
+        self._surroundings = Surroundings(
+            identity, self.swim, roll, settings, self.held, self.wall_s
+        )
         self.workshop = Workshop(me, boot_epoch, self._number, self._surroundings, rng)
         self.shelf = Shelf(self._surroundings.is_held, self._fetch_model, dict(stored.crashes))
         self.is_isolated = False

@@ -34,8 +34,10 @@ class Surroundings:
         roll: Roll,
         settings: SiteSettings,
         held: set[Digest],
+        unix_s: Callable[[float], float],
     ) -> None:
         """``held`` is the site's own set, kept up to date by it."""
+        self._unix_s = unix_s
         self._me, self._identity = identity.site, identity
         self._swim, self._roll, self._settings = swim, roll, settings
         self._held = held
@@ -75,6 +77,10 @@ class Surroundings:
     def can_aggregate(self) -> bool:
         """Whether this site may run rounds."""
         return self._settings.can_train and not self.is_draining
+
+    def unix_s(self, now: float) -> float:
+        """Unix time, for people."""
+        return self._unix_s(now)
 
     def may_hold(self, job: Job, site: SiteId) -> bool:
         """Residency, from the certificate of ``site``; unknown sites may hold nothing."""

@@ -121,11 +121,19 @@ class Mean:
                 f"{self._added} updates of {self._inspected} were added",
                 why="the scale was chosen for the whole set",
             )
-        tensors = {}
-        for name, total in self._sums.items():
-            mean = np.ldexp(total / self._samples_added, -self._scales[name])
-            tensors[name] = mean.astype(np.float32).reshape(self._like.tensors[name].shape)
+        tensors = {
+            name: self._mean(name).reshape(like.shape) for name, like in self._like.tensors.items()
+        }
         return Parameters(self._like.label, tensors)
+
+    def _mean(self, name: str) -> NDArray[np.float32]:
+        """One tensor, flat; its sum is given up, so that both never stand in memory whole."""
+        total = self._sums.pop(name)
+        mean = np.empty(total.size, np.float32)
+        for start in range(0, total.size, BLOCK_ELEMENTS):
+            part = total[start : start + BLOCK_ELEMENTS] / self._samples_added
+            mean[start : start + part.size] = np.ldexp(part, -self._scales[name])
+        return mean
 
     def _choose_scales(self) -> None:
         assert self._like is not None, "something was inspected"

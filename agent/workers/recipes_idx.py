@@ -84,14 +84,14 @@ def _read(path: Path, magic: int, dimensions: int) -> tuple[Bytes, tuple[int, ..
     header_bytes = 4 + 4 * dimensions
     try:
         with path.open("rb") as file:
-            content = file.read(FILE_BYTES_MAX + 1)
+            content = np.fromfile(file, np.uint8, FILE_BYTES_MAX + 1)
     except OSError as error:
         raise _bad(path, error.strerror or "it cannot be read") from None
     if len(content) > FILE_BYTES_MAX:
         raise _bad(path, f"more than {FILE_BYTES_MAX} bytes")
     if len(content) < header_bytes:
         raise _bad(path, "it is shorter than an IDX header")
-    found, *sizes = struct.unpack_from(f">{1 + dimensions}I", content)
+    found, *sizes = struct.unpack(f">{1 + dimensions}I", content[:header_bytes].tobytes())
     if found != magic:
         raise _bad(path, f"it starts with {found:#06x}, an IDX file of this kind with {magic:#06x}")
     wanted = 1
@@ -99,7 +99,7 @@ def _read(path: Path, magic: int, dimensions: int) -> tuple[Bytes, tuple[int, ..
         wanted *= size
     if len(content) - header_bytes != wanted:
         raise _bad(path, f"{len(content) - header_bytes} bytes of data, its header says {wanted}")
-    return np.frombuffer(content, np.uint8, offset=header_bytes), tuple(sizes)
+    return content[header_bytes:], tuple(sizes)
 
 
 def _bad(path: Path, why: str) -> ConfigError:

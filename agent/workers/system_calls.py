@@ -47,9 +47,11 @@ DENIED: Mapping[str, tuple[int, int]] = {
     "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
     "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162),
     "syslog": (103, 116), "personality": (135, 92), "iopl": (172, -1), "ioperm": (173, -1),
-    "modify_ldt": (154, -1),
+    "modify_ldt": (154, -1), "setpriority": (141, 140), "ioprio_set": (251, 30),
+    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
 }  # fmt: skip
-"""chmod, chown, xattr and utime stand here because Landlock does not guard a file's metadata."""
+"""chmod, chown, xattr and utime stand here because Landlock does not guard a file's metadata;
+priorities because a process may lower those of others of its user."""
 
 CLONE: Mapping[str, int] = {"x86_64": 56, "aarch64": 220}
 CLONE3: Mapping[str, int] = {"x86_64": 435, "aarch64": 435}

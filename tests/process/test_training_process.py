@@ -62,6 +62,7 @@ async def trainers(tmp_path: Path) -> AsyncIterator[Trainers]:
     await made.close()
 
 
+@pytest.mark.timeout(240)  # two exports load PyTorch's compiler: 6 s each on an idle core
 async def test_rounds_learn_and_the_result_is_served_as_pytorch_computes_it(
     trainers: Trainers, tmp_path: Path
 ) -> None:

@@ -164,32 +164,25 @@ class CannedSite:
         )
 
     def explain(self, model: str, residency: Sequence[str]) -> Json:
-        candidate = {
-            "site": SITE,
-            "name": "berlin",
-            "jurisdiction": "DE",
-            "allowed": True,
-            "removed_by": "",
-            "reason": "",
-            "score_ms": 1.5,
-            "parts": {"rtt_ms": 0.0, "queue_ms": 0.5, "service_ms": 1.0},
-        }
-        away = {
-            **candidate,
-            "name": "boston",
-            "jurisdiction": "US",
-            "allowed": False,
-            "removed_by": "residency",
-            "reason": "US is not in the request's label",
-            "score_ms": None,
-        }
+        here = {"site": "abababab", "name": "berlin", "is_local": True, "jurisdiction": "DE"}
+        away = {"site": "cdcdcdcd", "name": "boston", "is_local": False, "jurisdiction": "US"}
         return {
             "model": model,
             "version": "1",
-            "residency": list(residency),
+            "model_residency": [],
+            "request_residency": list(residency),
             "chosen": "berlin",
-            "reason": "local and ready",
-            "candidates": [candidate, away],
+            "candidates": [
+                {
+                    **here,
+                    "predicted_ms": 1.5,
+                    "rtt_ms": 0.0,
+                    "queue_ms": 0.5,
+                    "service_ms": 1.0,
+                    "penalty_ms": 0.0,
+                }
+            ],
+            "removed": [{**away, "removed_by": "US is not in the request's label"}],
         }
 
     async def doctor(self) -> list[Json]:

@@ -1,9 +1,9 @@
 """``agent.cli.main``: exit codes, errors as people and scripts read them, and the cold start."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,13 +68,11 @@ def test_status_is_quick_and_loads_nothing_heavy(socket_path: Path) -> None:
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr);"
         "sys.exit(code)"
     )
-    best_s = 60.0
-    for _ in range(3):  # the best of three: the machine may be busy with other things
-        before = time.perf_counter()
-        found = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-        best_s = min(best_s, time.perf_counter() - before)
-        assert found.returncode == 0, found.stderr
-        assert found.stderr == "[]\n"
-    assert best_s < 0.3
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (found.returncode, found.stderr) == (0, "[]\n")
+    # Processor time, not time: other work on the machine must not fail this test.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3

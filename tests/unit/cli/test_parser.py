@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from agent.api import names
 from agent.cli import parser
 from agent.cli.main import verb_of
 from agent.identity.claims import TIERS, is_jurisdiction, is_name
@@ -107,8 +108,8 @@ def test_wrong_usage_ends_with_code_2(words: list[str], capsys: pytest.CaptureFi
     "text", ["a", "A", "a.b-c_d", "-a", ".a", "", "a" * 64, "a" * 65, "ä", "a\n"]
 )
 def test_names_and_labels_are_those_that_can_be_certified(text: str) -> None:
-    assert bool(parser.NAME.fullmatch(text)) == is_name(text)
-    assert bool(parser.LABEL.fullmatch(text)) == is_jurisdiction(text)
+    assert bool(names.NAME.fullmatch(text)) == is_name(text)
+    assert bool(names.LABEL.fullmatch(text)) == is_jurisdiction(text)
 
 
 def test_tiers_are_those_that_can_be_certified() -> None:

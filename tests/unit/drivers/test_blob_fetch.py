@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from agent.distribution.manifest import build, encode
-from agent.drivers import blob_fetch, blobs
+from agent.drivers import blob_fetch, blob_files
 from agent.drivers.blobs import BlobStore, ChunkSource
 from agent.foundation.errors import NotFound, Refused, StoreFault, Unreachable
 from agent.foundation.ids import Digest
@@ -236,7 +236,7 @@ async def test_a_full_disk_keeps_what_was_fetched(
         calls += 1
         return len(DATA) if calls == 1 else free - (calls - 1) * CHUNK_BYTES
 
-    monkeypatch.setattr(blobs, "_free_bytes", shrinking)
+    monkeypatch.setattr(blob_files, "_free_bytes", shrinking)
     with pytest.raises(StoreFault, match="disk is full"):
         await store.fetch(digest, [source])
     monkeypatch.undo()

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from agent.drivers.keystore import (
     SiteKeys,
@@ -196,6 +198,38 @@ async def test_a_revoked_peer_and_a_removed_issuer_are_refused_after_the_handsha
         )
         assert "is revoked" in str(meeting.server_saw)
         assert "is revoked" in str(meeting.client_saw)
+
+
+async def test_an_issuer_cannot_sign_under_the_name_of_another(tmp_path: Path) -> None:
+    """What ``read_verified_leaf`` stands on: OpenSSL compares the two key identifiers."""
+    hub = found(tmp_path / "hub")
+    edge = member(hub, tmp_path / "edge")
+    assert hub.issuer is not None
+    honest = x509.load_der_x509_certificate(edge.chain[0])
+    for identifier in (hub.identity.issuer, bytes(range(32))):
+        builder = x509.CertificateBuilder(
+            honest.issuer,
+            honest.subject,
+            honest.public_key(),
+            honest.serial_number,
+            honest.not_valid_before_utc,
+            honest.not_valid_after_utc,
+        )
+        for extension in honest.extensions:
+            value = extension.value
+            if isinstance(value, x509.AuthorityKeyIdentifier):
+                value = x509.AuthorityKeyIdentifier(identifier, None, None)
+            builder = builder.add_extension(value, critical=extension.critical)
+        leaf = builder.sign(hub.issuer.private_key, None)
+        (edge.directory / "chain.pem").write_bytes(
+            leaf.public_bytes(Encoding.PEM)
+            + x509.load_der_x509_certificate(edge.chain[1]).public_bytes(Encoding.PEM)
+        )
+        meeting = await meet(
+            server_context(hub), client_context(edge), verify_with(hub), verify_with(hub)
+        )
+        assert meeting.is_refused is (identifier != hub.identity.issuer)
+        assert isinstance(meeting.server_saw, Identity) is not meeting.is_refused
 
 
 async def test_an_expired_peer_is_refused_by_either_side(tmp_path: Path) -> None:

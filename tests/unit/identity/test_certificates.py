@@ -1,6 +1,7 @@
 """Certificates: what is proven, and what every deviation is answered with."""
 
 from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 from cluster_of_keys import NOW, Cluster, Member
@@ -40,7 +41,7 @@ def verify(passport: Passport, now: datetime = NOW, revoked: tuple[bytes, ...] =
     return verify_passport(passport, ROOT, now, revoked)
 
 
-def rebuilt(member: Member, issuer: IssuerKey = CLUSTER.issuer, **changes: object) -> Passport:
+def rebuilt(member: Member, issuer: IssuerKey = CLUSTER.issuer, **changes: Any) -> Passport:
     """The member's leaf with parts exchanged, signed by a real issuer that does as it is told."""
     leaf = x509.load_der_x509_certificate(member.passport.chain[0])
     builder = (
@@ -50,12 +51,12 @@ def rebuilt(member: Member, issuer: IssuerKey = CLUSTER.issuer, **changes: objec
         .public_key(member.private.public_key())
         .serial_number(leaf.serial_number)
         .not_valid_before(leaf.not_valid_before_utc)
-        .not_valid_after(changes.get("not_after", leaf.not_valid_after_utc))  # type: ignore[arg-type]
+        .not_valid_after(changes.get("not_after", leaf.not_valid_after_utc))
     )
     for extension in leaf.extensions:
         value = changes.get(type(extension.value).__name__, extension.value)
         if value is not None:
-            builder = builder.add_extension(value, critical=extension.critical)  # type: ignore[arg-type]
+            builder = builder.add_extension(value, critical=extension.critical)
     der = builder.sign(issuer.private_key, None).public_bytes(Encoding.DER)
     return Passport((der, issuer.certificate))
 
@@ -156,7 +157,7 @@ def test_an_issuer_that_lies_about_the_signature_is_found() -> None:
     ],
 )
 def test_a_leaf_that_deviates_is_malformed_although_its_issuer_signed_it(
-    part: str, value: object, reason: str
+    part: str, value: Any, reason: str
 ) -> None:
     with pytest.raises(Malformed, match=reason):
         verify(rebuilt(SITE, **{part: value}))

@@ -1,0 +1,313 @@
+"""The files of the blob store: where each stands, and the two ways in which one comes to be.
+
+A blob being put is an ``Incoming`` file that becomes the blob or disappears; a blob being fetched is a
+``PartialFile`` that stays where it is until it is whole. Both are synchronous and run in threads.
+"""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from agent.distribution.manifest import Manifest, digest_of, encode
+from agent.drivers.disk import fault_of, synced
+from agent.foundation.errors import Corruption, NotFound, Refused, StoreFault
+from agent.foundation.ids import ID_BYTES, Digest, short
+from agent.wire.limits import BLOB_BYTES_MAX, CHUNK_BYTES, MESH_BODY_BYTES_MAX
+
+
+class BlobFiles:
+    """The folders of one blob store and what is done to whole files."""
+
+    def __init__(self, directory: Path, reserve_bytes: int) -> None:
+        """``reserve_bytes`` of the disk stay free."""
+        self.manifests = directory / "manifests"
+        self.data = directory / "data"
+        self.partial = directory / "partial"
+        self.incoming = directory / "incoming"
+        self._reserve_bytes = reserve_bytes
+
+    def is_held(self, digest: Digest) -> bool:
+        """Whether the blob is here completely."""
+        return (self.data / name_of(digest)).is_file()
+
+    def read_manifest(self, digest: Digest) -> bytes:
+        """The encoded manifest; errors as ``BlobStore.read_manifest``."""
+        path = self.manifests / name_of(digest)
+        try:
+            with path.open("rb") as stream:
+                encoded = stream.read(MESH_BODY_BYTES_MAX + 1)
+        except FileNotFoundError:
+            raise absent(digest) from None
+        except OSError as error:
+            raise fault_of(error, f"manifest {short(digest)} cannot be read") from error
+        if digest_of(encoded) != digest:
+            path.unlink(missing_ok=True)
+            self.demote(digest)
+            raise Corruption(f"the manifest of blob {short(digest)} was damaged", why="disk error")
+        return encoded
+
+    def demote(self, digest: Digest) -> None:
+        """A whole blob becomes a partial one."""
+        self.partial.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileNotFoundError):
+            (self.data / name_of(digest)).rename(self.partial / name_of(digest))
+            synced(self.data)
+
+    def require_space(self, needed: int) -> None:
+        """Refuse to go below the reserve; ``StoreFault`` says how much is missing."""
+        free = _free_bytes(self.data)
+        if free - needed < self._reserve_bytes:
+            raise StoreFault(
+                "the disk is full",
+                why=f"{needed} bytes are needed, {free} are free, {self._reserve_bytes} stay in "
+                "reserve",
+                mend="free space on the disk of state_dir",
+            )
+
+    def make_folders(self) -> None:
+        """Create what is missing, durably."""
+        for folder in (self.manifests, self.data, self.partial, self.incoming):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                synced(folder.parent)
+                synced(folder.parent.parent)
+
+    def keep_manifest(self, digest: Digest, encoded: bytes) -> None:
+        """Write the manifest durably, before any data."""
+        path = self.manifests / name_of(digest)
+        if path.is_file():
+            return
+        temporary = self.incoming / secrets.token_hex(16)
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(encoded)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        synced(self.manifests)
+
+    def promote(self, file: Path, digest: Digest) -> None:
+        """A flushed file becomes the blob's data, durably."""
+        file.rename(self.data / name_of(digest))
+        synced(self.data)
+
+
+class Incoming:
+    """One blob being put: a temporary file that becomes the blob or disappears."""
+
+    def __init__(self, files: BlobFiles, bytes_max: int) -> None:
+        self._files = files
+        self._bytes_max = min(bytes_max, BLOB_BYTES_MAX)
+        self._bytes = 0
+        self._hashes: list[bytes] = []
+        self._is_closed = False
+        self._lock = threading.Lock()
+        """A thread may still be writing when the put is given up and its file closed."""
+        try:
+            files.make_folders()
+            self._path = files.incoming / secrets.token_hex(16)
+            self._file: BinaryIO = self._path.open("xb", buffering=0)
+        except OSError as error:
+            raise fault_of(error, "a blob cannot be stored") from error
+
+    def __enter__(self) -> Self:
+        """The file is open."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Remove what did not become a blob."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove what did not become a blob; waits for a write in another thread."""
+        with self._lock:
+            self._is_closed = True
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+    def add(self, chunk: bytes) -> None:
+        """Append one chunk (``CHUNK_BYTES`` long, the last one shorter).
+
+        Raises:
+            Refused: the blob would be larger than allowed.
+            StoreFault: the disk is full or broken.
+        """
+        self._bytes += len(chunk)
+        if self._bytes > self._bytes_max:
+            raise Refused("the blob is too large", why=f"the bound is {self._bytes_max} bytes")
+        self._files.require_space(len(chunk))
+        self._hashes.append(hashlib.sha256(chunk).digest())
+        with self._lock:
+            if self._is_closed:  # the put was given up meanwhile
+                return
+            try:
+                _write_all(self._file, chunk)
+            except OSError as error:
+                raise fault_of(error, "a blob cannot be stored") from error
+
+    def publish(self) -> Digest:
+        """Flush and rename; the blob's name."""
+        if self._is_closed:
+            raise Refused("the blob was given up", why="its stream ended early")
+        encoded = encode(Manifest(self._bytes, CHUNK_BYTES, tuple(self._hashes)))
+        digest = digest_of(encoded)
+        if not self._files.is_held(digest):
+            try:
+                os.fsync(self._file.fileno())
+                self._files.keep_manifest(digest, encoded)
+                self._files.promote(self._path, digest)
+            except OSError as error:
+                raise fault_of(error, "a blob cannot be stored") from error
+        return digest
+
+
+class PartialFile:
+    """The partial file of one fetch (``agent.drivers.blob_fetch.ChunkSink``); called in threads."""
+
+    def __init__(self, files: BlobFiles, digest: Digest) -> None:
+        self._files = files
+        self._digest = digest
+        self._path = files.partial / name_of(digest)
+        self._file: BinaryIO | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        """A thread may still be writing when the fetch is given up and its file closed."""
+
+    def known_manifest(self) -> bytes | None:
+        """The manifest, if it is here."""
+        try:
+            return self._files.read_manifest(self._digest)
+        except (NotFound, Corruption):
+            return None
+
+    def open(self, encoded: bytes, manifest: Manifest) -> set[int]:
+        """Keep the manifest, open the partial file, and say which chunks it has."""
+        try:
+            self._files.make_folders()
+            self._files.keep_manifest(self._digest, encoded)
+            with self._lock:
+                if self._is_closed:  # the fetch was given up before it began
+                    return set()
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._file = os.fdopen(descriptor, "r+b", 0)
+                self._file.truncate(manifest.bytes)
+                held = set(_sound_chunks(self._file, manifest))
+        except OSError as error:
+            raise fault_of(error, f"blob {short(self._digest)} cannot be fetched") from error
+        lacking = sum(manifest.length(i) for i in range(len(manifest.chunks)) if i not in held)
+        self._files.require_space(lacking)
+        return held
+
+    def write(self, manifest: Manifest, index: int, data: bytes) -> bool:
+        """Store the chunk if it is the right one; False: it is not, and nothing was written."""
+        if not manifest.is_chunk(index, data):
+            return False
+        self._files.require_space(len(data))
+        with self._lock:
+            if self._file is None:  # the fetch was given up meanwhile
+                return False
+            try:
+                self._file.seek(manifest.offset(index))
+                _write_all(self._file, data)
+            except OSError as error:
+                raise fault_of(error, f"blob {short(self._digest)} cannot be fetched") from error
+        return True
+
+    def publish(self) -> None:
+        """All chunks are there: flush, rename, flush the directory."""
+        with self._lock:
+            if self._file is not None:
+                self._flush_and_promote(self._file)
+
+    def _flush_and_promote(self, file: BinaryIO) -> None:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            # The kernel may have dropped pages that it could not write: start from nothing.
+            self._path.unlink(missing_ok=True)
+            raise fault_of(error, f"blob {short(self._digest)} cannot be flushed") from error
+        try:
+            self._files.promote(self._path, self._digest)
+        except OSError as error:
+            raise fault_of(error, f"blob {short(self._digest)} cannot be stored") from error
+
+    def close(self) -> None:
+        """Let go of the file, when nobody writes it."""
+        with self._lock:
+            self._is_closed = True
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+
+def name_of(digest: Digest) -> str:
+    """The file name of a blob; ``NotFound`` for anything that is no digest, so no path gets in."""
+    if len(digest) != ID_BYTES:
+        raise NotFound("that is no digest", why=f"a digest has {ID_BYTES} bytes")
+    return digest.hex()
+
+
+def absent(digest: Digest) -> NotFound:
+    """The error for a blob that is not here."""
+    return NotFound(f"blob {short(digest)} is not here")
+
+
+def _free_bytes(path: Path) -> int:
+    facts = os.statvfs(path)
+    return facts.f_bavail * facts.f_frsize
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """The chunks of a regular file; ``NotFound`` or ``Refused`` if it is none or cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path.name}") from None
+    except OSError as error:
+        raise Refused(f"file {path.name} cannot be read", why=error.strerror or "") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Refused(f"{path.name} is not a regular file")
+    with os.fdopen(descriptor, "rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _sound_chunks(file: BinaryIO, manifest: Manifest) -> Iterator[int]:
+    """Chunks of a partial file that match the manifest; holes are skipped without reading them."""
+    descriptor = file.fileno()
+    data_from = 0
+    for index in range(len(manifest.chunks)):
+        start, length = manifest.offset(index), manifest.length(index)
+        if data_from < start:
+            try:
+                data_from = os.lseek(descriptor, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # no data after `start`
+                    raise
+                return
+        if data_from >= start + length:
+            continue
+        if manifest.is_chunk(index, os.pread(descriptor, length, start)):
+            yield index

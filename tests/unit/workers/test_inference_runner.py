@@ -1,0 +1,165 @@
+"""Every ring is answered once: run, refused, late, cancelled or given up."""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from onnx import parser
+
+from agent.drivers.shared_memory import SharedSlots, doorbell_pair
+from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, CancelRing, InferRing, unpack_ring
+from agent.workers import inference_runner
+from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
+from agent.workers.inference_session import ModelSession
+
+KEY = b"endless!"
+MODEL = """<ir_version: 8, opset_import: ["" : 17]>
+g (int64 n) => (float total) {
+    start = Constant<value_float = 1.0>()
+    total = Loop<body = b (int64 i, bool go, float t) => (bool go_out, float t_out) {
+        go_out = Identity(go)
+        t_out = Add(t, t)
+    }>(n, , start)
+}"""
+
+
+@dataclass
+class Gateway:
+    runner: Runner
+    doorbell: socket.socket
+    slots: SharedSlots
+    number: int = 0
+
+    def ring(
+        self, rounds: int, *, left_s: float = 10.0, slot: int = 0, key: bytes = KEY, **more: Any
+    ) -> int:
+        given = {"name": "n", "shape": [], "datatype": "INT64", "data": [rounds]}
+        body = json.dumps({"inputs": [given], **more}).encode()
+        self.slots.slot(slot)[: len(body)] = body
+        self.number += 1
+        ring = InferRing(self.number, slot, 0, len(body), None, key, time.monotonic() + left_s)
+        self.doorbell.send(ring.pack())
+        return self.number
+
+    def answer(self) -> tuple[AnswerRing, dict[str, Any]]:
+        ring = unpack_ring(self.doorbell.recv(RING_BYTES_MAX))
+        assert isinstance(ring, AnswerRing)
+        return ring, json.loads(bytes(self.slots.slot(ring.slot)[: ring.body_bytes]))
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    runner = Runner(1, exit_process=lambda _: None)
+    content = parser.parse_model(MODEL).SerializeToString()
+    runner.models[KEY] = Loaded(ModelSession(content, "endless", "1", ()), "berlin")
+    slots = SharedSlots.create(4, 65_536)
+    ours, theirs = doorbell_pair()
+    ours.settimeout(10)
+    runner.attach(theirs, SharedSlots(os.dup(slots.fileno())))
+    yield Gateway(runner, ours, slots)
+    ours.close()
+    slots.close()
+
+
+def test_a_request_is_answered_in_its_slot(gateway: Gateway) -> None:
+    number = gateway.ring(3, slot=2, id="r")
+    ring, content = gateway.answer()
+    assert (ring.number, ring.slot, ring.status) == (number, 2, 200)
+    assert ring.run_us > 0
+    assert content["id"] == "r"
+    assert content["outputs"][0]["data"] == [8.0]
+    assert content["parameters"] == {"served_by": "berlin"}
+    assert gateway.slots.runners == 1
+    assert gateway.slots.running() == []
+
+
+def test_a_refusal_is_answered_too(gateway: Gateway) -> None:
+    gateway.ring(3, outputs=[{"name": "nope"}])
+    ring, content = gateway.answer()
+    assert ring.status == 400
+    assert "'nope'" in content["error"]
+    gateway.ring(3, key=b"unknown!")
+    assert gateway.answer()[0].status == 503
+
+
+def test_a_run_is_stopped_at_its_deadline_and_the_next_one_is_not(gateway: Gateway) -> None:
+    gateway.ring(10**9, left_s=0.2)
+    gateway.ring(3, slot=1)
+    begun = time.monotonic()
+    ring, content = gateway.answer()
+    assert ring.status == 504
+    assert "deadline" in content["error"]
+    assert time.monotonic() - begun < 1
+    assert gateway.answer()[0].status == 200
+
+
+def test_a_requests_own_timeout_counts(gateway: Gateway) -> None:
+    gateway.ring(10**9, parameters={"timeout": 100_000})
+    assert gateway.answer()[0].status == 504
+
+
+def test_what_is_too_late_is_not_begun(gateway: Gateway) -> None:
+    gateway.ring(10**9, left_s=-1)
+    ring, _ = gateway.answer()
+    assert (ring.status, ring.run_us) == (504, 0)
+
+
+def test_a_cancelled_run_stops_and_hands_its_slot_back(gateway: Gateway) -> None:
+    running = gateway.ring(10**9)
+    while not gateway.slots.running():
+        threading.Event().wait(0.005)
+    assert gateway.slots.running() == [KEY]
+    waiting = gateway.ring(10**9, slot=1)
+    for number in (waiting, running):
+        gateway.doorbell.send(CancelRing(number).pack())
+    gateway.doorbell.send(CancelRing(99).pack())
+    answers = [gateway.answer()[0] for _ in range(2)]
+    assert {(ring.number, ring.status) for ring in answers} == {(running, 499), (waiting, 499)}
+
+
+def test_a_gateway_that_goes_away_leaves_nothing_running(gateway: Gateway) -> None:
+    gateway.ring(10**9)
+    while not gateway.slots.running():
+        threading.Event().wait(0.005)
+    gateway.doorbell.close()
+    end = time.monotonic() + 2
+    while gateway.slots.running():
+        assert time.monotonic() < end
+        threading.Event().wait(0.005)
+
+
+class Deaf:
+    """Native code that does not listen to ``terminate``."""
+
+    def __init__(self, like: ModelSession) -> None:
+        self.signature, self.name, self.version = like.signature, like.name, like.version
+        self.heard = threading.Event()
+
+    def run(self, *_: Any) -> list[Any]:
+        self.heard.wait(10)
+        raise inference_runner.Terminated("at last")
+
+
+def test_a_run_that_does_not_stop_ends_the_process(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_runner, "STUCK_AFTER_S", 0.1)
+    deaf = Deaf(gateway.runner.models[KEY].session)
+    gateway.runner.models[KEY] = Loaded(deaf, "berlin")  # type: ignore[arg-type]
+    ended: list[int] = []
+
+    def end(status: int) -> None:
+        ended.append(status)
+        deaf.heard.set()
+
+    gateway.runner._exit = end
+    gateway.ring(1, left_s=0.1)
+    ring, _ = gateway.answer()
+    assert ended[0] == EXIT_STUCK
+    assert ring.status == 504

@@ -1,0 +1,159 @@
+"""ONNX Runtime behind one door: what loads, what runs, what it says when it does not."""
+
+import json
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import parser
+
+from agent.foundation.errors import UsageError
+from agent.serving.datatypes import DATATYPES
+from agent.serving.request import parse_request
+from agent.workers.inference_session import (
+    CPU_PROVIDER,
+    LoadRefused,
+    ModelSession,
+    RunFailed,
+    Terminated,
+    run_options,
+)
+from agent.workers.inference_tensors import Array, array_of
+
+
+def model(text: str) -> bytes:
+    head = '<ir_version: 8, opset_import: ["" : 17]>\n'
+    content: bytes = parser.parse_model(head + text).SerializeToString()
+    return content
+
+
+def session(text: str, name: str = "m") -> ModelSession:
+    return ModelSession(model(text), name, "1", ())
+
+
+def run(loaded: ModelSession, header: dict[str, Any], tail: bytes = b"") -> list[Array]:
+    text = json.dumps(header).encode()
+    body = memoryview(bytearray(text + tail))
+    request = parse_request(body, len(text), loaded.signature)
+    return loaded.run(request, [array_of(t, body) for t in request.inputs], run_options())
+
+
+ENDLESS = """g (int64 n) => (float total) {
+    start = Constant<value_float = 1.0>()
+    total = Loop<body = b (int64 i, bool go, float t) => (bool go_out, float t_out) {
+        go_out = Identity(go)
+        t_out = Add(t, t)
+    }>(n, , start)
+}"""
+
+
+@pytest.mark.parametrize("name", [n for n in DATATYPES if n != "BYTES"])
+def test_every_numeric_datatype_passes_through_unchanged(name: str) -> None:
+    datatype = DATATYPES[name]
+    loaded = session(f"g ({datatype.onnx}[N] x) => ({datatype.onnx}[N] y) {{ y = Identity(x) }}")
+    assert loaded.signature.inputs[0].datatype is datatype
+    content = bytes([1, 0] * 4 * datatype.element_bytes)[: 4 * datatype.element_bytes]
+    entry = {"name": "x", "shape": [4], "datatype": name}
+    found = run(
+        loaded, {"inputs": [{**entry, "parameters": {"binary_data_size": len(content)}}]}, content
+    )
+    assert found[0].tobytes() == content
+
+
+def test_strings_pass_through() -> None:
+    loaded = session("g (string[N] x) => (string[N] y) { y = Identity(x) }")
+    data = {"name": "x", "shape": [2], "datatype": "BYTES", "data": ["Zürich", ""]}
+    assert run(loaded, {"inputs": [data]})[0].tolist() == ["Zürich", ""]
+
+
+def test_only_the_wanted_outputs_come_in_the_order_asked() -> None:
+    loaded = session("g (float[N] x) => (float[N] a, float[N] b) { a = Neg(x) b = Abs(x) }")
+    given = {"name": "x", "shape": [1], "datatype": "FP32", "data": [2]}
+    found = run(loaded, {"inputs": [given], "outputs": [{"name": "b"}, {"name": "a"}]})
+    assert [array.tolist() for array in found] == [[2.0], [-2.0]]
+    assert [a.tolist() for a in run(loaded, {"inputs": [given], "outputs": [{"name": "a"}]})] == [
+        [-2.0]
+    ]
+
+
+def test_an_output_never_lies_in_the_requests_memory() -> None:
+    loaded = session("g (float[N] x) => (float[N] y) { y = Identity(x) }")
+    text = json.dumps(
+        {
+            "inputs": [
+                {
+                    "name": "x",
+                    "shape": [4],
+                    "datatype": "FP32",
+                    "parameters": {"binary_data_size": 16},
+                }
+            ]
+        }
+    ).encode()
+    text += b" " * (-len(text) % 64)
+    body = memoryview(bytearray(text + bytes(16)))
+    request = parse_request(body, len(text), loaded.signature)
+    inputs = [array_of(t, body) for t in request.inputs]
+    (found,) = loaded.run(request, inputs, run_options())
+    assert not np.may_share_memory(found, inputs[0])
+
+
+def test_the_session_says_which_providers_it_really_has() -> None:
+    text = "g (float[N] x) => (float[N] y) { y = Identity(x) }"
+    loaded = ModelSession(model(text), "m", "1", ("NoSuchExecutionProvider", CPU_PROVIDER))
+    assert loaded.providers == (CPU_PROVIDER,)
+    assert loaded.service_us > 0
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "refuses the model"),
+        (b"no model", "refuses the model"),
+        (model("g (float[N] x) => (float[N] y) { y = NoSuchOp(x) }"), "refuses the model"),
+        (model("g (float[3] x) => (float[2] y) { s = Constant<value_ints=[2]>() y = Reshape(x, s) }"), "zeros"),
+        (model("g (seq(float[N]) x) => (int64 y) { y = SequenceLength(x) }"), "no such type"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_refused_with_the_reason(content: bytes, named: str) -> None:
+    with pytest.raises(LoadRefused) as caught:
+        ModelSession(content, "m", "1", ())
+    assert named in str(caught.value)
+
+
+def test_a_model_that_only_takes_larger_images_is_warmed_up_with_those() -> None:
+    loaded = session(
+        "g (float[N,1,H,W] x) => (float[N,1,h,w] y) {"
+        " y = MaxPool<kernel_shape=[20,20], strides=[20,20]>(x) }"
+    )
+    assert loaded.service_us > 0
+
+
+def test_an_input_that_the_graph_cannot_take_is_the_callers_mistake_or_the_models() -> None:
+    loaded = session("g (float[A] x, float[B] y) => (float[C] z) { z = Add(x, y) }")
+    entry = {"datatype": "FP32", "shape": [2], "data": [1, 2]}
+    other = {"datatype": "FP32", "shape": [3], "data": [1, 2, 3]}
+    with pytest.raises(RunFailed, match="failed on this input"):
+        run(loaded, {"inputs": [{"name": "x", **entry}, {"name": "y", **other}]})
+    empty = {"datatype": "FP32", "shape": [0], "data": []}
+    with pytest.raises(UsageError):
+        run(loaded, {"inputs": [{"name": "x", **empty}, {"name": "y", **other}]})
+
+
+def test_a_run_stops_when_told() -> None:
+    loaded = session(ENDLESS)
+    text = json.dumps(
+        {"inputs": [{"name": "n", "shape": [], "datatype": "INT64", "data": [10**9]}]}
+    ).encode()
+    request = parse_request(text, None, loaded.signature)
+    inputs = [array_of(t, memoryview(text)) for t in request.inputs]
+    options = run_options()
+    timer = threading.Timer(0.2, lambda: setattr(options, "terminate", True))
+    timer.start()
+    begun = time.monotonic()
+    with pytest.raises(Terminated):
+        loaded.run(request, inputs, options)
+    timer.join()
+    assert time.monotonic() - begun < 1
