@@ -28,7 +28,7 @@ import binascii
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -249,11 +249,16 @@ class _Api:
                 first = await anext(items)  # a wrong id is a plain 404, so look before the header
             except StopAsyncIteration:
                 return _json({"error": {"what": "the stream ended", "why": "", "mend": ""}}, 503)
-            await response.prepare(request)
-            await response.write(orjson.dumps(first) + b"\n")
-            async for line in _lines(items):
-                await response.write(line)
-            await response.write_eof()
+            # Left in reverse order: the step that waits inside ``items`` ends before it is closed.
+            lines = await stack.enter_async_context(contextlib.aclosing(_lines(items)))
+            try:
+                await response.prepare(request)
+                await response.write(orjson.dumps(first) + b"\n")
+                async for line in lines:
+                    await response.write(line)
+                await response.write_eof()
+            except ConnectionError:
+                _log.debug("the reader of %s is gone", request.path)
         return response
 
     # --- changing --------------------------------------------------------------------------------
@@ -312,9 +317,9 @@ class _Api:
         return _json({})
 
 
-async def _lines(items: AsyncIterator[Json]) -> AsyncIterator[bytes]:
+async def _lines(items: AsyncIterator[Json]) -> AsyncGenerator[bytes]:
     """Each item as a line; an empty line whenever ``KEEP_ALIVE_S`` pass without one."""
-    following = asyncio.ensure_future(anext(items, None))
+    following: asyncio.Future[Json | None] = asyncio.ensure_future(anext(items, None))
     try:
         while True:
             await asyncio.wait({following}, timeout=KEEP_ALIVE_S)

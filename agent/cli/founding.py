@@ -3,9 +3,9 @@
 import argparse
 
 from agent.cli.lifecycle import write_settings
-from agent.cli.new_site import adopt, settings_to_be
+from agent.cli.new_site import adopt, make_state_dir, settings_to_be
 from agent.cli.output import print_json
-from agent.cli.site_files import config_path
+from agent.cli.site_files import config_option, config_path
 from agent.drivers.clock import wall
 from agent.drivers.keystore import found_cluster
 from agent.foundation.errors import UsageError
@@ -25,6 +25,7 @@ def found(asked: argparse.Namespace, passphrase: str) -> None:
             mend="name it there too",
         )
     settings = settings_to_be(asked)
+    make_state_dir(settings)
     result = found_cluster(
         settings.identity_dir,
         name=asked.name,
@@ -61,5 +62,6 @@ def found(asked: argparse.Namespace, passphrase: str) -> None:
     print(f"root key   {result.root_key}")
     print("           move it to offline media now: it is needed only to add or remove issuers")
     print(f"admin key  {result.admin_key}")
-    print("next       atoll run   (or: systemctl enable --now atoll)")
-    print("then       atoll token create --name NAME --region R --tier T --jurisdiction J")
+    option = config_option(asked)
+    print(f"next       atoll run{option}   (or: systemctl enable --now atoll)")
+    print(f"then       atoll token create{option} --name NAME --region R --tier T --jurisdiction J")

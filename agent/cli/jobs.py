@@ -107,7 +107,7 @@ def show(asked: argparse.Namespace) -> int:
                 row["aggregator"],
                 [f"{one['name']} ({one['samples']})" for one in row["counted"]],
                 "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}",
-                datetime.fromtimestamp(row["committed_at"], UTC).strftime("%Y-%m-%d %H:%M:%SZ"),
+                _instant(row["committed_at"]),
                 row["parameters"][:12],
             )
             for row in answer["rounds_done"]
@@ -120,6 +120,13 @@ def show(asked: argparse.Namespace) -> int:
         nothing="No site takes part yet.",
     )
     return 0
+
+
+def _instant(unix_s: float | None) -> str:
+    """When, for a person; a round whose time was not recorded shows a dash."""
+    if unix_s is None:
+        return "-"
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _read(asked: argparse.Namespace) -> str:

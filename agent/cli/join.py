@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from agent.cli.client import whole
 from agent.cli.lifecycle import write_settings
-from agent.cli.new_site import adopt, settings_to_be
+from agent.cli.new_site import adopt, make_state_dir, settings_to_be
 from agent.cli.output import clean, print_json
-from agent.cli.site_files import config_path
+from agent.cli.site_files import config_option, config_path
 from agent.config.settings import SiteSettings
 from agent.drivers.clock import wall
 from agent.drivers.keystore import JoinKeys, complete_join, prepare_join
@@ -70,6 +70,7 @@ def join(asked: argparse.Namespace) -> int:
     """Join the token's cluster and write what this site needs to run."""
     token = decode_token(_text(asked.token))
     settings = settings_to_be(asked)
+    make_state_dir(settings)
     keys = prepare_join(settings.identity_dir)
     admission = admit(token, keys, asked.timeout)
     reply = admission.reply
@@ -107,7 +108,7 @@ def join(asked: argparse.Namespace) -> int:
     )
     if is_written:
         print(f"settings   {config_path(asked)}")
-    print("next       atoll run   (or: systemctl enable --now atoll)")
+    print(f"next       atoll run{config_option(asked)}   (or: systemctl enable --now atoll)")
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from agent.cli.site_files import config_path
 from agent.config.read import load
 from agent.config.settings import STATE_DIR, SiteSettings
-from agent.foundation.errors import UsageError
+from agent.foundation.errors import ConfigError, UsageError
 
 SERVICE_USER = "atoll"
 """The packaged unit's user."""
@@ -36,6 +36,23 @@ def settings_to_be(asked: argparse.Namespace) -> SiteSettings:
         return settings
     defaults = SiteSettings()
     return replace(defaults, site=replace(defaults.site, state_dir=wanted or STATE_DIR))
+
+
+def make_state_dir(settings: SiteSettings) -> None:
+    """Make the state folder, which nobody but its owner may look into.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    folder = settings.state_dir
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the state folder {folder} cannot be made",
+            why=error.strerror or str(error),
+            mend="run this as root, or name another folder with --state-dir",
+        ) from error
 
 
 def adopt(settings: SiteSettings) -> None:

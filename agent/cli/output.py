@@ -46,9 +46,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, not
     for line in lines:
         table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in line))
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = Console(highlight=False, markup=False, emoji=False, width=PLAIN_WIDTH)
+    with console.capture() as drawn:
+        console.print(table)
+    for shown in drawn.get().splitlines():
+        print(shown.rstrip())
 
 
 def ago(instant: float | None, now: datetime) -> str:

@@ -20,6 +20,11 @@ def config_path(asked: argparse.Namespace) -> Path:
     return DEFAULT_CONFIG if given is None else given
 
 
+def config_option(asked: argparse.Namespace) -> str:
+    """What the next command must be given to mean the same site; empty for the packaged one."""
+    return "" if asked.config is None else f" --config {asked.config}"
+
+
 def settings(asked: argparse.Namespace) -> "SiteSettings":
     """This site's settings.
 

@@ -215,12 +215,16 @@ class Outside:
         try:
             match effect:
                 case job.Initialise():
-                    path = await self._trainers.initialise(effect.job)
+                    bound = self._datasets.get(effect.job.dataset)
+                    dataset = bound.path if bound is not None else None
+                    path = await self._trainers.initialise(effect.job, dataset)
                 case job.Aggregate():
                     updates = [
                         (self._blobs.path(digest), samples) for digest, samples in effect.updates
                     ]
-                    path = await self._trainers.aggregate(effect.job, effect.round, updates)
+                    path = await self._trainers.aggregate(
+                        effect.job, effect.round, updates, self._blobs.path(effect.base)
+                    )
                 case job.Export():
                     exported = await self._trainers.export(
                         effect.job, self._blobs.path(effect.parameters)

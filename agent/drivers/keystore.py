@@ -512,7 +512,7 @@ def _stretched(passphrase: str, cluster: bytes) -> bytes:
         n=_SCRYPT_N,
         r=_SCRYPT_R,
         p=_SCRYPT_P,
-        maxmem=2 * 128 * _SCRYPT_N * _SCRYPT_R,
+        maxmem=64 << 20,
         dklen=32,
     )
     return b64encode(derived)

@@ -59,6 +59,6 @@ def _checked_by(verify: Verify, remember: Callable[[str, Identity], None]) -> ty
                 else:
                     raise Refused("the peer shows no certificate")
             except AtollError as error:
-                raise ssl.SSLError(str(error)) from error
+                raise ssl.SSLCertVerificationError(str(error)) from error
 
     return Pinned

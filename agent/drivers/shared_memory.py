@@ -19,8 +19,8 @@ from typing import Self
 from agent.foundation.errors import Malformed
 from agent.serving.doorbell import RING_BYTES_MAX
 
-SLOTS_MAX = 128
-"""Their notes fit the header page."""
+SLOTS_MAX = 256
+"""As many as the configuration allows; their notes (8 bytes each) fit the header page."""
 SLOT_BYTES_MAX = 1 << 30
 HEADER_BYTES = 4096
 ALIGNMENT = 64

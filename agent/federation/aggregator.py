@@ -253,8 +253,10 @@ class Aggregation:
         self.phase, self._token, self.waiting_for = "averaging", self._desk.number(), ""
         offers = [offer for site in sites if (offer := self.entries[site].offer) is not None]
         updates = [(offer.update, offer.samples) for offer in offers]
+        base = self._value.parameters
+        assert base is not None, "a round has parameters to start from"
         self._desk.emit(
-            Aggregate(self._token, self._job, self._value.round + 1, updates), Progressed()
+            Aggregate(self._token, self._job, self._value.round + 1, base, updates), Progressed()
         )
 
     def work_done(self, token: int, digest: Digest, size: int, now: float) -> None:

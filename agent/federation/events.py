@@ -197,11 +197,12 @@ class Initialise:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Average the updates, in proportion to their samples."""
+    """Average the updates, in proportion to their samples; each must resemble ``base``."""
 
     token: int
     job: Job
     round: int
+    base: Digest
     updates: Sequence[tuple[Digest, int]]
 
 

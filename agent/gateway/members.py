@@ -5,7 +5,6 @@ byte of a request leaves before the site at the other end has shown the key that
 """
 
 import asyncio
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,8 @@ import aiohttp
 
 from agent.drivers import clock, tls
 from agent.drivers.keystore import SiteKeys
-from agent.foundation.errors import AtollError, Refused, Unreachable
+from agent.drivers.pinned import PinnedContext, server_name
+from agent.foundation.errors import Refused, Unreachable
 from agent.foundation.ids import SiteId, short
 from agent.identity.certificates import Identity, check_standing, read_verified_leaf
 from agent.serving.failures import DeadlineExceeded
@@ -24,8 +24,6 @@ CONNECT_TIMEOUT_S = 3.0
 CONNECTIONS_PER_SITE_MAX = 16
 """More under way than a site's slots only wait there."""
 CONNECTIONS_MAX = 256
-CONTEXTS_MAX = 256
-"""One for each site that was called lately; about 100 KiB each."""
 IDENTITIES_CACHED_MAX = 1024
 
 HOPS_HEADER = "Atoll-Hops"
@@ -70,34 +68,14 @@ class Callers:
         return read_verified_leaf(leaf, self._root)
 
 
-def pinned_context(keys: SiteKeys, verify: tls.Verify, site: SiteId) -> ssl.SSLContext:
-    """A client context whose handshake fails unless ``site`` itself is at the other end.
-
-    The check is part of the handshake, so that no layer above can send before it is done.
-    """
-
-    class Pinned(ssl.SSLObject):
-        def do_handshake(self) -> None:
-            super().do_handshake()
-            try:
-                tls.require_peer(self, verify, site)
-            except AtollError as error:
-                raise ssl.SSLCertVerificationError(str(error)) from error
-
-    context = tls.client_context(keys)
-    context.sslobject_class = Pinned
-    return context
-
-
 class Members:
     """Calls to other sites over pooled, pinned TLS connections."""
 
     def __init__(self, keys: SiteKeys, callers: Callers, body_bytes_max: int) -> None:
         """Needs a running loop. ``callers`` knows what is revoked; answers are bounded too."""
-        self._keys = keys
         self._verify = tls.verifier(keys, lambda: callers.revoked, clock.wall)
+        self._pinned = PinnedContext(keys, self._verify)
         self._body_bytes_max = body_bytes_max
-        self._contexts: dict[SiteId, ssl.SSLContext] = {}
         self.under_way: dict[SiteId, int] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -114,8 +92,7 @@ class Members:
 
     def renew(self, keys: SiteKeys) -> None:
         """Show the renewed certificate on new connections."""
-        self._keys = keys
-        self._contexts.clear()
+        self._pinned = PinnedContext(keys, self._verify)
 
     async def call(
         self,
@@ -177,20 +154,14 @@ class Members:
             f"https://{host}:{remote.data_port}{path}",
             data=body,
             headers={**headers, DEADLINE_HEADER: str(round(left_s * 1000))},
-            ssl=self._context(remote.site),
+            ssl=self._pinned.context,
+            server_hostname=server_name(remote.site),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(
                 total=left_s, connect=min(CONNECT_TIMEOUT_S, left_s), ceil_threshold=1e9
             ),
         ) as response:
             return MemberAnswer(response.status, response.headers, await self._read(response))
-
-    def _context(self, site: SiteId) -> ssl.SSLContext:
-        if site not in self._contexts:
-            if len(self._contexts) >= CONTEXTS_MAX:
-                del self._contexts[next(iter(self._contexts))]
-            self._contexts[site] = pinned_context(self._keys, self._verify, site)
-        return self._contexts[site]
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         chunks: list[bytes] = []

@@ -27,6 +27,8 @@ from agent.membership.suspicion import Suspicion
 from agent.wire.limits import MEMBERS_MAX
 from agent.wire.records import Accusation, Signed, SiteRecord
 
+REACHABLE: frozenset[State] = frozenset(("alive", "suspect"))
+
 
 class Verdict(enum.Enum):
     """What became of a statement."""
@@ -59,6 +61,7 @@ class Roster:
         self._counts: dict[State, int] = {"alive": 0, "suspect": 0, "dead": 0, "left": 0}
         self._suspects: dict[SiteId, None] = {}
         self._due: float | None = NEVER
+        """A lower bound of the earliest deadline; None if it has to be looked for."""
 
     def __len__(self) -> int:
         """Members known, in any state."""
@@ -76,7 +79,7 @@ class Roster:
         """Alive and suspect members: probed, gossiped to, counted in the cluster size."""
         if self._reachable is None:
             self._reachable = tuple(
-                peer.site for peer in self._peers.values() if peer.state in ("alive", "suspect")
+                peer.site for peer in self._peers.values() if peer.state in REACHABLE
             )
         return self._reachable
 
@@ -137,6 +140,7 @@ class Roster:
         peer = Peer(record.site, record, signed, state, now)
         self._peers[record.site] = peer
         self._count(state, 1)
+        self._reachable = None
         self.refresh(peer)
         self._out.append(MemberChanged(peer.site, None, state))
         self._out.append(RecordChanged(peer.site, record))
@@ -153,7 +157,7 @@ class Roster:
         ):
             self._move(peer, "alive", now)
 
-    def take_accusation(  # noqa: PLR0911 - one return for each reason not to believe
+    def take_accusation(  # noqa: C901, PLR0911 - one return for each reason not to believe
         self, accusation: Accusation, signed: Signed, now: float
     ) -> Verdict:
         """Count an accusation against a member's current incarnation."""
@@ -180,8 +184,9 @@ class Roster:
             suspicion = peer.suspicion = Suspicion(accusation.incarnation, now)
         if not suspicion.add(accusation, signed):
             return Verdict.STALE
-        self._due = None
         self._move(peer, "suspect", now)
+        if self._due is not None:
+            self._due = min(self._due, self._deadline(peer.site, self.needed(), self.sites))
         relayed = len(suspicion.accusers) <= self._settings.accusers_needed
         return Verdict.NEWS if relayed or accusation.accuser == self._me else Verdict.STALE
 
@@ -217,6 +222,7 @@ class Roster:
         """Suspects whose time is over."""
         if self.due_at > now:
             return []
+        self._due = None
         needed, sites = self.needed(), self.sites
         return [
             self._peers[site]
@@ -263,6 +269,8 @@ class Roster:
             return
         self._count(before, -1)
         self._count(after, 1)
+        if (before in REACHABLE) != (after in REACHABLE):
+            self._reachable = None
         if before == "suspect":
             del self._suspects[peer.site]
         elif after == "suspect":
@@ -275,6 +283,7 @@ class Roster:
         self._out.append(MemberChanged(peer.site, before, after))
 
     def _count(self, state: State, by: int) -> None:
-        self._due = None
-        self._reachable = None
+        needed = self.needed()
         self._counts[state] += by
+        if self.needed() != needed:
+            self._due = None

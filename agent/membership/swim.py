@@ -46,6 +46,7 @@ from agent.membership.roster import Roster
 from agent.membership.rumors import Rumors
 from agent.membership.settings import Settings
 from agent.membership.syncs import SyncPlan
+from agent.membership.testimony import Testimony
 from agent.wire.gossip import Ack, Gossip, GossipMessage, Nack, Ping, PingRequest
 from agent.wire.mesh import MemberHead
 from agent.wire.records import Signed, SiteRecord
@@ -302,10 +303,9 @@ class Swim:
         self._contact.expect(now, somebody=self._roster.is_anybody_expected)
         if effect.after == "alive" and effect.before != "suspect":
             self._detector.order.insert(effect.site)
-            if effect.before == "dead":
-                if self._recovery.came_back(now):
-                    # Several return at once: a cut has healed, and gossip alone leaves gaps.
-                    self._syncs.bring_forward(now)
+            if effect.before == "dead" and self._recovery.came_back(now):
+                # Several return at once: a cut has healed, and gossip alone leaves gaps.
+                self._syncs.bring_forward(now)
         elif effect.after in ("dead", "left"):
             self._recovery.lost(now)
 

@@ -6,7 +6,7 @@ nothing, no loss), the wall of a stopped process (no steps, no wake-ups, packets
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -19,6 +19,7 @@ from agent.membership.events import (
     Leave,
     LocalChanged,
     PortRefused,
+    RememberPeer,
     SendFailed,
     SendGossip,
     SwimEffect,
@@ -32,7 +33,7 @@ from agent.simulation.membership_checks import MembershipChecks
 from agent.simulation.network import Faults, Network
 from agent.wire.gossip import GOSSIP, GossipMessage
 from agent.wire.limits import PACKET_BYTES_MAX
-from agent.wire.records import Endpoint, SiteRecord
+from agent.wire.records import Endpoint, Signed, SiteRecord
 
 ENVELOPE_BYTES = 37
 IP_UDP_BYTES = 28
@@ -67,7 +68,7 @@ class Site:
     id: SiteId
     endpoint: Endpoint
     known: set[SiteId]
-    book: dict[SiteId, object] = field(default_factory=dict)
+    book: dict[SiteId, Signed] = field(default_factory=dict)
     swim: Swim | None = None
     boot_epoch: int = 0
     wake: float = NEVER
@@ -103,8 +104,18 @@ class MembershipWorld:
         settings: Settings,
         faults: Faults | None = None,
         measures_bytes: bool = False,
+        machine: Callable[..., Swim] = Swim,
     ) -> None:
-        """Start empty at virtual time 0; ``measures_bytes`` packs each packet (slower)."""
+        """Start empty at virtual time 0.
+
+        Args:
+            seed: one seed gives one trace.
+            settings: of every site.
+            faults: of every message.
+            measures_bytes: pack each packet, count and bound its bytes (slower).
+            machine: what to run; tests pass mutants that the checker must catch.
+        """
+        self._machine = machine
         self.rng = Random(seed)  # noqa: S311 - reproducible on purpose
         self.settings = settings
         self.network: Network[SiteId] = Network(self.rng, self._deliver, faults)
@@ -147,7 +158,7 @@ class MembershipWorld:
             serving=(),
             catalog=bytes(8),
         )
-        site.swim = Swim(
+        site.swim = self._machine(
             record=record,
             notary=FakeNotary(me, site.known, self.made),
             settings=self.settings,
@@ -161,7 +172,7 @@ class MembershipWorld:
             other.swim.signed for seed in seeds if (other := self.sites[seed]).swim is not None
         ]
         site.known.update(seeds)
-        statements += [signed for signed in site.book.values()]  # type: ignore[misc]
+        statements += site.book.values()
         self.step(me, Introduced(tuple(statements)))
 
     def kill(self, me: SiteId, *, host: bool = False) -> None:
@@ -245,7 +256,7 @@ class MembershipWorld:
                 self._start_sync(site, effect.site)
             case IsolationChanged():
                 site.is_isolated = effect.is_isolated
-            case _ if hasattr(effect, "signed"):
+            case RememberPeer():
                 site.book[effect.site] = effect.signed
             case _:
                 pass
@@ -317,11 +328,11 @@ class MembershipWorld:
         self._introduce(site, reply)
         self.step(site.id, SyncEnded(other.id, succeeded=True))
 
-    def _introduce(self, site: Site, pairs: Iterable[tuple[SiteId, object]]) -> None:
+    def _introduce(self, site: Site, pairs: Iterable[tuple[SiteId, Signed]]) -> None:
         pairs = list(pairs)
         site.known.update(speaker for speaker, _ in pairs)
         if pairs:
-            self.step(site.id, Introduced(tuple(signed for _, signed in pairs)))  # type: ignore[misc]
+            self.step(site.id, Introduced(tuple(signed for _, signed in pairs)))
 
     # --- what the world can see ------------------------------------------------------------------
     def views(self) -> list[dict[SiteId, tuple[str, int]]]:
@@ -329,7 +340,10 @@ class MembershipWorld:
         result = []
         for me in self.running():
             swim = self.swim(me)
-            view = {m.site: (m.state, m.record.sequence) for m in swim.members().values()}
+            view: dict[SiteId, tuple[str, int]] = {
+                member.site: (member.state, member.record.sequence)
+                for member in swim.members().values()
+            }
             view[me] = ("alive", swim.record.sequence)
             result.append(view)
         return result
@@ -338,8 +352,10 @@ class MembershipWorld:
         """Whether all running sites believe the same, and it is true of the running ones."""
         views = self.views()
         running = set(self.running())
+        gone = ("dead", "left", "unknown")
         return all(view == views[0] for view in views) and all(
-            (views[0].get(site, ("", 0))[0] == "alive") == (site in running) for site in self.sites
+            views[0].get(site, ("unknown", 0))[0] in (("alive",) if site in running else gone)
+            for site in self.sites
         )
 
     def until_converged(self, within_s: float, step_s: float = 0.1) -> float | None:

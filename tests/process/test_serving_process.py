@@ -257,7 +257,9 @@ def test_overload_is_refused_at_once_with_retry_after(site: ServingSite) -> None
 def test_a_killed_worker_fails_its_requests_at_once_and_a_new_one_serves(folder: Path) -> None:
     keys = found(folder / "killed" / "identity")
     with open_site(keys, folder / "blobs") as site:
-        site.start_worker()
+        ready = site.start_worker()
+        assert ready.runtime.startswith("onnxruntime ")
+        assert "seccomp" in ready.sandbox
         site.serve("endless", endless_model(folder / "endless2.onnx"))
         answers: list[tuple[int, dict[str, Any], float]] = []
 

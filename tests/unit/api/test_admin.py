@@ -402,6 +402,23 @@ async def test_an_idle_stream_is_kept_alive_and_noticed_when_its_reader_is_gone(
     await asyncio.wait_for(site.watch_ended.wait(), 5)
 
 
+async def test_a_reader_that_vanishes_is_no_error(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(admin, "KEEP_ALIVE_S", 0.01)
+    path = tmp_path / "agent.sock"
+    async with served(site, path) as client:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /1/jobs/d-1/watch HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b'"round":0')
+        await site.is_watched.wait()
+        writer.close()
+        await writer.wait_closed()
+        await asyncio.wait_for(site.watch_ended.wait(), 5)
+        assert (await asked(client, "GET", "/1/status"))[0] == 200
+    assert [record.message for record in caplog.records if record.levelname != "INFO"] == []
+
+
 async def test_closing_ends_open_streams_and_removes_the_socket(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     server = await AdminServer.start(site, path)

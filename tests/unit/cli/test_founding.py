@@ -32,7 +32,8 @@ def test_founding_writes_keys_and_settings_that_load(founded: Path) -> None:
     assert keys.admin is not None
     assert keys.identity.not_before < datetime.now(UTC) < keys.identity.not_after
     assert TrustLog.restore(keys.cluster, enumerate(keys.trust, start=1)).height == 1
-    assert stat.S_IMODE(settings.identity_dir.stat().st_mode) == 0o700
+    for folder in (settings.state_dir, settings.identity_dir):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_the_root_key_opens_with_the_passphrase_of_the_file(founded: Path) -> None:
@@ -70,6 +71,13 @@ def test_settings_that_are_there_are_kept_and_followed(bare: "Atoll", tmp_path: 
     assert answer["cluster"] == keys.cluster.hex()
     log = TrustLog.restore(keys.cluster, enumerate(keys.trust, start=1))
     assert log.jurisdictions == ("IT", "DE")
+
+
+def test_a_state_folder_that_cannot_be_made_is_told(bare: "Atoll", tmp_path: Path) -> None:
+    (tmp_path / "pass").write_text("long enough\n")
+    words = ("--config", tmp_path / "c.toml", "--state-dir", tmp_path / "pass" / "state")
+    found = bare("init", *words, *CLAIMS, "--passphrase-file", tmp_path / "pass")
+    assert (found.code, "Not a directory" in found.err) == (1, True)
 
 
 def test_wrong_settings_stop_the_founding(bare: "Atoll", tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 PASSPHRASE = "correct horse"
 
 
+@pytest.fixture(autouse=True)
+def _quick_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guessing a passphrase is cheap here, so that the tests are quick."""
+    monkeypatch.setattr("agent.drivers.keystore._SCRYPT_N", 2)
+
+
 def found(directory: Path, seed: int = 1, passphrase: str = PASSPHRASE) -> FoundingResult:
     return found_cluster(
         directory,

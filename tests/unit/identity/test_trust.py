@@ -265,6 +265,33 @@ def test_the_root_mends_a_fork_and_every_site_ends_on_one_branch(keep_ours: bool
     assert sorted(disk.rows) == [1, 2, 3, 4]
 
 
+def test_a_site_that_was_away_cannot_reopen_a_mended_fork() -> None:
+    cluster = Cluster()
+    ours, theirs, _ = forked(cluster)
+    away = theirs.entries()
+    exchange(ours, theirs)
+    ours.append(sign_mend(ours, keep_ours=True, root=cluster.root.private_key, now=NOW))
+    assert ours.append(away[1]) == ()
+    assert ours.fork is None
+    ours.append(by_admin(cluster, ours, SITE_C))
+    assert ours.height == 4
+
+
+def test_a_mend_that_cannot_be_applied_changes_nothing() -> None:
+    cluster = Cluster()
+    log, root = cluster.log(), cluster.root.private_key
+    nonsense = seal_entry(2, log.head, SetJurisdictions(("../x",)), root, NOW)
+    log.append(by_admin(cluster, log, SITE_A))
+    log.append(nonsense)
+    assert log.fork is not None
+    before = (log.height, log.head, log.fork)
+    with pytest.raises(Malformed, match="impossible jurisdiction"):
+        log.append(sign_mend(log, keep_ours=False, root=root, now=NOW))
+    assert (log.height, log.head, log.fork) == before
+    log.append(sign_mend(log, keep_ours=True, root=root, now=NOW))
+    assert (log.height, log.entries()) == (3, log.entries()[:3])
+
+
 def test_only_the_root_mends_and_only_what_is_known() -> None:
     cluster = Cluster()
     ours, theirs, _ = forked(cluster)

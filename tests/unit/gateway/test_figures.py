@@ -1,0 +1,40 @@
+"""Counters in the words of Triton's metrics and statistics."""
+
+from agent.gateway.figures import MODELS_MAX, Figures
+
+
+def test_counters_are_rendered_with_their_labels() -> None:
+    figures = Figures()
+    figures.requests = 3
+    figures.of("m", "1").succeeded(1000, 10, 900)
+    figures.of("m", "1").succeeded(2000, 0, 0)
+    figures.of("m", "1").failed(503)
+    figures.of('odd"\n', "1").failed(418)
+    text = figures.render([("atoll_slots", "Slots", 8)])
+    lines = text.splitlines()
+    assert 'nv_inference_request_success{model="m",version="1"} 2' in lines
+    assert 'nv_inference_count{model="m",version="1"} 1' in lines
+    assert 'nv_inference_request_duration_us{model="m",version="1"} 3000' in lines
+    assert 'nv_inference_request_failure{model="m",version="1",reason="REJECTED"} 1' in lines
+    assert r'nv_inference_request_failure{model="odd\"\n",version="1",reason="OTHER"} 1' in lines
+    assert "atoll_requests_total 3" in lines
+    assert "atoll_slots 8" in lines
+    assert text.endswith("\n")
+
+
+def test_statistics_are_in_nanoseconds() -> None:
+    figures = Figures()
+    figures.of("m", "1").succeeded(1000, 10, 900)
+    assert figures.of("m", "1").statistics() == {
+        "success": {"count": 1, "ns": 1_000_000},
+        "fail": {"count": 0, "ns": 0},
+        "queue": {"count": 1, "ns": 10_000},
+        "compute_infer": {"count": 1, "ns": 900_000},
+    }
+
+
+def test_label_values_are_bounded() -> None:
+    figures = Figures()
+    for number in range(MODELS_MAX + 10):
+        figures.of(f"m{number}", "1").failed(500)
+    assert figures.of("one more", "1").failures["BACKEND"] == 10

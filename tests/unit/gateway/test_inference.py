@@ -1,0 +1,108 @@
+"""Reading a request's headers, and the choice between here and elsewhere without other sites."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from agent.foundation.errors import Busy, NotFound, Refused, Unreachable, UsageError
+from agent.foundation.ids import SiteId
+from agent.gateway.inference import (
+    Asked,
+    Inference,
+    read_deadline,
+    read_question,
+    read_request_id,
+)
+from agent.gateway.site import Limits, SiteState
+from agent.wire.inside import KnownModel, LocalModel, View, model_key
+
+KEY = model_key("m", "1")
+HOME, OTHER = SiteId(bytes(32)), SiteId(b"o" * 32)
+VIEW = View(
+    site=HOME,
+    name="home",
+    jurisdiction="DE",
+    is_draining=False,
+    local=(LocalModel(KEY, "m", "1", True, "", (), "{}", 1000),),
+    known=(KnownModel(KEY, "m", "1", True, ()),),
+    sites=(),
+    blobs=(),
+    revoked=(),
+)
+
+
+class NoAudit:
+    async def forward(self, *_: object) -> None:
+        raise AssertionError("nothing may leave")
+
+
+@pytest.fixture
+def state() -> SiteState:
+    state = SiteState(Limits(deadline_max_s=30))
+    state.replace_view(VIEW)
+    return state
+
+
+def test_before_the_first_view_the_site_is_starting() -> None:
+    state = SiteState(Limits())
+    assert state.why_not_ready == "the site is starting"
+    with pytest.raises(Busy, match="starting"):
+        read_question(state, "m", None, {}, None)
+
+
+def test_readiness_follows_view_and_worker(state: SiteState) -> None:
+    assert state.why_not_ready == "the model worker is restarting"
+    state.replace_view(replace(VIEW, local=()))
+    assert state.why_not_ready == ""
+    state.replace_view(replace(VIEW, is_draining=True))
+    assert state.why_not_ready == "the site is draining"
+
+
+def test_an_application_cannot_state_hops(state: SiteState) -> None:
+    question = read_question(state, "m", None, {"Atoll-Hops": "2", "Atoll-Residency": "DE"}, None)
+    assert (question.hops, question.residency) == (0, ("DE",))
+
+
+def test_a_members_request_was_passed_on_and_does_not_go_back(state: SiteState) -> None:
+    assert read_question(state, "m", "1", {}, OTHER).hops == 1
+    question = read_question(state, "m", "1", {"Atoll-Hops": "2"}, OTHER)
+    assert question.hops == 2
+    assert question.excluded == {OTHER}
+    with pytest.raises(Refused):
+        read_question(state, "m", "1", {"Atoll-Hops": "3"}, OTHER)
+    with pytest.raises(Refused, match="only in FR"):
+        read_question(state, "m", "1", {"Atoll-Residency": "FR"}, OTHER)
+    with pytest.raises(UsageError, match="Atoll-Hops"):
+        read_question(state, "m", "1", {"Atoll-Hops": "-1"}, OTHER)
+    with pytest.raises(NotFound):
+        read_question(state, "n", None, {}, OTHER)
+
+
+def test_a_deadline_is_never_extended(state: SiteState) -> None:
+    for given, expected in ((None, 30), ("500", 0.5), ("90000", 30), ("0", 0)):
+        headers = {} if given is None else {"Atoll-Deadline-Ms": given}
+        left = read_deadline(state, headers, "Atoll-Deadline-Ms") - time.monotonic()
+        assert left == pytest.approx(expected, abs=0.1)
+    for wrong in ("", "-1", "1.5", "soon", "9" * 40):
+        with pytest.raises(UsageError, match="Atoll-Deadline-Ms"):
+            read_deadline(state, {"Atoll-Deadline-Ms": wrong}, "Atoll-Deadline-Ms")
+
+
+def test_a_request_id_is_kept_if_it_is_harmless() -> None:
+    assert read_request_id({"Atoll-Request-Id": "r-1:2"}) == "r-1:2"
+    for given in ("", "x" * 65, "a b", "a\nb", "ä"):
+        made = read_request_id({"Atoll-Request-Id": given})
+        assert made != given
+        assert len(made) == 16
+
+
+async def test_without_other_sites_the_error_says_what_removed_this_one(state: SiteState) -> None:
+    inference = Inference(state, None, NoAudit())
+    question = read_question(state, "m", None, {}, None)
+    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
+    with pytest.raises(Unreachable, match="home: model worker is restarting"):
+        await inference.answer(asked)
+    elsewhere = replace(asked, question=replace(question, residency=("FR",)))
+    with pytest.raises(Refused, match="only in FR"):
+        await inference.answer(elsewhere)

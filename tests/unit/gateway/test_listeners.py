@@ -1,0 +1,137 @@
+"""What a client can hold: connections, time and memory, each with its limit."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from agent.gateway import bodies as bodies_module
+from agent.gateway import listeners
+from agent.gateway.bodies import Bodies
+from agent.gateway.listeners import Door, open_door
+
+LIMIT = 1000
+
+
+@pytest.fixture
+async def bodies() -> Bodies:
+    return Bodies(LIMIT)
+
+
+@pytest.fixture
+async def door(bodies: Bodies, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Door]:
+    monkeypatch.setattr(listeners, "HEADERS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(bodies_module, "BODY_TIMEOUT_S", 0.2)
+
+    async def count(request: web.Request) -> web.Response:
+        async with bodies.body(request) as body:
+            return web.Response(text=str(len(body)))
+
+    async def fail(_: web.Request) -> web.Response:
+        raise RuntimeError("a secret of the inside")
+
+    opened = await open_door("127.0.0.1", 0, [web.post("/count", count), web.get("/fail", fail)])
+    yield opened
+    await opened.close()
+
+
+async def talk(door: Door, request: bytes) -> tuple[int, bytes]:
+    """Send, then read until the other side has answered or closed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(5):
+            line = await reader.readline()
+            if not line:
+                return 0, b""
+            length = 0
+            while (header := await reader.readline()).strip():
+                if header.lower().startswith(b"content-length:"):
+                    length = int(header.split(b":")[1])
+            return int(line.split()[1]), await reader.readexactly(length)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
+    lines = [
+        "POST /count HTTP/1.1",
+        "Host: x",
+        f"Content-Length: {len(body) if length is None else length}",
+        *headers,
+        "",
+        "",
+    ]
+    return "\r\n".join(lines).encode() + body
+
+
+async def test_a_body_within_the_limit_is_read_whole(door: Door, bodies: Bodies) -> None:
+    assert await talk(door, post(bytes(LIMIT))) == (200, b"1000")
+    assert await talk(door, post(b"")) == (200, b"0")
+    chunked = b"POST /count HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    assert await talk(door, chunked) == (200, b"3")
+    assert bodies._held == 0
+
+
+async def test_a_body_beyond_the_limit_is_refused_before_it_is_read(door: Door) -> None:
+    status, body = await talk(door, post(b"", length=LIMIT + 1))
+    assert status == 413
+    assert "1000 bytes" in json.loads(body)["error"]
+
+
+async def test_a_small_body_that_inflates_is_refused(door: Door, bodies: Bodies) -> None:
+    bomb = gzip.compress(bytes(10_000_000), 9)[:900]
+    status, _ = await talk(door, post(gzip.compress(bytes(LIMIT + 1)), "Content-Encoding: gzip"))
+    assert status == 413
+    status, _ = await talk(door, post(bomb, "Content-Encoding: gzip"))
+    assert status == 413
+    assert await talk(door, post(gzip.compress(b"abc"), "Content-Encoding: gzip")) == (200, b"3")
+    assert bodies._held == 0
+
+
+async def test_bytes_that_do_not_inflate_are_the_callers_mistake(door: Door) -> None:
+    status, body = await talk(door, post(b"not gzip at all", "Content-Encoding: gzip"))
+    assert status == 400
+    assert "cannot be read" in json.loads(body)["error"]
+
+
+async def test_a_body_that_never_ends_is_given_up(door: Door, bodies: Bodies) -> None:
+    status, body = await talk(door, post(b"{", length=10))
+    assert status == 408
+    assert "not complete" in json.loads(body)["error"]
+    assert bodies._held == 0
+
+
+async def test_headers_that_never_end_are_given_up(door: Door) -> None:
+    assert await talk(door, b"POST /count HTTP/1.1\r\nHost:") == (0, b"")
+
+
+async def test_the_memory_of_all_bodies_together_is_bounded(door: Door, bodies: Bodies) -> None:
+    bodies._held = 4 * LIMIT
+    status, _ = await talk(door, post(b"abc"))
+    assert status == 503
+    bodies._held = 0
+
+
+async def test_a_connection_too_many_gets_a_short_answer(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "CONNECTIONS_MAX", 0)
+    status, body = await talk(door, post(b""))
+    assert status == 503
+    assert json.loads(body) == {"error": "too many connections"}
+
+
+@pytest.mark.parametrize(
+    ("request_line", "expected"), [("GET /nope", 404), ("GET /count", 405), ("GET /fail", 500)]
+)
+async def test_every_failure_is_the_protocols_error_and_tells_nothing_of_the_inside(
+    door: Door, request_line: str, expected: int
+) -> None:
+    status, body = await talk(door, f"{request_line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert status == expected
+    assert "secret" not in json.loads(body)["error"]

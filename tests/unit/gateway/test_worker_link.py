@@ -1,0 +1,157 @@
+"""Slots and answers between the gateway and a worker, here a script in the same loop."""
+
+import asyncio
+import os
+import socket
+import time
+from typing import Self
+
+import pytest
+
+from agent.drivers.shared_memory import SharedSlots, doorbell_pair
+from agent.foundation.errors import Unreachable
+from agent.gateway.worker_link import WorkerLink
+from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, CancelRing, InferRing, unpack_ring
+from agent.serving.failures import DeadlineExceeded, TooLarge
+
+KEY = b"12345678"
+
+
+class Script:
+    """The worker's side, step by step."""
+
+    def __init__(self, slots: int = 2) -> None:
+        self.slots = SharedSlots.create(slots, 8192)
+        ours, self.doorbell = doorbell_pair()
+        self.doorbell.setblocking(False)
+        self.link = WorkerLink(0, ours, SharedSlots(os.dup(self.slots.fileno())))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.link.close()
+        self.doorbell.close()
+        self.slots.close()
+
+    async def heard(self) -> InferRing | CancelRing:
+        packet = await asyncio.get_running_loop().sock_recv(self.doorbell, RING_BYTES_MAX)
+        ring = unpack_ring(packet)
+        assert isinstance(ring, InferRing | CancelRing)
+        return ring
+
+    def body(self, ring: InferRing) -> bytes:
+        return bytes(self.slots.slot(ring.slot)[ring.offset : ring.offset + ring.body_bytes])
+
+    def answer(self, ring: InferRing, body: bytes, status: int = 200) -> None:
+        self.slots.slot(ring.slot)[: len(body)] = body
+        answer = AnswerRing(ring.number, ring.slot, status, None, len(body), 5, 7)
+        self.doorbell.send(answer.pack())
+
+    def infer(
+        self, body: bytes, *, left_s: float = 5, header: int | None = None
+    ) -> "asyncio.Task[object]":
+        return asyncio.create_task(self.link.infer(body, header, KEY, time.monotonic() + left_s))
+
+
+async def test_a_body_reaches_the_worker_and_its_answer_the_caller() -> None:
+    async with Script() as script:
+        asked = script.infer(b"header-tensor", header=7)
+        ring = await script.heard()
+        assert isinstance(ring, InferRing)
+        assert script.body(ring) == b"header-tensor"
+        assert (ring.offset + 7) % 64 == 0
+        script.answer(ring, b"done", 400)
+        reply = await asked
+        assert (reply.status, reply.body, reply.queue_us, reply.run_us) == (400, b"done", 5, 7)  # type: ignore[attr-defined]
+        assert script.link.busy == 0
+
+
+async def test_more_requests_than_slots_wait_in_order() -> None:
+    async with Script(slots=1) as script:
+        tasks = [script.infer(b"%d" % n) for n in range(3)]
+        for n in range(3):
+            ring = await script.heard()
+            assert isinstance(ring, InferRing)
+            assert script.body(ring) == b"%d" % n
+            assert script.link.busy == 3 - n
+            script.answer(ring, b"")
+            await tasks[n]
+
+
+async def test_waiting_for_a_slot_ends_at_the_deadline() -> None:
+    async with Script(slots=1) as script:
+        first = script.infer(b"1")
+        ring = await script.heard()
+        assert isinstance(ring, InferRing)
+        with pytest.raises(DeadlineExceeded):
+            await script.infer(b"2", left_s=0.01)
+        script.answer(ring, b"")
+        await first
+        third = script.infer(b"3")
+        ring = await script.heard()
+        assert isinstance(ring, InferRing)
+        assert script.body(ring) == b"3"
+        script.answer(ring, b"")
+        await third
+
+
+async def test_a_cancelled_call_tells_the_worker_and_keeps_its_slot_until_answered() -> None:
+    async with Script(slots=1) as script:
+        first = script.infer(b"1")
+        ring = await script.heard()
+        assert isinstance(ring, InferRing)
+        first.cancel()
+        cancel = await script.heard()
+        assert cancel == CancelRing(ring.number)
+        second = script.infer(b"2")
+        await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            script.doorbell.recv(RING_BYTES_MAX)
+        script.answer(ring, b"late")
+        next_ring = await script.heard()
+        assert isinstance(next_ring, InferRing)
+        script.answer(next_ring, b"2")
+        assert (await second).body == b"2"  # type: ignore[attr-defined]
+
+
+async def test_a_cancelled_wait_gives_its_slot_to_the_next() -> None:
+    async with Script(slots=1) as script:
+        first, second, third = (script.infer(b"%d" % n) for n in range(3))
+        ring = await script.heard()
+        assert isinstance(ring, InferRing)
+        await asyncio.sleep(0)
+        script.answer(ring, b"")
+        await first  # the slot was handed to the second in the same turn of the loop
+        second.cancel()
+        while True:
+            ring = await script.heard()
+            if isinstance(ring, InferRing):
+                if script.body(ring) == b"2":
+                    break
+                script.answer(ring, b"")
+        script.answer(ring, b"")
+        await third
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+async def test_a_worker_that_is_gone_fails_everything_at_once(is_told: bool) -> None:  # noqa: FBT001
+    async with Script(slots=1) as script:
+        tasks = [script.infer(b"1"), script.infer(b"2")]
+        await script.heard()
+        if is_told:
+            script.link.close()
+        else:
+            script.doorbell.shutdown(socket.SHUT_RDWR)
+        for task in tasks:
+            with pytest.raises(Unreachable, match="worker has stopped"):
+                await task
+        assert not script.link.is_up
+        with pytest.raises(Unreachable):
+            await script.infer(b"3")
+
+
+async def test_a_body_beyond_a_slot_is_too_large() -> None:
+    async with Script() as script:
+        with pytest.raises(TooLarge, match="8128 bytes at most"):
+            await script.infer(bytes(8193))
