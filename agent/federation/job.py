@@ -84,6 +84,8 @@ class Restored:
     register: RegisterRow | None = None
     update: Update | None = None
     rounds: tuple[Counted, ...] = ()
+    barred_because: str = ""
+    """Why this site may not vote; empty if it may."""
 
 
 class JobMachine:
@@ -103,7 +105,9 @@ class JobMachine:
         """``desk`` is this job's own; ``restored`` is empty for a job never seen here."""
         self.job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
         self._rng = rng
-        self._register = Register(job, me, boot_epoch, desk, rng, restored.register)
+        self._register = Register(
+            job, me, boot_epoch, desk, rng, restored.register, restored.barred_because
+        )
         self.value: JobValue | None = restored.value
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
         self.participant = Participant(

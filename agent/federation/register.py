@@ -67,8 +67,13 @@ class Register:
         desk: Desk,
         rng: Random,
         row: RegisterRow | None,
+        barred_because: str = "",
     ) -> None:
-        """``row``: this site's durable acceptor state, None if it never voted for the job."""
+        """``row``: this site's durable acceptor state, None if it never voted for the job.
+
+        ``barred_because``: why this site may not vote at all (it may have forgotten a promise).
+        """
+        self._barred_because = barred_because[:400]
         self._job, self._me, self._boot_epoch = job, me, boot_epoch
         self._desk, self._rng = desk, rng
         self._acceptor = Acceptor(job.id) if row is None else Acceptor.restored(row)
@@ -98,6 +103,8 @@ class Register:
         """This site's acceptor answers; its promise is persisted before the reply can leave."""
         if self._me not in self._job.committee:
             return mesh.Declined("this site is not in the job's committee")
+        if self._barred_because:
+            return mesh.Declined(self._barred_because)
         answer = self._acceptor.step(call, sender)
         if answer.writes:
             self._save(answer)
@@ -121,6 +128,9 @@ class Register:
     def _ask_myself(
         self, number: int, call: mesh.Prepare | mesh.Accept | mesh.Read, now: float
     ) -> None:
+        if self._barred_because:
+            self._replied(number, self._me, mesh.Declined(self._barred_because), now)
+            return
         answer = self._acceptor.step(call, self._me)
         if answer.writes:
             self._own_votes[self._save(answer)] = number

@@ -4,6 +4,7 @@ A hint is an address, never a membership: a greeting over TLS decides who is the
 be forged by anyone on the LAN, so they are few (``HINTS_MAX``) and the least useful one gives way.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 
@@ -14,6 +15,7 @@ from agent.wire.records import Endpoint
 HINTS_MAX = 64
 """A flood of false announcements cannot push out what the operator configured (seeds, token)."""
 RETRY_MIN_S, RETRY_MAX_S = 0.5, 30.0
+MET = "a living member"
 CONFIGURED = frozenset({"seed", "token", "book"})
 
 
@@ -66,26 +68,37 @@ class Discovery:
         del self._hints[worst]
         return True
 
-    def due(self, now: float, met: set[tuple[str, int]]) -> list[Hint]:
-        """Candidates to greet now; ``met``: addresses of members that are alive already."""
+    def due(
+        self, now: float, met: set[tuple[str, int]], alive: Collection[SiteId] = ()
+    ) -> list[Hint]:
+        """Candidates to greet now.
+
+        Args:
+            now: the site's clock, seconds.
+            met: addresses of members that are alive already, and this site's own.
+            alive: those members and this site itself: a hint may be a host name, which is no
+                member's address; who is behind it is known from the last greeting.
+        """
         ready = []
         for key, hint in self._hints.items():
-            if key in met:
-                hint.outcome, hint.failures = "a living member", 0
+            if key in met or (hint.site in alive and hint.outcome in ("answered", MET)):
+                hint.outcome, hint.failures = MET, 0
                 hint.next_at = now + RETRY_MAX_S
             elif not hint.is_under_way and now >= hint.next_at:
                 hint.is_under_way, hint.last_at = True, now
                 ready.append(hint)
         return ready
 
-    def ended(self, endpoint: Endpoint, error: str, now: float) -> None:
-        """A greeting ended; ``error`` empty: a member answered."""
+    def ended(self, endpoint: Endpoint, error: str, site: SiteId | None, now: float) -> None:
+        """A greeting ended; ``error`` empty: ``site`` answered."""
         hint = self._hints.get((endpoint.host, endpoint.mesh_port))
         if hint is None:
             return
         hint.is_under_way = False
         hint.failures = hint.failures + 1 if error else 0
         hint.outcome = error or "answered"
+        if site is not None:
+            hint.site = site
         wait_s = min(RETRY_MIN_S * 2.0 ** min(hint.failures, 10), RETRY_MAX_S)
         hint.next_at = now + (wait_s if error else RETRY_MAX_S) * self._rng.uniform(0.7, 1.0)
 

@@ -5,7 +5,7 @@ The asker sends heads; the answer holds what the asker lacks and names what the 
 against their signatures) before it changes anything, so a lying member can only waste time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -24,6 +24,12 @@ from agent.wire.records import Passport
 
 Admins = Callable[[], Mapping[bytes, Ed25519PublicKey]]
 """Whose documents count now, by id (``TrustLog.admins``)."""
+
+
+DOCUMENTS_PER_MESSAGE_MAX = 128
+MEMBERS_PER_MESSAGE_MAX = 128
+"""Checking the signatures of one message takes this process about 50 ms; the rest follows at once in
+the next one, and gossip gets its turn in between."""
 
 
 class Exchange:
@@ -55,27 +61,34 @@ class Exchange:
         """What the asker lacks, and what it should push."""
         theirs = {head.site: head.sequence for head in request.members}
         mine = {head.site: head.sequence for head in self._swim.heads()}
-        members = tuple(
-            introduction
-            for site, sequence in sorted(mine.items())
-            if sequence > theirs.get(site, -1)
-            and (introduction := self.introduction(site)) is not None
-        )
+        newer = [site for site, sequence in mine.items() if sequence > theirs.get(site, -1)]
+        newer.sort(key=lambda site: (site != self._me, site))
+        members, is_all = self._introductions(newer)
         wanted = tuple(
             site for site, sequence in sorted(theirs.items()) if sequence > mine.get(site, -1)
         )
         difference = self._catalog.missing(request.documents)
-        return SyncReply(members, difference.newer_here, wanted, difference.wanted)
+        documents = difference.newer_here[:DOCUMENTS_PER_MESSAGE_MAX]
+        is_all = is_all and len(documents) == len(difference.newer_here)
+        return SyncReply(members, documents, wanted, difference.wanted, has_more=not is_all)
 
-    def push(self, reply: SyncReply) -> Push | None:
-        """What the other side said it lacks; None if nothing."""
-        members = tuple(
-            introduction
-            for site in reply.wanted_members
-            if (introduction := self.introduction(site)) is not None
-        )
-        documents = self._catalog.of_keys(reply.wanted_documents)
-        return Push(members, documents) if members or documents else None
+    def push(self, reply: SyncReply) -> tuple[Push | None, bool]:
+        """What the other side said it lacks (None: nothing), and whether that is all of it."""
+        members, is_all = self._introductions(reply.wanted_members)
+        asked = reply.wanted_documents
+        documents = self._catalog.of_keys(asked)[:DOCUMENTS_PER_MESSAGE_MAX]
+        is_all = is_all and len(documents) == len(asked)
+        return (Push(members, documents) if members or documents else None), is_all
+
+    def _introductions(self, sites: Sequence[SiteId]) -> tuple[tuple[Introduction, ...], bool]:
+        """Those of ``sites`` that can be proven, a page of them, and whether these are all."""
+        found: list[Introduction] = []
+        for site in sites:
+            if len(found) >= MEMBERS_PER_MESSAGE_MAX:
+                return tuple(found), False
+            if (introduction := self.introduction(site)) is not None:
+                found.append(introduction)
+        return tuple(found), True
 
     def introduction(self, site: SiteId) -> Introduction | None:
         """A member with its proof."""
@@ -98,6 +111,24 @@ class Exchange:
                 continue
             admitted.append(introduction)
         return admitted
+
+    def restore(self, documents: tuple[Document, ...]) -> list[tuple[Document, Body]]:
+        """Take back what the database holds.
+
+        Its stamps were judged when the documents came; a clock that is behind today (a board
+        without a battery before it has met a time server) must not lose them.
+        """
+        taken: list[tuple[Document, Body]] = []
+        for document in documents:
+            try:
+                body = check_document(document, self._admins())
+                if self._catalog.merge(document, body):
+                    taken.append((document, body))
+            except AtollError:
+                continue  # its author is no admin any more
+        if (latest := self._catalog.latest) is not None:
+            self._clock.restore(latest)
+        return taken
 
     def merge(
         self, documents: tuple[Document, ...], wall_s: float

@@ -17,7 +17,7 @@ from agent.catalog.clock import HybridClock
 from agent.catalog.placement import Place, wanted
 from agent.federation import events as job
 from agent.federation.events import JobEffect
-from agent.federation.job import Restored
+from agent.foundation.errors import Malformed
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import Woke
 from agent.foundation.notary import Notary
@@ -64,7 +64,7 @@ from agent.site.stored import SiteSettings, Stored
 from agent.site.workshop import Surroundings, Workshop
 from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp
 from agent.wire.inside import model_key
-from agent.wire.limits import SERVING_PER_RECORD_MAX
+from agent.wire.limits import RUMOR_BYTES_MAX, SERVING_PER_RECORD_MAX
 from agent.wire.mesh import (
     Declined,
     Done,
@@ -76,7 +76,7 @@ from agent.wire.mesh import (
     SyncReply,
     SyncRequest,
 )
-from agent.wire.records import Endpoint, Passport, Served, SiteRecord
+from agent.wire.records import STATEMENTS, Endpoint, Passport, Served, SiteRecord
 from agent.wire.schema import pack
 
 SYNC_TIMEOUT_S = 10.0
@@ -124,12 +124,16 @@ class Site:
         self._surroundings = Surroundings(
             identity, self.swim, roll, settings, self.held, self.wall_s
         )
-        self.workshop = Workshop(me, boot_epoch, self._number, self._surroundings, rng)
+        self.workshop = Workshop(
+            me, boot_epoch, self._number, self._surroundings, rng, stored.jobs,
+            stored.barred_because,
+        )  # fmt: skip
         self.shelf = Shelf(self._surroundings.is_held, self._fetch_model, dict(stored.crashes))
         self.is_isolated = False
         self._last_number = 0
         self._outbox: list[SiteEffect] = []
         self._waiting: dict[int, Then] = {}
+        self._syncing: set[tuple[str, int]] = set()
         self._restore(stored, now)
 
     # --- the machine -----------------------------------------------------------------------------
@@ -230,12 +234,15 @@ class Site:
     # --- start -----------------------------------------------------------------------------------
     def _restore(self, stored: Stored, now: float) -> None:
         self._introduce(stored.peers, now)
-        for member in self.swim.members().values():
-            self.discovery.learn(member.record.endpoint, "book", member.site, now)
-        changed, _, _ = self.exchange.merge(stored.documents, self.wall_s(now))
-        for _, body in changed:
+        for peer in stored.peers:
+            # Also those whose passport does not hold now (expired, or this clock is wrong): a
+            # greeting finds out who is there today.
+            record = _record(peer)
+            if record is not None and record.site != self.me:
+                self.discovery.learn(record.endpoint, "book", record.site, now)
+        for _, body in self.exchange.restore(stored.documents):
             if isinstance(body, Job):
-                self.workshop.open(body, stored.jobs.get(body.id, Restored()), now)
+                self.workshop.open(body, now)
         self._catalog_changed(now)
         self._outbox = [e for e in self._outbox if not isinstance(e, Persist)]
 
@@ -247,7 +254,7 @@ class Site:
                 case swim_events.SendGossip():
                     self._outbox.append(effect)
                 case swim_events.SyncWith(site, endpoint, _):
-                    self._sync(site, endpoint, now)
+                    self._sync(site, endpoint)
                 case swim_events.RememberPeer(site, signed):
                     self._remember(site, signed.body, signed.signature)
                 case swim_events.MemberChanged(site, before, after):
@@ -300,32 +307,47 @@ class Site:
         }
         mine = self.swim.record.endpoint
         met.add((mine.host, mine.mesh_port))
-        for hint in self.discovery.due(now, met):
-            self._sync(None, hint.endpoint, now)
+        known = {site for site, member in self.swim.members().items() if member.state == "alive"}
+        for hint in self.discovery.due(now, met, known | {self.me}):
+            self._sync(None, hint.endpoint)
 
-    def _sync(self, site: SiteId | None, endpoint: Endpoint, now: float) -> None:
+    def _sync(self, site: SiteId | None, endpoint: Endpoint) -> None:
         def answered(who: SiteId | None, reply: Reply | None, error: str, at: float) -> None:
             if isinstance(reply, SyncReply):
                 self._synced(who, endpoint, reply, at)
             elif not error:
                 error = reply.reason if isinstance(reply, Declined) else "no answer"
-            self.discovery.ended(endpoint, error, at)
+            self._syncing.discard(where)
+            self.discovery.ended(endpoint, error, who, at)
             target = who if who is not None else site
             if target is not None and target != self.me:
                 self._swim(swim_events.SyncEnded(target, not error), at)
 
+        where = (endpoint.host, endpoint.mesh_port)
+        self._syncing.add(where)
         call = self._number()
         self._waiting[call] = answered
         self._outbox.append(Ask(call, site, endpoint, self.exchange.request(), SYNC_TIMEOUT_S))
 
     def _synced(self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, now: float) -> None:
-        push = self.exchange.push(reply)
+        """Apply the answer, push what is lacking there, and go on while either side has more."""
+        push, is_all_pushed = self.exchange.push(reply)
         self._introduce(reply.members, now)
-        self._take_documents(reply.documents, now)
-        if push is not None and who is not None:
-            call = self._number()
-            self._waiting[call] = lambda *_: None
-            self._outbox.append(Ask(call, who, endpoint, push, SYNC_TIMEOUT_S))
+        errors = self._take_documents(reply.documents, now)
+        is_useful = bool(reply.members or errors.count("") or push is not None)
+        has_more = is_useful and (reply.has_more or not is_all_pushed)
+        if push is None or who is None:
+            if has_more:
+                self._sync(who, endpoint)
+            return
+
+        def pushed(_site: SiteId | None, reply: Reply | None, _error: str, _at: float) -> None:
+            if has_more and isinstance(reply, Done):
+                self._sync(who, endpoint)
+
+        call = self._number()
+        self._waiting[call] = pushed
+        self._outbox.append(Ask(call, who, endpoint, push, SYNC_TIMEOUT_S))
 
     # --- calls from members ----------------------------------------------------------------------
     def _called(self, event: CallReceived, now: float) -> None:
@@ -344,12 +366,19 @@ class Site:
             case _:
                 if message.job not in self.workshop.machines:
                     self._outbox.append(Answer(event.call, Declined("this site knows no such job")))
-                    member = self.swim.members().get(event.sender)
-                    if member is not None:  # it knows documents that this site lacks
-                        self._sync(event.sender, member.record.endpoint, now)
+                    self._learn_from(event.sender)
                     return
                 called = job.Called(event.call, event.sender, message)
                 self._job_effects(self.workshop.step(JobId(message.job), called, now), now)
+
+    def _learn_from(self, site: SiteId) -> None:
+        """It knows documents that this site lacks; asked once at a time, however often it calls."""
+        member = self.swim.members().get(site)
+        if member is None:
+            return
+        endpoint = member.record.endpoint
+        if (endpoint.host, endpoint.mesh_port) not in self._syncing:
+            self._sync(site, endpoint)
 
     def _call_ended(
         self, call: int, site: SiteId | None, reply: Reply | None, error: str, now: float
@@ -375,7 +404,7 @@ class Site:
                 if body.is_cancelled and body.id in self.workshop.machines:
                     self._job_effects(self.workshop.step(body.id, job.Cancelled(), now), now)
                 elif not body.is_cancelled:
-                    self.workshop.open(body, Restored(), now)
+                    self.workshop.open(body, now)
             case ModelVersion() | Deployment():
                 pass  # the shelf is brought up to date once, for all changes together
             case _:
@@ -490,6 +519,14 @@ class Site:
             self.held.discard(digest)
             self.labels.pop(digest, None)
             self._outbox.append(job.ForgetBlob(digest))
+
+
+def _record(introduction: Introduction) -> SiteRecord | None:
+    try:
+        statement = STATEMENTS.unpack(introduction.record.body, RUMOR_BYTES_MAX)
+    except Malformed:
+        return None
+    return statement if isinstance(statement, SiteRecord) else None
 
 
 def _end_of(finished: job.Finished) -> str:

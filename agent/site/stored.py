@@ -20,6 +20,8 @@ class Stored:
     """How often a model (by key) took its worker down."""
     blobs: frozenset[Digest] = frozenset()
     """Blobs complete on disk."""
+    barred_because: str = ""
+    """Why this identity must not vote: its database was lost, and promises with it."""
 
 
 @dataclass(frozen=True, slots=True)

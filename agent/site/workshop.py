@@ -4,6 +4,7 @@ Translates between the site (members, blobs, catalog) and each job's machine, wh
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from random import Random
 
@@ -98,8 +99,16 @@ class Workshop:
         next_call: Callable[[], int],
         surroundings: Surroundings,
         rng: Random,
+        stored: Mapping[JobId, Restored],
+        barred_because: str,
     ) -> None:
-        """``next_call``: numbers unique in this process, shared with the site."""
+        """``next_call``: numbers unique in this process, shared with the site.
+
+        ``stored``: what the database holds of each job; a job whose document becomes known only
+        later finds its promises there all the same. ``barred_because``: see ``Stored``.
+        """
+        self._stored = dict(stored)
+        self.barred_because = barred_because
         self._me, self._boot_epoch = me, boot_epoch
         self._next_call, self._surroundings, self._rng = next_call, surroundings, rng
         self.machines: dict[JobId, JobMachine] = {}
@@ -107,10 +116,12 @@ class Workshop:
         self._calls: dict[int, JobId] = {}
         self._tokens: dict[int, JobId] = {}
 
-    def open(self, job: Job, restored: Restored, now: float) -> None:
+    def open(self, job: Job, now: float) -> None:
         """A job has become known (or was read back at start)."""
         if job.id in self.machines or len(self.machines) >= JOBS_MAX:
             return
+        restored = self._stored.pop(job.id, Restored())
+        restored = replace(restored, barred_because=self.barred_because)
         prefix = self._me[:8] + self._boot_epoch.to_bytes(4, "big")
         machine = JobMachine(
             job, self._me, self._boot_epoch, Desk(self._next_call, prefix), self._surroundings,

@@ -60,6 +60,8 @@ class SyncReply:
     documents: Annotated[tuple[Document, ...], AtMost(DOCUMENTS_MAX)]
     wanted_members: Annotated[tuple[Site, ...], AtMost(MEMBERS_MAX)]
     wanted_documents: Annotated[tuple[Key, ...], AtMost(DOCUMENTS_MAX)]
+    has_more: bool = False
+    """This is a page: ask again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from agent.cli.demo.screen import Screen
 __all__ = ["Failed", "Story"]
 
 Json = dict[str, Any]
-SEED = 7
+SEED = 1
 ACCURACY_MIN = 0.85
 """What six rounds of FedAvg reach on this split with a wide margin; less means that something broke."""
 ACCURACY_MIN_DIGITS = 0.6
