@@ -67,10 +67,10 @@ class Child:
     async def run(self) -> None:
         """Keep it alive until ``stop``."""
         delay_s = BACKOFF_MIN_S
-        while self._is_wanted:
+        while not self._is_stopping:
             began = monotonic_s()
             reason = await self._live()
-            if not self._is_wanted:
+            if self._is_ended():
                 break
             if monotonic_s() - began > STEADY_S:
                 delay_s = BACKOFF_MIN_S
@@ -82,14 +82,13 @@ class Child:
             self.restarts += 1
         self.state = "stopped"
 
-    @property
-    def _is_wanted(self) -> bool:
-        return not self._is_stopping
+    def _is_ended(self) -> bool:
+        return self._is_stopping  # ``stop`` may have been called during an await
 
     async def _live(self) -> str:
         ours, theirs = pair()
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", self._module, "--channel-fd", str(theirs.fileno()),
                 *self._arguments, pass_fds=(theirs.fileno(),), env=bare_environment(),
                 stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
@@ -97,9 +96,15 @@ class Child:
         except OSError as error:
             ours.close()
             return f"cannot be started: {error}"
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
+        self._process = process
         self._channel = channel = Channel(ours)
+        if self._is_ended():
+            await self._end(process)
         self.state = "running"
         self._callbacks.started(channel)
         try:
@@ -113,11 +118,17 @@ class Child:
         # The channel closes as the process ends; one that hangs on after it is of no use.
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                code = await self._process.wait()
+                code = await process.wait()
         except TimeoutError:
-            self._process.kill()
-            code = await self._process.wait()
+            process.kill()
+            code = await process.wait()
         return _meaning(code)
+
+    async def send(self, data: bytes) -> None:
+        """As ``post``, and wait until the kernel has taken it (or the child is gone)."""
+        if self._channel is not None:
+            with contextlib.suppress(AtollError):
+                await self._channel.send(data)
 
     def post(self, data: bytes, descriptors: Sequence[int] = ()) -> bool:
         """Send to the child; False if it is not there."""
@@ -133,8 +144,10 @@ class Child:
         """SIGTERM, then SIGKILL."""
         self._is_stopping = True
         process = self._process
-        if process is None or process.returncode is not None:
-            return
+        if process is not None and process.returncode is None:
+            await self._end(process)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:

@@ -2,17 +2,16 @@
 
 Rule (the Ready rule): whatever follows a ``Persist`` in a list of effects waits for its commit. Lists
 that wait are carried out first in, first out; their rows are committed together. Gossip never waits:
-it promises nothing.
+it promises nothing. Rows that the disk refuses stay owed (see ``debt``).
 """
 
 import asyncio
 import logging
-import os
-import signal
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, assert_never
 
+from agent.daemon.debt import Debt, is_promise
 from agent.daemon.outside import Outside
 from agent.drivers.clock import monotonic_s
 from agent.drivers.store import Store
@@ -45,6 +44,8 @@ TICK_S = 0.001
 """No machine is woken more often than this, whatever it asks for."""
 BACKLOG_MAX = 10_000
 """Lists of effects that wait for the disk; reached only when the disk has stopped."""
+OWED_RETRY_S = 1.0
+"""A full disk is tried again this often; an operator has freed space or has not."""
 
 _log = logging.getLogger("atoll.site")
 
@@ -60,9 +61,11 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watchers: set[Callable[[], None]] = set()
+        self._debt = Debt()
+        self._retrying: asyncio.TimerHandle | None = None
         self.is_isolated = False
-        self.faults: list[str] = []
-        """Why the database refused a write last; for ``atoll status``."""
+        self.fault = ""
+        """Why the disk refuses writes just now; empty when it takes them. For ``atoll status``."""
         outside.connect(self.feed, self.spawn)
 
     def start(self) -> None:
@@ -88,7 +91,8 @@ class Driver:
         if not waiting:
             return
         needs_disk = any(isinstance(effect, (Persist, job.StoreBytes)) for effect in waiting)
-        if needs_disk or self._backlog or self._writing is not None:
+        is_owing = bool(self._debt) and any(is_promise(effect) for effect in waiting)
+        if needs_disk or is_owing or self._backlog or self._writing is not None:
             assert len(self._backlog) < BACKLOG_MAX
             self._backlog.append(waiting)
             if self._writing is None:
@@ -107,38 +111,57 @@ class Driver:
             self._writing = None
 
     async def _write(self, lists: Sequence[list[SiteEffect]]) -> None:
-        persists = [e for effects in lists for e in effects if isinstance(e, Persist)]
+        for effects in lists:
+            self._debt.take(effects)
         try:
-            for effects in lists:
-                for effect in effects:
-                    if isinstance(effect, job.StoreBytes):
-                        await self._outside.store_bytes(effect)
-            await self._store.commit([write for p in persists for write in p.writes])
+            stored = await self._debt.pay(self._outside.store_bytes, self._store.commit)
         except AtollError as fault:
             self._refused(fault, lists)
             return
+        if self.fault:
+            _log.info("the disk takes writes again")
+            self.fault = ""
+        for digest in stored.blobs:
+            self.feed(BlobStored(digest))
         for effects in lists:
             for effect in effects:
-                if isinstance(effect, job.StoreBytes):
-                    self.feed(BlobStored(effect.digest))
-                elif not isinstance(effect, Persist):
+                if not isinstance(effect, (Persist, job.StoreBytes)):
                     self._perform(effect)
-        for persist in persists:
-            if persist.token is not None:
-                self.feed(job.Persisted(persist.token))
+        for token in stored.tokens:
+            self.feed(job.Persisted(token))
 
     def _refused(self, fault: AtollError, lists: Sequence[list[SiteEffect]]) -> None:
-        """The disk said no: nothing that rests on it may leave. Answers fail, callers try again."""
-        self.faults = [*self.faults[-7:], str(fault)]
-        _log.error("the database refused a write: %s", fault)
+        """The disk said no: the rows stay owed, and what rests on them does not leave.
+
+        Everything else goes on: the site serves, trains and gossips with a full disk.
+        """
+        if isinstance(fault, StoreFault) and fault.is_fatal:
+            raise fault  # what is on disk is unknown: the process must end and start anew
+        if not self.fault:
+            _log.error(
+                "the disk refuses writes: %s; trying again every %.0f s", fault, OWED_RETRY_S
+            )
+        self.fault = str(fault)
         for effects in lists:
             for effect in effects:
-                if isinstance(effect, (Answer, Resolved)):
-                    self._outside.fail(effect, fault)
+                if isinstance(effect, (Persist, job.StoreBytes)):
+                    continue
+                if not is_promise(effect):
+                    self._perform(effect)
                 elif isinstance(effect, Ask):
                     self.feed(CallEnded(effect.call, effect.site, None, str(fault)))
-        if isinstance(fault, StoreFault) and fault.is_fatal:
-            os.kill(os.getpid(), signal.SIGTERM)  # what is on disk is unknown: start anew
+                else:
+                    self._outside.fail(effect, fault)
+        if self._retrying is None:
+            loop = asyncio.get_running_loop()
+            self._retrying = loop.call_later(OWED_RETRY_S, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retrying = None
+        if self._debt:
+            self._backlog.append([])
+            if self._writing is None:
+                self._writing = self.spawn(self._write_out())
 
     def _perform(self, effect: SiteEffect) -> None:  # noqa: C901, PLR0912 - one case an effect
         outside = self._outside
@@ -223,8 +246,9 @@ class Driver:
 
     async def stop(self) -> None:
         """Finish what waits for the disk, then end every task."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._retrying):
+            if timer is not None:
+                timer.cancel()
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=1.0)
         for task in list(self._tasks):

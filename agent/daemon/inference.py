@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, assert_never
 
+from agent.audit.chain import Decision
 from agent.daemon.child import Callbacks, Child
 from agent.drivers.blobs import BlobStore
 from agent.drivers.channel import Channel
+from agent.drivers.clock import monotonic_s, wall_s
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import Digest
@@ -31,17 +33,20 @@ from agent.wire import inside
 
 VIEW_DELAY_S = 0.02
 """Changes that come together make one view."""
+VIEW_REST = 20.0
+"""Composing views takes at most one part in this many of the loop: 20 ms each with 1,000 sites, whose
+records change hundreds of times a second."""
 
 _log = logging.getLogger("atoll.processes")
 
 Feed = Callable[[SiteEvent], None]
 
 
-class Auditor(Protocol):
-    """Writes the entry of a request that is about to leave."""
+class Audit(Protocol):
+    """What is needed of ``agent.drivers.audit_log.AuditLog``."""
 
-    async def forwarded(self, message: inside.AuditForward) -> str:
-        """An error text; empty when the entry is on disk."""
+    async def write(self, decision: Decision, at_ms: int) -> object:
+        """The decision's entry is durable; ``AtollError`` if not."""
         ...
 
 
@@ -58,7 +63,7 @@ class Inference:
         providers: tuple[str, ...],
         site_name: str,
         blobs: BlobStore,
-        auditor: Auditor,
+        audit: Audit,
         view: Callable[[], inside.View],
         feed: Feed,
         spawn: Callable[..., "asyncio.Task[object]"],
@@ -66,11 +71,13 @@ class Inference:
         """``providers``: execution providers in order of preference, from the hardware profile."""
         self._slots, self._slot_bytes = slots, slot_bytes
         self._providers, self._site_name = providers, site_name
-        self._blobs, self._auditor, self._view = blobs, auditor, view
+        self._blobs, self._audit_log, self._view = blobs, audit, view
         self._feed, self._spawn = feed, spawn
         self._memory: SharedSlots | None = None
         self._is_worker_up = False
         self._view_timer: asyncio.TimerHandle | None = None
+        self._is_view_stale = self._is_view_under_way = False
+        self._view_cost_s = 0.0
         self._loading: set[bytes] = set()
         self.gateway_ready = asyncio.Event()
         self.http_port = 0
@@ -111,21 +118,46 @@ class Inference:
                 assert_never(message)
 
     async def _audit(self, message: inside.AuditForward) -> None:
-        error = await self._auditor.forwarded(message)
+        decision = Decision(
+            "forward", message.request[:200], message.receiver, message.label, message.bytes,
+            message.model[:200],
+        )  # fmt: skip
+        error = ""
+        try:
+            await self._audit_log.write(decision, int(wall_s() * 1000))
+        except AtollError as fault:
+            error = f"the audit entry cannot be written: {fault}"
         self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(message.call, error[:1000])))
 
     def view_changed(self) -> None:
         """Push the view soon."""
-        if self._view_timer is None:
+        self._is_view_stale = True
+        if self._view_timer is None and not self._is_view_under_way:
+            delay_s = max(VIEW_DELAY_S, VIEW_REST * self._view_cost_s)
             loop = asyncio.get_running_loop()
-            self._view_timer = loop.call_later(VIEW_DELAY_S, self.push_view)
+            self._view_timer = loop.call_later(delay_s, self.push_view)
 
     def push_view(self) -> None:
-        """Push the view now."""
+        """Push the view now; one at a time, so that a gateway that is behind gets only the last."""
         if self._view_timer is not None:
             self._view_timer.cancel()
             self._view_timer = None
-        self.gateway.post(inside.TO_GATEWAY.pack(self._view()))
+        self._is_view_stale = True
+        if not self._is_view_under_way:
+            self._is_view_under_way = True
+            self._spawn(self._send_view())
+
+    async def _send_view(self) -> None:
+        self._is_view_stale = False
+        began = monotonic_s()
+        packed = inside.TO_GATEWAY.pack(self._view())
+        self._view_cost_s = monotonic_s() - began
+        try:
+            await self.gateway.send(packed)
+        finally:
+            self._is_view_under_way = False
+        if self._is_view_stale:
+            self.view_changed()
 
     # --- worker ----------------------------------------------------------------------------------
     def _worker_started(self, _: Channel) -> None:

@@ -17,6 +17,7 @@ from agent.api.operations import Json, TokenRequest
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.joining import Joining
+from agent.daemon.listening import shown
 from agent.daemon.outside import Outside
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s, wall_s
@@ -33,7 +34,7 @@ from agent.identity.trust import TrustLog
 from agent.membership.member import Member
 from agent.routing.explain import explain
 from agent.routing.policy import is_within
-from agent.site.events import DrainRequested, LeaveRequested, Submitted
+from agent.site.events import BlobStored, DrainRequested, LeaveRequested, Submitted
 from agent.site.published import published
 from agent.site.site import Site
 from agent.site.view import view_of
@@ -104,12 +105,16 @@ class DaemonOperations:
             "jobs": self.jobs(),
             "certificate": {"expires_at": site.identity.not_after.timestamp()},
             "http": parts.http,
-            "store": [str(finding) for finding in parts.store.findings] + parts.driver.faults,
+            "store": self._store_troubles(),
         }  # fmt: skip
 
     def _state(self) -> tuple[str, list[str]]:
         parts = self._parts
         reasons = list(parts.hardware.findings)
+        if parts.driver.fault:
+            reasons.append(f"the disk refuses writes: {parts.driver.fault}")
+        if parts.site.workshop.barred_because:
+            reasons.append(parts.site.workshop.barred_because)
         if starting := parts.fallback_reason():
             return "starting", [starting, *reasons]
         if parts.driver.is_isolated:
@@ -121,6 +126,13 @@ class DaemonOperations:
         if "none" in parts.inference.sandbox:
             reasons.append(f"the model worker is not confined: {parts.inference.sandbox}")
         return "ready", reasons
+
+    def _store_troubles(self) -> list[str]:
+        parts = self._parts
+        found = [str(finding) for finding in parts.store.findings]
+        if parts.driver.fault:
+            found.append(f"the disk refuses writes: {parts.driver.fault}")
+        return found
 
     def _processes(self) -> list[Json]:
         inference = self._parts.inference
@@ -153,7 +165,7 @@ class DaemonOperations:
             "site": site.me.hex(), "name": claims.name, "tier": claims.tier,
             "region": claims.region, "jurisdiction": claims.jurisdiction,
             "status": "draining" if site.is_draining else "alive", "rtt_ms": 0.0,
-            "load": record.load, "endpoint": f"{record.endpoint.host}:{record.endpoint.mesh_port}",
+            "load": record.load, "endpoint": shown(record.endpoint.host, record.endpoint.mesh_port),
             "serving": self._serving(record.serving), "incarnation": record.incarnation,
             "self": True,
         }  # fmt: skip
@@ -171,7 +183,7 @@ class DaemonOperations:
             "jurisdiction": claims.jurisdiction if claims else "",
             "status": "draining" if is_draining else member.state,
             "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1000, 3),
-            "load": record.load, "endpoint": f"{record.endpoint.host}:{record.endpoint.mesh_port}",
+            "load": record.load, "endpoint": shown(record.endpoint.host, record.endpoint.mesh_port),
             "serving": self._serving(record.serving), "incarnation": record.incarnation,
             "self": False, "relayed": member.is_relayed,
         }  # fmt: skip
@@ -180,7 +192,7 @@ class DaemonOperations:
         names = {
             known.key: f"{known.name}:{known.version}" for known in view_of(self._parts.site).known
         }
-        return [names.get(one.key, one.key.hex()) for one in served]
+        return [names.get(one.key, one.key.hex()) for one in served if not one.is_refused]
 
     def peers(self) -> list[Json]:
         """See ``Operations.peers``."""
@@ -201,7 +213,7 @@ class DaemonOperations:
             mend = "is the daemon there running, and are UDP and TCP of that port open to it?"
             found.append({
                 "source": "peer-book" if hint.mechanism == "book" else hint.mechanism,
-                "target": f"{hint.endpoint.host}:{hint.endpoint.mesh_port}",
+                "target": shown(hint.endpoint.host, hint.endpoint.mesh_port),
                 "site": hint.site.hex() if hint.site is not None else None,
                 "name": identity.claims.name if identity is not None else None,
                 "outcome": outcome, "reason": hint.outcome,
@@ -241,12 +253,15 @@ class DaemonOperations:
             served = next((one for one in member.record.serving if one.key == key), None)
             identity = site.roll.get(member.site)
             if served is not None and identity is not None and member.state != "left":
-                is_alive = member.state == "alive"
-                found.append({
-                    "name": identity.claims.name, "state": "ready" if is_alive else "waiting",
-                    "reason": "" if is_alive else f"the site is {member.state}",
-                    "service_us": served.service_us,
-                })  # fmt: skip
+                name, state, reason = identity.claims.name, "ready", ""
+                if member.state != "alive":
+                    state, reason = "waiting", f"the site is {member.state}"
+                elif served.is_refused:
+                    state, reason = "refused", f"atoll status at {name} says why"
+                found.append(
+                    {"name": name, "state": state, "reason": reason,
+                     "service_us": served.service_us}
+                )  # fmt: skip
         return sorted(found, key=lambda row: str(row["name"]))
 
     def explain(self, model: str, residency: Sequence[str]) -> Json:
@@ -271,6 +286,9 @@ class DaemonOperations:
         reason = value.reason if value is not None else "nobody has claimed it yet"
         if machine.aggregation is not None and machine.aggregation.waiting_for:
             reason = f"waiting for {machine.aggregation.waiting_for}"
+        elif not reason and not machine.is_over:
+            refusal = self._parts.site.workshop.refusal(job)
+            reason = f"this site takes no part: {refusal}" if refusal else ""
         return {
             "id": job.id, "recipe": job.recipe, "dataset": job.dataset,
             "state": "running" if state == "exporting" else state, "phase": state,
@@ -289,12 +307,7 @@ class DaemonOperations:
     async def job(self, job: str) -> Json:
         """See ``Operations.job``; the rounds are read from this site's own database."""
         machine = self._machine(job)
-        aggregation = machine.aggregation
-        participants = [
-            {"site": site.hex(), "name": self._name(site), "state": entry.state,
-             "reason": entry.reason}
-            for site, entry in (aggregation.entries.items() if aggregation is not None else ())
-        ]  # fmt: skip
+        participants = self._participants(machine)
         rows = await self._parts.store.read(
             lambda database: list(
                 database.query("SELECT * FROM rounds WHERE job = ? ORDER BY round", [job])
@@ -308,6 +321,21 @@ class DaemonOperations:
             "participants": participants,
             "rounds_done": [self._round(machine, row) for row in rows],
         }
+
+    def _participants(self, machine: JobMachine) -> list[Json]:
+        """The aggregator knows all of them, every other site itself."""
+        if machine.aggregation is not None:
+            return [
+                {"site": site.hex(), "name": self._name(site), "state": entry.state,
+                 "reason": entry.reason}
+                for site, entry in machine.aggregation.entries.items()
+            ]  # fmt: skip
+        me, activity = self._parts.site.me, machine.participant.activity
+        refusal = "" if machine.is_over else self._parts.site.workshop.refusal(machine.job)
+        return [
+            {"site": me.hex(), "name": self._name(me), "state": "out" if refusal else activity,
+             "reason": refusal}
+        ]  # fmt: skip
 
     def _round(self, machine: JobMachine, row: dict[str, Any]) -> Json:
         known = machine.history.rounds.get(row["round"] + 1)
@@ -382,7 +410,8 @@ class DaemonOperations:
         nonce = os.urandom(8)
         mark = hashlib.sha256(nonce + repr(spec).encode()).hexdigest()[:8]
         identifier = JobId(f"{spec.name}-{mark}")
-        seats = [self._seat(parts.site.me)] if not parts.site.is_draining else []
+        may_vote = not parts.site.is_draining and not parts.site.workshop.barred_because
+        seats = [self._seat(parts.site.me)] if may_vote else []
         seats += [
             self._seat(member.site)
             for member in parts.site.swim.members().values()
@@ -406,8 +435,6 @@ class DaemonOperations:
 
     async def store_blob(self, stream: AsyncIterator[bytes]) -> Json:
         """See ``Operations.store_blob``."""
-        from agent.site.events import BlobStored  # noqa: PLC0415
-
         digest = await self._parts.blobs.put_stream(stream)
         self._parts.driver.feed(BlobStored(digest))
         return {"digest": digest.hex(), "bytes": self._parts.blobs.size(digest)}
@@ -444,9 +471,11 @@ class DaemonOperations:
              "see the journal"),
             ("sandbox", "none" not in parts.inference.sandbox, parts.inference.sandbox,
              "use a kernel with Landlock (5.13 or later) and seccomp"),
-            ("database", not parts.store.findings and not parts.driver.faults,
-             "; ".join([*map(str, parts.store.findings), *parts.driver.faults]) or "sound",
-             "restore a backup; free disk space"),
+            ("database", not self._store_troubles(), "; ".join(self._store_troubles()) or "sound",
+             "free disk space; check the disk"),
+            ("voting", not parts.site.workshop.barred_because,
+             parts.site.workshop.barred_because or "this site votes in its jobs' registers",
+             "drain this site, remove its state folder and join again"),
             ("trust log", fork is None, f"{parts.trust.height} entries" if fork is None else
              f"forked at height {fork.height}", "remove the issuer that signed both entries"),
         ]  # fmt: skip

@@ -13,7 +13,7 @@ from agent.drivers.gossip import GossipSocket
 from agent.drivers.mesh import MeshClient, RemoteBlobs
 from agent.drivers.trainers import Trainers
 from agent.federation import events as job
-from agent.foundation.errors import AtollError, Unreachable
+from agent.foundation.errors import AtollError, OutcomeUnknown, Unreachable
 from agent.foundation.ids import Digest, SiteId
 from agent.membership.events import SendGossip
 from agent.site.events import (
@@ -125,14 +125,22 @@ class Outside:
         return self._last, future
 
     def fail(self, effect: Answer | Resolved, fault: AtollError) -> None:
-        """What should have been answered is not durable: say that it failed."""
-        future: asyncio.Future[Any] | None
+        """What should have been answered is not durable: say so."""
         if isinstance(effect, Answer):
-            future = self._answers.get(effect.call)
-        else:
-            future = self._resolutions.pop(effect.token, None)
-        if future is not None and not future.done():
-            future.set_exception(fault)
+            answer = self._answers.get(effect.call)
+            if answer is not None and not answer.done():
+                answer.set_exception(fault)
+            return
+        resolution = self._resolutions.pop(effect.token, None)
+        if resolution is not None and not resolution.done():
+            resolution.set_exception(
+                OutcomeUnknown(
+                    "the change is not on disk yet",
+                    why=str(fault),
+                    mend="free disk space: it is then written without another word; if the agent "
+                    "ends before, submit it again",
+                )
+            )
 
     # --- blobs -----------------------------------------------------------------------------------
     def fetch(self, effect: FetchBlob) -> None:
@@ -164,10 +172,10 @@ class Outside:
         else:
             self._feed(BlobLoaded(digest, data))
 
-    async def store_bytes(self, effect: job.StoreBytes) -> None:
+    async def store_bytes(self, digest: Digest, data: bytes) -> None:
         """Keep a small blob; durable when this returns."""
-        digest = await self._blobs.put_bytes(effect.data)
-        assert digest == effect.digest, "the machine and the store name blobs alike"
+        stored = await self._blobs.put_bytes(data)
+        assert stored == digest, "the machine and the store name blobs alike"
 
     def forget(self, effect: job.ForgetBlob) -> None:
         """Remove a blob that has served."""

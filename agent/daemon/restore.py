@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from agent.drivers.blobs import BlobStore
+from agent.drivers.clock import wall
 from agent.drivers.store import Store
+from agent.drivers.store_boot import FINDING
 from agent.federation.history import Counted
 from agent.federation.job import Restored
 from agent.federation.participant import Update
 from agent.federation.value import Contributions, JobValue
 from agent.foundation.errors import AtollError
-from agent.foundation.ids import Digest, JobId
-from agent.foundation.writes import Put
+from agent.foundation.ids import Digest, JobId, SiteId
+from agent.foundation.writes import Delete, Put, Write
 from agent.site.stored import Stored
 from agent.wire.documents import Document
 from agent.wire.mesh import Introduction
@@ -29,14 +31,19 @@ from agent.wire.schema import unpack
 Row = dict[str, Any]
 T = TypeVar("T")
 BOOT_EPOCH = "boot_epoch"
+VOTING_BARRED = "voting_barred"
 BOOT_EPOCH_JUMP = 1 << 16
 """After a damaged database: far beyond any epoch that may have been used and forgotten."""
 
 _log = logging.getLogger("atoll.daemon")
 
 
-async def raise_boot_epoch(store: Store) -> int:
-    """A boot epoch that was never used before, durable; below 2**32."""
+async def raise_boot_epoch(store: Store, me: SiteId) -> int:
+    """A boot epoch that was never used before, durable; below 2**32.
+
+    After a damaged database the same transaction bars ``me`` from voting for ever: which promises it
+    has forgotten nobody knows. A new identity in the same folder may vote.
+    """
 
     def present(database: Database) -> int:
         rows = list(database.query("SELECT value FROM meta WHERE key = ?", [BOOT_EPOCH]))
@@ -44,11 +51,31 @@ async def raise_boot_epoch(store: Store) -> int:
 
     last = await store.read(present)
     jump = BOOT_EPOCH_JUMP if store.findings else 1
-    await store.commit((Put("meta", {"key": BOOT_EPOCH, "value": last + jump}),))
+    writes: list[Write] = [Put("meta", {"key": BOOT_EPOCH, "value": last + jump})]
+    if store.findings:
+        writes.append(Put("meta", {"key": VOTING_BARRED, "value": f"{me.hex()} {wall():%Y-%m-%d}"}))
+        writes.append(Delete("meta", (FINDING,)))
+    await store.commit(writes)
     return last + jump
 
 
-async def restore(store: Store, blobs: BlobStore) -> Stored:
+async def barred_because(store: Store, me: SiteId) -> str:
+    """Why ``me`` must not vote in any register; empty if it may."""
+    rows: list[Row] = await store.read(
+        lambda database: list(
+            database.query("SELECT value FROM meta WHERE key = ?", [VOTING_BARRED])
+        )
+    )
+    barred, _, day = str(rows[0]["value"] if rows else "").partition(" ")
+    if barred != me.hex():
+        return ""
+    return (
+        f"this site does not vote: its database was damaged and moved aside on {day}, and with it "
+        "went what it had promised; drain it, remove its state folder and join again"
+    )
+
+
+async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
     """Everything durable, decoded; an undecodable row is reported and left out."""
     tables = ("peers", "documents", "jobs", "register", "updates", "rounds", "models")
     rows = {name: await store.read(_everything(name)) for name in tables}
@@ -66,6 +93,7 @@ async def restore(store: Store, blobs: BlobStore) -> Stored:
         jobs=_jobs(rows, blobs, held),
         crashes={row["key"]: row["crashes"] for row in rows["models"]},
         blobs=held,
+        barred_because=await barred_because(store, me),
     )
 
 

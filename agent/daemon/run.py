@@ -14,13 +14,14 @@ import os
 import signal
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
 from agent.api.admin import AdminServer
 from agent.config.addresses import announced_host
 from agent.config.settings import SiteSettings
-from agent.daemon.auditing import Auditing
+from agent.daemon import listening
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.joining import Joining
@@ -28,6 +29,7 @@ from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
 from agent.daemon.restore import raise_boot_epoch, restore
 from agent.drivers import keystore, tls
+from agent.drivers.audit_log import AuditLog
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s, wall, wall_s
 from agent.drivers.gossip import GossipSocket
@@ -38,7 +40,7 @@ from agent.drivers.mesh import MeshClient, MeshServer
 from agent.drivers.store import Store
 from agent.drivers.systemd import Notifier
 from agent.drivers.trainers import Trainers
-from agent.foundation.errors import AtollError, Corruption
+from agent.foundation.errors import AtollError, ConfigError, Corruption, StoreFault
 from agent.foundation.ids import SiteId
 from agent.hardware.detect import Hardware
 from agent.identity.envelope import Sealer
@@ -110,7 +112,10 @@ class _Daemon:
         if isinstance(error, (ConnectionError, TimeoutError, asyncio.CancelledError)):
             _log.debug("a connection ended: %s", context.get("message"))
             return
-        _log.critical("defect: %s", context.get("message"), exc_info=error)
+        if isinstance(error, StoreFault):
+            _log.critical("%s; the agent ends, because what is on disk is unknown", error)
+        else:
+            _log.critical("defect: %s", context.get("message"), exc_info=error)
         self._code = 1
         self._stopping.set()
 
@@ -118,17 +123,21 @@ class _Daemon:
     async def _start(self) -> None:
         settings, started_at = self._settings, monotonic_s()
         keys = keystore.load(settings.identity_dir)
+        host = listening.mesh_address(announced_host(settings.listen.mesh_host).host)
+        listening.require_free(settings.listen, host)
         for folder in (settings.state_dir, settings.runtime_dir, settings.jobs_dir):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make(folder)
         store = await self._opened(Store.open(settings.store_path), "close")
         hardware = await asyncio.to_thread(
             detect_hardware, settings.hardware.profile, settings.hardware.profiles_dir
         )
         trust = await _trust(store, keys)
-        boot_epoch = await raise_boot_epoch(store)
+        boot_epoch = await raise_boot_epoch(store, keys.site)
         blobs = BlobStore(settings.blobs_dir)
-        stored = await restore(store, blobs)
-        host = announced_host(settings.listen.mesh_host).host
+        await blobs.sweep()
+        stored = await restore(store, blobs, keys.site)
+        if stored.barred_because:
+            _log.warning("%s", stored.barred_because)
         endpoint = Endpoint(host, settings.listen.mesh_port, settings.listen.data_port)
         roll = Roll(keys.root, trust)
         notary = SiteNotary(keys.site_private, roll)
@@ -161,14 +170,16 @@ class _Daemon:
         server = MeshServer(keys, verify, outside.handle, joining.shown_chain, joining.join)
         self._closers.append(server.stop)
         await server.start(host, settings.listen.mesh_port)
-        auditing = await Auditing.open(store, notary)
-        inference = self._inference(host, hardware, blobs, auditing, driver, trust, keys)
+        audit = await AuditLog.open(store, site=keys.site, notary=notary)
+        self._closers.append(audit.close)
+        await trainers.tidy([job for job, one in site.workshop.machines.items() if not one.is_over])
+        inference = self._inference(host, hardware, blobs, audit, driver, trust, keys)
         outside.inference = inference
         self._closers.append(inference.stop)
         driver.start()
         inference.start()
         mdns = await self._discover(keys, endpoint, site, driver)
-        http = f"{settings.listen.http_host}:{settings.listen.http_port}"
+        http = listening.shown(settings.listen.http_host, settings.listen.http_port)
         parts = Parts(
             site=site, driver=driver, outside=outside, store=store, blobs=blobs,
             inference=inference, trainers=trainers, trust=trust, joining=joining,
@@ -216,7 +227,7 @@ class _Daemon:
         host: str,
         hardware: Hardware,
         blobs: BlobStore,
-        auditing: Auditing,
+        audit: AuditLog,
         driver: Driver,
         trust: TrustLog,
         keys: SiteKeys,
@@ -237,7 +248,7 @@ class _Daemon:
         return Inference(
             gateway_arguments=gateway, worker_arguments=worker, slots=serving.slots,
             slot_bytes=serving.request_bytes_max, providers=hardware.providers,
-            site_name=keys.identity.claims.name, blobs=blobs, auditor=auditing,
+            site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
             view=lambda: view_of(driver.site, tuple(SiteId(one) for one in sorted(trust.revoked()))),
             feed=driver.feed, spawn=driver.spawn,
         )  # fmt: skip
@@ -308,6 +319,17 @@ class _Daemon:
         except TimeoutError:
             _log.warning("not everything stopped in %.0f s", STOP_TIMEOUT_S)
         self._notifier.close()
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} cannot be made",
+            why=error.strerror or str(error),
+            mend="run the agent as the owner of its state_dir, or free disk space",
+        ) from None
 
 
 async def _trust(store: Store, keys: SiteKeys) -> TrustLog:

@@ -11,8 +11,10 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import ifaddr
+from zeroconf import Error as ZeroconfError
 from zeroconf import IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
@@ -23,6 +25,8 @@ SERVICE = "_atoll._udp.local."
 RESOLVE_TIMEOUT_MS = 3000
 RESOLVING_MAX = 32
 """Look-ups under way: a flood of announcements is answered at this pace."""
+ADDRESSES_MAX = 4
+"""Of one announcement: a site has one address, perhaps one of each family."""
 BRIDGES = ("docker", "br-", "veth", "virbr", "cni", "flannel", "cali", "podman")
 """Interfaces of containers and virtual machines: announcing there misleads other hosts."""
 
@@ -68,7 +72,7 @@ class Mdns:
             )
             self._info = self._announcement(sequence)
             await self._zeroconf.async_register_service(self._info)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ZeroconfError) as error:
             self.outcome = f"multicast DNS does not work here: {error}"
             _log.warning("%s; seeds and known peers are still tried", self.outcome)
             return
@@ -107,7 +111,7 @@ class Mdns:
         try:
             raw = bytes.fromhex(texts.get("id", ""))
             data_port = int(texts.get("data", ""))
-            addresses = info.parsed_addresses(IPVersion.V4Only)[:4]
+            addresses = _usable(info.parsed_addresses(IPVersion.All))
         except ValueError:
             return
         if len(raw) != 32 or not 0 < data_port < 65_536 or not info.port:  # noqa: PLR2004 - an id's bytes, a port
@@ -122,10 +126,16 @@ class Mdns:
         if self._browser is not None:
             await self._browser.async_cancel()
         if self._zeroconf is not None:
-            with contextlib.suppress(OSError, asyncio.TimeoutError):
+            with contextlib.suppress(OSError, asyncio.TimeoutError, ZeroconfError):
                 if self._info is not None:
                     await self._zeroconf.async_unregister_service(self._info)
             await self._zeroconf.async_close()
+
+
+def _usable(addresses: Sequence[str]) -> list[str]:
+    """The first few, without link-local ones: those mean nothing without an interface."""
+    plain = (text for text in addresses if not ipaddress.ip_address(text).is_link_local)
+    return [*islice(plain, ADDRESSES_MAX)]
 
 
 def address_towards_the_world() -> str:

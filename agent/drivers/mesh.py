@@ -40,13 +40,25 @@ ANSWER_TIMEOUT_S = 90.0
 CONNECT_TIMEOUT_S = 3.0
 JOIN_BODY_BYTES_MAX = 16 << 10
 IDLE_S = 75.0
-CONNECTIONS_PER_SITE_MAX = 16
-"""A watch for each of a dozen jobs, and calls beside them; more calls wait for a free one."""
+"""Also how long a connection may take to send a request's headers."""
+HANDSHAKE_TIMEOUT_S = 5.0
+CONNECTIONS_MAX = 4096
+"""More than one from each member of a large mesh; strangers who only hold the door open are cut off by
+the time-outs, and must not use up the process's files before."""
+CONNECTIONS_PER_SITE_MAX = 64
+"""A watch for each of fifty jobs, and calls beside them; more calls wait for a free one."""
 
 _log = logging.getLogger("atoll.mesh")
 
 Handle = Callable[[SiteId, Call], Awaitable[Reply]]
 Join = Callable[[bytes], Awaitable[bytes]]
+
+
+class _TurnedAway(asyncio.Protocol):
+    """For a connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 class MeshServer:
@@ -59,6 +71,7 @@ class MeshServer:
         self._keys, self._verify, self._handle = keys, verify, handle
         self._chain, self._join = chain, join
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
         self._waiting = 0
         self.refused = 0
         """Connections and calls turned away: no certificate, revoked, or not decodable."""
@@ -73,16 +86,23 @@ class MeshServer:
         app.router.add_post(CALL_PATH, self._call)
         app.router.add_get(CHAIN_PATH, self._show_chain)
         app.router.add_post(JOIN_PATH, self._joined)
-        self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=IDLE_S, shutdown_timeout=0.5
-        )
-        await self._runner.setup()
-        site = web.TCPSite(
-            self._runner, host, port, ssl_context=tls.server_context(self._keys),
-            backlog=512, reuse_address=True,
+        runner = self._runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=IDLE_S, lingering_time=1.0, max_headers=32,
+            shutdown_timeout=0.5,
         )  # fmt: skip
+        await runner.setup()
+        protocols = runner.server
+        assert protocols is not None, "set up just now"
+
+        def accept() -> asyncio.Protocol:
+            is_full = len(protocols.connections) >= CONNECTIONS_MAX
+            return _TurnedAway() if is_full else protocols()
+
         try:
-            await site.start()
+            self._server = await asyncio.get_running_loop().create_server(
+                accept, host, port, ssl=tls.server_context(self._keys), backlog=512,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            )  # fmt: skip
         except OSError as error:
             raise ConfigError(
                 f"cannot listen for members at {host} TCP port {port}",
@@ -92,19 +112,22 @@ class MeshServer:
 
     async def stop(self) -> None:
         """Close the listener and every connection."""
+        if self._server is not None:
+            self._server.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def _caller(self, request: web.Request) -> Identity | None:
+    def _caller(self, request: web.Request) -> Identity:
         transport = request.transport
         connection = transport.get_extra_info("ssl_object") if transport is not None else None
-        return tls.peer_identity(connection, self._verify)
+        identity = tls.peer_identity(connection, self._verify)
+        if identity is None:
+            raise Refused("members only", why="no certificate was shown")
+        return identity
 
     async def _call(self, request: web.Request) -> web.Response:
         try:
             identity = self._caller(request)
-            if identity is None:
-                raise Refused("members only", why="no certificate was shown")
             message = CALLS.unpack(await request.read(), MESH_BODY_BYTES_MAX)
         except (Refused, Malformed) as error:
             self.refused += 1

@@ -49,8 +49,8 @@ class Contact:
         self._ask_at = max(self._ask_at, self._heard_at + self._settings.silence_s)
 
     def is_silent(self, now: float) -> bool:
-        """Whether nobody answered lately: no time to judge others."""
-        return now >= self._heard_at + self._settings.silence_s
+        """Whether several were asked and nobody answered: no time to judge others."""
+        return now >= self._heard_at + self._settings.silence_s + ASK_AGAIN_S
 
     def must_ask(self, now: float) -> bool:
         """Whether to ask several members at once now; rearms itself."""

@@ -220,6 +220,10 @@ class FailureDetector:
             peer.is_relayed = True
             self._roster.refresh(peer)
 
+    def forget(self) -> None:
+        """Nobody answered for a while: the probes of that time prove nothing."""
+        self._open.clear()
+
     def lagged(self, now: float) -> None:
         """We stood still: what we did not hear meanwhile is no evidence."""
         self._open.hold(now + self._settings.probe_timeout_s)

@@ -88,7 +88,7 @@ class OwnRecord:
             or now.endpoint != wanted.endpoint
             or now.capacity != wanted.capacity
             or now.catalog != wanted.catalog
-            or [served.key for served in now.serving] != [served.key for served in wanted.serving]
+            or _named(now) != _named(wanted)
         )
 
     def _is_notable(self) -> bool:
@@ -100,3 +100,8 @@ class OwnRecord:
     def _is_slower_or_faster(self, told: Served, current: Served) -> bool:
         change = abs(current.service_us - told.service_us)
         return change > self._settings.service_step * max(1, told.service_us)
+
+
+def _named(record: SiteRecord) -> list[tuple[bytes, bool]]:
+    """What is served or refused; how fast is another matter."""
+    return [(served.key, served.is_refused) for served in record.serving]

@@ -129,6 +129,11 @@ class OpenProbes:
         del self._probes[probe.number]
         del self._by_target[probe.target]
 
+    def clear(self) -> None:
+        """All probes of our own are over."""
+        self._probes.clear()
+        self._by_target.clear()
+
     def close_relay(self, relay: Relay) -> None:
         """A relay is over."""
         del self._relays[relay.number]

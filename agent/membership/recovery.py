@@ -63,7 +63,9 @@ class Recovery:
         peer = min(lost, key=lambda lost_peer: lost_peer.retry_at)
         if peer.retry_at <= now or is_isolated:
             settings = self._settings
-            cap_s = settings.retry_left_cap_s if peer.state == "left" else settings.retry_cap_s
+            cap_s = settings.retry_cap_s(self._roster.sites)
+            if peer.state == "left":
+                cap_s = settings.retry_left_cap_s
             peer.retry_delay_s = min(cap_s, max(1.0, 2 * peer.retry_delay_s))
             peer.retry_at = now + peer.retry_delay_s * self._rng.uniform(0.75, 1.0)
             self._attempt(peer, True, now)

@@ -277,7 +277,7 @@ class Roster:
             self._suspects[peer.site] = None
         peer.state, peer.changed_at = after, now
         if after == "left":
-            peer.retry_delay_s = self._settings.retry_cap_s
+            peer.retry_delay_s = self._settings.retry_cap_max_s
             peer.retry_at = now + peer.retry_delay_s
         self.refresh(peer)
         self._out.append(MemberChanged(peer.site, before, after))

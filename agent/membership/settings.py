@@ -78,8 +78,10 @@ class Settings:
     recovery_fast_s: float = 0.2
     """... and this often for ``recovery_fast_for_s`` after one came back: partitions heal at once."""
     recovery_fast_for_s: float = 3.0
-    retry_cap_s: float = 60.0
-    """Longest back-off of a dead member; it is retried for ever."""
+    retry_cap_max_s: float = 60.0
+    """Longest back-off of a dead member in a large cluster; it is retried for ever."""
+    retry_cap_min_s: float = 10.0
+    """The same in a small one, where fewer sites share the trying."""
     retry_left_cap_s: float = 600.0
     """Longest back-off of a member that said goodbye; it announces its own return."""
 
@@ -147,6 +149,10 @@ class Settings:
     def transmissions(self, sites: int) -> int:
         """How often one site sends one rumor in a cluster of ``sites``."""
         return self.retransmit_factor * math.ceil(math.log10(max(sites, 1) + 1))
+
+    def retry_cap_s(self, sites: int) -> float:
+        """Longest back-off of a dead member in a cluster of ``sites``."""
+        return min(self.retry_cap_max_s, max(self.retry_cap_min_s, 2.0 * sites))
 
     def sync_period_s(self, sites: int) -> float:
         """Mean time between periodic syncs: above 64 sites their cost must not grow with the square."""

@@ -329,16 +329,16 @@ class Swim:
         if peer is None or self._has_left:
             return
         peer.heard_at = now
-        if isinstance(message, Ack | Nack):
-            self._made_contact(now)
         self._testimony.withdraw(peer, now)
         match message:
             case Ping():
                 self._post.send(peer, partial(Ack, message.number, self._me), now)
             case Ack():
                 self._detector.acked(sender, message, now)
+                self._made_contact(now)
             case Nack():
                 self._detector.nacked(sender, message)
+                self._made_contact(now)
             case PingRequest():
                 self._detector.asked(sender, message, now)
             case Gossip():
@@ -354,7 +354,8 @@ class Swim:
             self._out.append(IsolationChanged(is_isolated=False))
             self._recovery.came_back(now)
         if was_silent:
-            # What we held against others while we heard nobody is void.
+            # What we held against others while nobody answered is void.
+            self._detector.forget()
             for peer in self._roster.suspects():
                 self._roster.withdraw(peer, now)
                 self._rumors.drop((peer.site, self._me))

@@ -1,4 +1,4 @@
-"""``python -m agent.simulation membership|register``: run one world from a seed and judge it."""
+"""``python -m agent.simulation membership|register|job``: run one world from a seed and judge it."""
 
 import sys
 from argparse import ArgumentParser
@@ -7,6 +7,7 @@ from importlib import import_module
 WORLDS = {
     "membership": ("agent.simulation.membership_scenarios", "join, kill, cut, heal"),
     "register": ("agent.simulation.register_world", "one CASPaxos register under faults"),
+    "job": ("agent.simulation.job_world", "one federated job under faults"),
 }
 
 

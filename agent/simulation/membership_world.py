@@ -199,6 +199,15 @@ class MembershipWorld:
         """Let something change at a site."""
         self.step(me, change)
 
+    def introduce(self, a: SiteId, b: SiteId) -> None:
+        """Let two sites hear of each other, as a seed or mDNS does."""
+        for me, other in ((a, b), (b, a)):
+            self._introduce(self.sites[me], ((other, self.swim(other).signed),))
+
+    def sign_as(self, site: SiteId, body: bytes) -> bytes:
+        """A true signature of a running site, for tests of replay."""
+        return FakeNotary(site, self.sites[site].known, self.made).sign(body)
+
     def run(self, for_s: float) -> None:
         """Advance virtual time."""
         self.network.run_until(self.now + for_s)

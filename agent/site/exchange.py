@@ -127,7 +127,7 @@ class Exchange:
             except AtollError:
                 continue  # its author is no admin any more
         if (latest := self._catalog.latest) is not None:
-            self._clock.restore(latest)
+            self._clock.observe(latest, latest.wall_ms)
         return taken
 
     def merge(

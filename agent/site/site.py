@@ -463,9 +463,10 @@ class Site:
         self._job_effects(self.workshop.blob(job.BlobArrived(digest), now), now)
 
     def _serving_changed(self, now: float) -> None:
-        ready = [(key, item) for key, item in self.shelf.items.items() if item.stage == "ready"]
-        serving = tuple(Served(key, item.service_us) for key, item in sorted(ready))
-        change = swim_events.LocalChanged(serving=serving[:SERVING_PER_RECORD_MAX])
+        items = sorted(self.shelf.items.items())
+        serving = [Served(key, item.service_us) for key, item in items if item.stage == "ready"]
+        serving += [Served(key, 0, True) for key, item in items if item.stage == "refused"]
+        change = swim_events.LocalChanged(serving=tuple(serving[:SERVING_PER_RECORD_MAX]))
         self._swim(change, now)
         self._outbox.append(GatewayChanged())
 

@@ -61,7 +61,8 @@ def _sites(site: Site) -> tuple[RemoteSite, ...]:
                 member.site, claims.name, claims.region, claims.tier, claims.jurisdiction,
                 record.endpoint.host, record.endpoint.data_port,
                 "suspect" if member.state == "suspect" else "alive",
-                record.status != "alive", rtt_ms, record.load, record.serving,
+                record.status != "alive", rtt_ms, record.load,
+                tuple(served for served in record.serving if not served.is_refused),
             )
         )  # fmt: skip
     return tuple(sorted(found, key=lambda remote: remote.site))

@@ -130,6 +130,10 @@ class Workshop:
         self.machines[job.id] = machine
         self._busy[job.id] = machine
 
+    def refusal(self, job: Job) -> str:
+        """Why this site does not train for ``job``; empty if it does."""
+        return self._surroundings.refusal(job)
+
     def step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
         """Give one job one event."""
         machine = self.machines.get(job)

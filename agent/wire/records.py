@@ -38,6 +38,8 @@ class Served:
     """First 8 bytes of SHA-256 of ``name + ":" + version``."""
     service_us: Counter
     """Typical time of one run here, microseconds, queue not included."""
+    is_refused: bool = False
+    """The site has it and will not serve it (it says why itself); the pusher need not wait."""
 
 
 @dataclass(frozen=True, slots=True)

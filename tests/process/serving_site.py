@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -108,7 +108,7 @@ class Peer:
         )
         theirs.close()
         self.messages: queue.Queue[Any] = queue.Queue()
-        self.on_message = self.messages.put
+        self.on_message: Callable[[Any], object] = self.messages.put
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -118,7 +118,7 @@ class Peer:
                 self.on_message(self.union.unpack(frame[0]))
         self.messages.put(None)
 
-    def next(self, kind: type, timeout: float = 20) -> Any:
+    def next(self, kind: Any, timeout: float = 20) -> Any:
         end = time.monotonic() + timeout
         while True:
             message = self.messages.get(timeout=max(0.01, end - time.monotonic()))

@@ -1,9 +1,10 @@
+from mesh_of_statements import site
+
 from agent.foundation.ids import SiteId
 from agent.membership.rumors import BUDGET_BYTES, PER_PACKET_MAX, Rumors, wire_bytes
 from agent.wire.gossip import GOSSIP, Ack
 from agent.wire.limits import PACKET_BYTES_MAX
 from agent.wire.records import Signed
-from mesh_of_statements import site
 
 
 def statement(number: int, size: int = 150) -> Signed:

@@ -16,7 +16,7 @@ from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, CancelRing, InferRing, unpack_ring
 from agent.workers import inference_runner
 from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
-from agent.workers.inference_session import ModelSession
+from agent.workers.inference_session import ModelSession, Terminated
 
 KEY = b"endless!"
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -143,7 +143,7 @@ class Deaf:
 
     def run(self, *_: Any) -> list[Any]:
         self.heard.wait(10)
-        raise inference_runner.Terminated("at last")
+        raise Terminated("at last")
 
 
 def test_a_run_that_does_not_stop_ends_the_process(

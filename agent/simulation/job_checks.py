@@ -1,0 +1,262 @@
+"""Judges what a simulated job left behind; shares no code with the machines that made it.
+
+It sees four things only: what acceptors made durable, what sites wrote to their disks, which messages
+and pieces of work a site asked for, and every blob's bytes. From these it decides whether the rounds
+are those of one job: without gap, without repeat, each update counted once, each mean of exactly the
+updates that were named, each commit fenced by its epoch and made safe before it was made.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from agent.distribution.manifest import build, digest_of, encode
+from agent.federation.value import Contributions, JobValue
+from agent.foundation.ids import Digest, SiteId
+from agent.wire.schema import unpack
+
+ASKS_PER_SECOND_MAX = 30
+"""Of one kind from one site to one other: far above any need, far below what a ping-pong makes."""
+EFFECTS_AT_ONCE_MAX = 200
+"""At one site at one instant, beside a few for each other site."""
+DISK_MARGIN_S = 2.0
+"""What was sent before a cut may become durable during it."""
+
+
+def named(data: bytes) -> Digest:
+    """The digest of a blob of one chunk."""
+    return digest_of(encode(build([data])))
+
+
+def mean_of(base: Digest, updates: list[tuple[Digest, int]]) -> bytes:
+    """The pretended aggregation: its result names exactly what went into it."""
+    parts = [update + samples.to_bytes(8, "big") for update, samples in sorted(updates)]
+    return b"mean\0" + sha256(base + b"".join(parts)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A register value that a majority of the committee had made durable under one ballot."""
+
+    at: float
+    ballot: tuple[int, bytes]
+    value: JobValue
+    holders: int
+    """Committee disks that held every blob which ``value`` names, at this moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A site closed or forgot its update for ``round`` when it had read ``read`` committed rounds."""
+
+    site: int
+    round: int
+    read: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """While it lasted ``minority`` could not reach a majority of the committee."""
+
+    began_at: float
+    ended_at: float
+    minority: frozenset[SiteId]
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What a run left behind."""
+
+    committee: tuple[SiteId, ...]
+    rounds: int
+    blobs: dict[Digest, bytes] = field(default_factory=dict)
+    """Every blob that ever was."""
+    updates: dict[Digest, tuple[SiteId, int, Digest, int]] = field(default_factory=dict)
+    """Updates by digest: whose, for which round, from which base, how many samples."""
+    proposed: list[JobValue] = field(default_factory=list)
+    """Every value that was ever sent in an Accept."""
+    chosen: list[Chosen] = field(default_factory=list)
+    histories: dict[int, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+    """Durable rows of table ``rounds`` by site and round."""
+    dropped: list[Dropped] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    invitations: set[tuple[int, SiteId]] = field(default_factory=set)
+    """(epoch, site) of every site that acted as the aggregator."""
+    unheld: list[str] = field(default_factory=list)
+    """Work on blobs that were not there."""
+    loops: list[str] = field(default_factory=list)
+    """Unbounded work at one instant, or too much of it in a second."""
+    after_the_end: list[str] = field(default_factory=list)
+    """What sites did after they had seen the end of the job."""
+    unfinished: list[str] = field(default_factory=list)
+    """Sites for which the job was not over long after all faults had ended."""
+    leftovers: list[str] = field(default_factory=list)
+    """Blobs that still lay about when nothing needed them."""
+
+
+def violations(evidence: Evidence) -> list[str]:
+    """Every broken rule, as sentences; empty if the job was one job."""
+    found = [
+        *_fencing(evidence),
+        *_one_history(evidence),
+        *_counting(evidence),
+        *_sites_agree(evidence),
+        *_cuts(evidence),
+        *_dropped(evidence),
+    ]
+    found += evidence.unheld
+    found += evidence.loops
+    found += evidence.after_the_end
+    found += evidence.unfinished
+    return found
+
+
+def contents(evidence: Evidence) -> dict[Digest, Contributions]:
+    """Every contributions blob that a proposed value names, by digest."""
+    names = {value.contributions for value in evidence.proposed} - {None}
+    return {
+        name: unpack(Contributions, evidence.blobs[name])
+        for name in sorted(name for name in names if name is not None)
+        if name in evidence.blobs
+    }
+
+
+def _fencing(evidence: Evidence) -> Iterator[str]:
+    """One aggregator an epoch, and only its own rounds are committed in it."""
+    aggregators: defaultdict[int, set[SiteId]] = defaultdict(set)
+    for choice in evidence.chosen:
+        aggregators[choice.value.epoch].add(choice.value.aggregator)
+    for epoch, site in evidence.invitations:
+        aggregators[epoch].add(site)
+    for epoch, sites in sorted(aggregators.items()):
+        if len(sites) > 1:
+            yield f"epoch {epoch} had {len(sites)} aggregators"
+    known = contents(evidence)
+    first: dict[Digest, JobValue] = {}
+    for value in evidence.proposed:
+        if value.contributions is not None:
+            before = first.get(value.contributions)
+            if before is None or value.epoch < before.epoch:
+                first[value.contributions] = value
+    chosen = {choice.value.contributions for choice in evidence.chosen}
+    for name, value in first.items():
+        if name not in chosen or name not in known:
+            continue
+        content = known[name]
+        if (content.epoch, content.aggregator) != (value.epoch, value.aggregator):
+            yield (
+                f"round {content.round} of epoch {content.epoch} was committed in epoch "
+                f"{value.epoch}: not fenced"
+            )
+
+
+def _one_history(evidence: Evidence) -> Iterator[str]:
+    """Chosen values, in the order of their ballots, only move forward, one round at a time."""
+    ordered = sorted(evidence.chosen, key=lambda choice: choice.ballot)
+    last: JobValue | None = None
+    results: dict[int, tuple[Digest | None, Digest | None]] = {}
+    for choice in ordered:
+        value = choice.value
+        if last is not None and (value.round, value.epoch) < (last.round, last.epoch):
+            yield f"the register went back from round {last.round} to {value.round}"
+        if last is not None and value.round == last.round and value.epoch < last.epoch:
+            yield f"the epoch went back from {last.epoch} to {value.epoch}"
+        result = (value.parameters, value.contributions)
+        if value.parameters is not None:
+            known = results.setdefault(value.round, result)
+            if known != result:
+                yield f"round {value.round} was committed twice, with different results"
+        if value.round > evidence.rounds:
+            yield f"round {value.round} of a job of {evidence.rounds} rounds"
+        if choice.holders <= len(evidence.committee) // 2:
+            yield (
+                f"round {value.round} was committed while {choice.holders} of "
+                f"{len(evidence.committee)} committee disks held what it names"
+            )
+        last = value
+
+
+def chain(evidence: Evidence) -> tuple[dict[int, tuple[Digest, Contributions]], list[str]]:
+    """The committed rounds by number, followed back from the last chosen value."""
+    if not evidence.chosen:
+        return {}, []
+    last = max(evidence.chosen, key=lambda choice: choice.ballot).value
+    rounds: dict[int, tuple[Digest, Contributions]] = {}
+    name, expected = last.contributions, last.round
+    found: list[str] = []
+    while name is not None:
+        data = evidence.blobs.get(name)
+        if data is None:
+            found.append(f"nobody ever had the contributions of round {expected}")
+            break
+        content = unpack(Contributions, data)
+        if content.round != expected:
+            found.append(f"round {expected} is followed back to round {content.round}")
+            break
+        rounds[content.round] = (name, content)
+        name, expected = content.previous, expected - 1
+    if not found and expected != 0:
+        found.append(f"the chain of rounds ends at round {expected}, not at the start")
+    return rounds, found
+
+
+def _counting(evidence: Evidence) -> Iterator[str]:
+    rounds, found = chain(evidence)
+    yield from found
+    seen: dict[Digest, int] = {}
+    for number, (_, content) in sorted(rounds.items()):
+        sites = [entry.site for entry in content.entries]
+        if len(set(sites)) != len(sites):
+            yield f"round {number} counts a site twice"
+        for entry in content.entries:
+            if entry.update in seen:
+                yield f"an update was counted in round {seen[entry.update]} and in round {number}"
+            seen[entry.update] = number
+            origin = evidence.updates.get(entry.update)
+            if origin != (entry.site, number, content.base, entry.samples):
+                yield f"round {number} counts an update that is not its site's for that round"
+        mean = mean_of(content.base, [(e.update, e.samples) for e in content.entries])
+        if content.parameters != named(mean):
+            yield f"the parameters of round {number} are not the mean of what it counts"
+        before = rounds.get(number - 1)
+        if before is not None and before[1].parameters != content.base:
+            yield f"round {number} starts from other parameters than round {number - 1} ended with"
+
+
+def _sites_agree(evidence: Evidence) -> Iterator[str]:
+    rounds, _ = chain(evidence)
+    for site, rows in sorted(evidence.histories.items()):
+        for number, row in sorted(rows.items()):
+            if number not in rounds:
+                yield f"site {site} has a round {number} that was never committed"
+                continue
+            name, content = rounds[number]
+            counted = {(one["site"], one["update"]) for one in json.loads(row["counted"])}
+            if (
+                row["contributions"] != name
+                or row["parameters"] != content.parameters
+                or row["epoch"] != content.epoch
+                or row["aggregator"] != content.aggregator
+                or counted != {(e.site.hex(), e.update.hex()) for e in content.entries}
+            ):
+                yield f"site {site} has another round {number} than was committed"
+
+
+def _cuts(evidence: Evidence) -> Iterator[str]:
+    for cut in evidence.cuts:
+        for choice in evidence.chosen:
+            owner = SiteId(choice.ballot[1][:32])
+            if cut.began_at + DISK_MARGIN_S < choice.at < cut.ended_at and owner in cut.minority:
+                yield f"a minority committed round {choice.value.round} at {choice.at:.1f} s"
+
+
+def _dropped(evidence: Evidence) -> Iterator[str]:
+    for drop in evidence.dropped:
+        if drop.read < drop.round:
+            yield (
+                f"site {drop.site} dropped its update for round {drop.round} when it had read "
+                f"{drop.read} committed rounds"
+            )

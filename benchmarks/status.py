@@ -1,0 +1,51 @@
+"""Renews the figures in docs/status.md from benchmarks/results/*.json.
+
+Only the lines between the two markers are replaced; the words around them are written by hand.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+STATUS = ROOT / "docs" / "status.md"
+BEGIN, END = "<!-- figures: made by benchmarks/status.py -->", "<!-- end of figures -->"
+
+
+def main() -> int:
+    """Rewrite the figures; 0 if that was possible."""
+    text = STATUS.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    parts = [_area(path) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
+    STATUS.write_text(f"{before}{BEGIN}\n\n{''.join(parts)}{END}{after}")
+    return 0
+
+
+def _area(path: Path) -> str:
+    rows = json.loads(path.read_text())
+    commit = rows[0]["commit"] if rows else "?"
+    lines = [
+        f"### {path.stem} (commit {commit}; `make bench-{path.stem}`)",
+        "",
+        "| quantity | measured | all runs | goal | beside |",
+        "|---|---|---|---|---|",
+        *(_line(row) for row in rows),
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    goal = (
+        ""
+        if row["goal"] is None
+        else f"<= {row['goal']} {row['unit']}: {'held' if row['held'] else '**missed**'}"
+    )
+    peer = "" if row["peer_value"] is None else f"{row['peer']}: {row['peer_value']} {row['unit']}"
+    runs = ", ".join(str(value) for value in row["runs"])
+    return f"| {row['name']} | {row['value']} {row['unit']} | {runs} | {goal} | {peer} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

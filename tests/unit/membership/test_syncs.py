@@ -1,0 +1,101 @@
+import itertools
+from random import Random
+
+from mesh_of_statements import site
+
+from agent.foundation.ids import SiteId
+from agent.membership.settings import Settings
+from agent.membership.syncs import SyncPlan
+
+A, B, C = site("a"), site("b"), site("c")
+SETTINGS = Settings.lan()
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.asked: list[tuple[SiteId, str]] = []
+        self.plan = SyncPlan(SETTINGS, Random(1), lambda *asked: self.asked.append(asked), 0.0)
+
+
+def test_one_target_is_not_asked_twice_at_once_nor_too_often() -> None:
+    bench = Bench()
+    assert bench.plan.want(A, "r", 0.0)
+    assert not bench.plan.want(A, "r", 10.0)
+    bench.plan.ended(A, succeeded=True)
+    assert not bench.plan.want(A, "r", SETTINGS.sync_spacing_s - 0.1)
+    assert bench.plan.want(A, "r", SETTINGS.sync_spacing_s + 0.1)
+
+
+def test_few_syncs_are_open_at_once_and_fewer_with_the_silent() -> None:
+    bench = Bench()
+    names = [site(str(number)) for number in range(10)]
+    silent = [bench.plan.try_silent(name, "lost", 0.0) for name in names[:5]]
+    assert silent == [True, True, False, False, False]
+    hopeful = [bench.plan.want(name, "r", 0.0) for name in names[5:]]
+    assert hopeful == [True, True, False, False, False]
+
+
+def test_a_sync_whose_end_is_never_reported_stops_counting() -> None:
+    bench = Bench()
+    bench.plan.want(A, "r", 0.0)
+    assert bench.plan.want(A, "r", SETTINGS.sync_timeout_s + 0.1)
+
+
+def test_until_the_first_success_a_sync_is_tried_every_second_or_so() -> None:
+    bench = Bench()
+    now = 0.0
+    for _ in range(5):
+        bench.plan.run_periodic((A, B, C), 4, now)
+        for target, _ in bench.asked:
+            bench.plan.ended(target, succeeded=False)
+        now += 1.25
+    assert [reason for _, reason in bench.asked].count("join") >= 4
+
+
+def test_afterwards_syncs_are_periodic() -> None:
+    bench = Bench()
+    bench.plan.ended(A, succeeded=True)
+    for second in range(61):
+        bench.plan.run_periodic((A, B), 3, float(second))
+        for target, _ in bench.asked:
+            bench.plan.ended(target, succeeded=True)
+    assert 4 <= len(bench.asked) <= 6
+    assert {reason for _, reason in bench.asked} == {"periodic"}
+
+
+def test_a_healed_cut_brings_one_sync_forward() -> None:
+    bench = Bench()
+    bench.plan.ended(A, succeeded=True)
+    bench.plan.run_periodic((A,), 2, 0.0)
+    assert bench.plan.wake_at > 10.0
+    bench.plan.bring_forward(1.0)
+    assert 3.0 <= bench.plan.wake_at <= 5.0
+
+
+def test_a_differing_catalog_is_synced_soon_and_then_ever_more_slowly() -> None:
+    bench = Bench()
+    times = []
+    now = 0.0
+    while now < 300.0:
+        bench.plan.catalog_differs(3, now)
+        before = len(bench.asked)
+        bench.plan.run_catalog(lambda: [A], now)
+        if len(bench.asked) > before:
+            times.append(now)
+            bench.plan.ended(A, succeeded=True)
+        now += 0.05
+    assert times[0] <= 0.1
+    gaps = [late - early for early, late in itertools.pairwise(times)]
+    assert gaps[0] <= 1.1
+    assert gaps[-1] >= 25.0
+    bench.plan.catalog_changed()
+    bench.plan.catalog_differs(3, now + 60)
+    bench.plan.run_catalog(lambda: [B], now + 61)
+    assert bench.asked[-1] == (B, "catalog differs")
+
+
+def test_no_catalog_sync_happens_once_nobody_differs() -> None:
+    bench = Bench()
+    bench.plan.catalog_differs(3, 0.0)
+    bench.plan.run_catalog(list, 1.0)
+    assert bench.asked == []
