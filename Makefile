@@ -24,6 +24,7 @@ venv: $(READY) ## install what is needed into .venv (as root also Debian package
 mnist: $(MNIST) ## the MNIST data for demo and tests, into .cache/mnist
 
 demo: $(READY) $(MNIST) ## several sites on this machine: they meet, serve, train and survive
+	@$(BIN)/python -m compileall -q agent
 	$(BIN)/atoll demo
 
 format: $(READY) ## rewrite the sources in the project's format

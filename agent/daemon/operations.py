@@ -35,10 +35,9 @@ from agent.membership.member import Member
 from agent.routing.explain import explain
 from agent.routing.policy import is_within
 from agent.site.events import BlobStored, DrainRequested, LeaveRequested, Submitted
-from agent.site.published import published
 from agent.site.site import Site
 from agent.site.view import view_of
-from agent.wire.documents import Document, Job, ModelVersion, Stamp, key_of
+from agent.wire.documents import Document, Job, Stamp, key_of
 from agent.wire.inside import model_key
 from agent.wire.limits import DOCUMENT_BYTES_MAX
 from agent.wire.schema import unpack
@@ -228,9 +227,7 @@ class DaemonOperations:
         site = self._parts.site
         view = view_of(site)
         default = {known.key: known.is_default for known in view.known}
-        versions = {model_key(v.name, v.version): v for v in site.catalog.of_kind(ModelVersion)}
-        for version, _ in published(site.workshop.machines.values()):
-            versions.setdefault(model_key(version.name, version.version), version)
+        versions = {model_key(*known): version for known, version in site.versions.every().items()}
         return [
             {
                 "name": version.name, "version": version.version,

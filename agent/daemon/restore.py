@@ -9,10 +9,9 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from sqlite_utils import Database
-
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import wall
+from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.drivers.store_boot import FINDING
 from agent.federation.history import Counted

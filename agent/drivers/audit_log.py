@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from sqlite_utils import Database
-
 from agent.audit.chain import AuditChain, Decision, Head, Verifier, head_of
+from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.foundation.errors import Busy
 from agent.foundation.ids import SiteId

@@ -28,8 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlite_utils import Database
-
+from agent.drivers.sqlite_library import Database
 from agent.drivers.store_boot import open_examined
 from agent.drivers.store_schema import TABLES
 from agent.foundation.errors import AtollError, Busy, Corruption, StoreFault

@@ -6,9 +6,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from sqlite_utils import Database
-
 from agent.drivers.disk import synced
+from agent.drivers.sqlite_library import Database
 from agent.drivers.store_log import log_damage
 from agent.drivers.store_schema import (
     APPLICATION_ID,

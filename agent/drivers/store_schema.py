@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgpack
-from sqlite_utils import Database
-from sqlite_utils.migrations import Migrations
 
+from agent.drivers.sqlite_library import Database, Migrations
 from agent.foundation.writes import Scalar
 
 APPLICATION_ID: Final = 0x41544F4C

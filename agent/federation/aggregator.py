@@ -5,6 +5,9 @@ update, so a successor collects the same bytes again; after it, the register nam
 by then is on the disks of a majority of the committee (``Keep`` before commit).
 
 Two aggregators may run at once (a cut, a pause): both compute, the register takes one commit.
+
+Rule: what is averaged is what is counted. The list is fixed when the averaging starts; whoever arrives,
+withdraws or fails after that changes nothing in it.
 """
 
 from collections.abc import Callable
@@ -12,12 +15,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from agent.federation.custody import Custody
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
     Aggregate,
     Export,
     FetchBlob,
-    ForgetBlob,
     Initialise,
     Label,
     Progressed,
@@ -42,10 +45,18 @@ from agent.wire.mesh import Done, Keep, Notice, NoticeReply, Offer, OfferReply, 
 from agent.wire.schema import pack
 
 INVITE_TIMEOUT_S = 5.0
-KEEP_TIMEOUT_S = 60.0
-KEEP_RETRY_S = 0.5
+KEEP_TIMEOUT_S = 20.0
+"""A member that needs longer goes on fetching; the next call joins that fetch."""
+RETRY_S = 0.5
+RETRY_MAX_S = 8.0
 FETCH_RETRY_S = 0.2
 FAILURES_MAX = 3
+RESIGNED_S = 60.0
+"""So long another site has the chance to do better; then this one tries again, if nobody took over."""
+STUCK_S = 30.0
+"""A majority that cannot be reached for so long may be in reach of another site."""
+BARREN_EPOCHS_MAX = 8
+"""So many aggregators in a row without first parameters, and the recipe is to blame."""
 GRACE_FACTOR = 3.0
 GRACE_S = 5.0
 """A site is waited for until 3x the median arrival + 5 s: a slow site is counted, a stuck one is not."""
@@ -54,6 +65,7 @@ Phase = Literal[
     "initialising", "collecting", "averaging", "securing", "committing", "exporting", "resigned"
 ]
 State = Literal["invited", "training", "offered", "fetched", "withdrawn", "out"]
+Timer = Literal["close", "base", "work", "keep", "commit"]
 
 
 @dataclass(slots=True)
@@ -63,6 +75,7 @@ class Entry:
     state: State
     offer: Offer | None = None
     reason: str = ""
+    fetches: int = 0
 
 
 class Aggregation:
@@ -75,15 +88,17 @@ class Aggregation:
         desk: Desk,
         surroundings: Surroundings,
         register: Register,
-        value: JobValue,
+        custody: Custody,
+        sources: Callable[[], tuple[SiteId, ...]],
         adopt: Callable[[JobValue, float], None],
         record: Callable[[Digest, Contributions, float], None],
+        value: JobValue,
         now: float,
     ) -> None:
         """``value`` is what the claim was decided with; ``adopt`` takes every newer one."""
         self._job, self._me, self._desk = job, me, desk
-        self._surroundings, self._register = surroundings, register
-        self._adopt, self._record = adopt, record
+        self._surroundings, self._register, self._custody = surroundings, register, custody
+        self._sources, self._adopt, self._record = sources, adopt, record
         self.epoch = value.epoch
         self.phase: Phase = "collecting"
         self.entries: dict[SiteId, Entry] = {}
@@ -91,36 +106,94 @@ class Aggregation:
         self._value = value
         self._opened_at = now
         self._arrived_s: list[float] = []
-        self._token = -1
-        self._failures = 0
-        self._secured: set[SiteId] = set()
-        self._securing: tuple[Digest, ...] = ()
-        self._then: Change | None = None
-        self._made: tuple[Digest, Contributions] | None = None
-        self._retry_at = NEVER
+        self._state = 0
+        """Counts what ``begin`` began: an answer to an earlier question changes nothing."""
+        self._timers: dict[Timer, tuple[float, Callable[[float], None]]] = {}
         self._refetch: dict[SiteId, float] = {}
-        self._again: Callable[[float], None] | None = None
+        self._token = -1
+        self._work: Callable[[], None] | None = None
+        self._failures = self._resignations = 0
+        self._counted: tuple[tuple[SiteId, Offer], ...] = ()
+        self._made: tuple[Digest, Contributions] | None = None
+        self._securing: tuple[Digest, ...] = ()
+        self._secured: set[SiteId] = set()
+        self._asking: set[SiteId] = set()
+        self._then: Change | None = None
+        self._refusals = 0
+        self._stuck_since = NEVER
 
     # --- start of a phase ------------------------------------------------------------------------
     def begin(self, value: JobValue, now: float) -> None:
         """Go on from ``value``: initialise, collect the next round, or export."""
         self._value = value
+        self._state += 1
+        self._custody.give_back()
+        self._timers.clear()
+        self._refetch.clear()
+        self.waiting_for, self._token, self._work = "", -1, None
+        self._failures = self._resignations = self._refusals = 0
+        self._stuck_since = NEVER
+        self._made, self._then, self._counted = None, None, ()
         if value.parameters is None:
-            self.phase, self._token = "initialising", self._desk.number()
-            self._desk.emit(Initialise(self._token, self._job))
+            self._start("initialising", lambda: Initialise(self._token, self._job))
         elif value.state == "exporting":
-            self._export(now)
+            parameters = value.parameters
+            self.phase = "exporting"
+            if self._has_base(now):
+                self._start("exporting", lambda: Export(self._token, self._job, parameters))
         elif value.state == "running":
             self.phase = "collecting"
             self.entries, self._arrived_s, self._opened_at = {}, [], now
-            self._failures, self._retry_at = 0, NEVER
-            self._refetch = {}
+            self._has_base(now)
             self.invite(now)
+            self._consider(now)
         self._desk.emit(Progressed())
 
+    def close(self) -> None:
+        """This epoch is over, or the job."""
+        self._state += 1
+        self._timers.clear()
+        self._refetch.clear()
+        self._custody.give_back()
+
+    def _start(self, phase: Phase, effect: Callable[[], Initialise | Aggregate | Export]) -> None:
+        """Start a piece of work; ``effect`` is asked again if it has to be repeated."""
+
+        def work() -> None:
+            self.phase, self._token = phase, self._desk.number()
+            self._desk.emit(effect(), Progressed())
+
+        self._work = work
+        work()
+
+    def _has_base(self, now: float) -> bool:
+        """Whether the parameters are here; asks for them if not (this site may not train itself)."""
+        parameters = self._value.parameters
+        assert parameters is not None, "asked only when there are parameters"
+        if self._surroundings.is_held(parameters):
+            return True
+        if "base" not in self._timers:
+            self._desk.emit(FetchBlob(parameters, self._sources()))
+            # Also the deadline of a fetch: ``blob_missing`` brings it forward.
+            self._timers["base"] = now + KEEP_TIMEOUT_S, self._has_base_now
+        return False
+
+    def _has_base_now(self, now: float) -> None:
+        if self._has_base(now):
+            self._base_arrived(now)
+
+    def _base_arrived(self, now: float) -> None:
+        self._timers.pop("base", None)
+        if self.phase == "collecting":
+            self._consider(now)
+        elif self.phase == "exporting" and self._work is None and self._value.parameters:
+            parameters = self._value.parameters
+            self._start("exporting", lambda: Export(self._token, self._job, parameters))
+
+    # --- collecting ------------------------------------------------------------------------------
     def invite(self, now: float) -> None:
         """Tell every living site that may take part and was not asked yet."""
-        if self.phase not in ("collecting", "averaging"):
+        if self.phase != "collecting":
             return
         for site in self._surroundings.alive():
             known = self.entries.get(site)
@@ -136,11 +209,11 @@ class Aggregation:
                 self._notify(site)
 
     def _notify(self, site: SiteId) -> None:
-        value = self._value
+        state, value = self._state, self._value
 
         def answered(reply: Reply | None, now: float) -> None:
             entry = self.entries.get(site)
-            if entry is None or entry.state != "invited" or value.round != self._value.round:
+            if entry is None or entry.state != "invited" or state != self._state:
                 return
             if isinstance(reply, NoticeReply) and reply.participates:
                 entry.state = "training"
@@ -152,59 +225,65 @@ class Aggregation:
         notice = Notice(self._job.id, value.epoch, value.round, self._me)
         self._desk.ask(site, notice, INVITE_TIMEOUT_S, answered)
 
-    # --- collecting ------------------------------------------------------------------------------
     def collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
         """Take note of an update and fetch it; nothing is promised by ``collected``."""
         value = self._value
         if offer.round != value.round + 1 or offer.base != value.parameters:
             return OfferReply("stale")
+        entry = self.entries.get(sender)
         if self.phase != "collecting":
-            return OfferReply("collected" if self._is_listed(sender, offer) else "stale")
+            is_known = entry is not None and entry.offer == offer
+            return OfferReply("collected" if is_known else "stale")
         if not self._surroundings.may_hold(self._job, sender):
             return OfferReply("elsewhere")
-        entry = self.entries.setdefault(sender, Entry("training"))
-        if entry.offer == offer and entry.state in ("offered", "fetched"):
-            return OfferReply("collected")
-        entry.state, entry.offer = "offered", offer
+        if entry is None:
+            entry = self.entries[sender] = Entry("training")
+        if entry.offer == offer and entry.state in ("offered", "fetched", "withdrawn"):
+            return OfferReply("collected")  # or refused for good: the same bytes stay as bad
+        entry.state, entry.offer, entry.fetches = "offered", offer, 0
         if self._surroundings.is_held(offer.update):
             self._fetched(entry, now)
         else:
-            self._desk.emit(FetchBlob(offer.update, (sender,)))
+            self._fetch(sender, entry, now)
         self._consider(now)
         return OfferReply("collected")
 
-    def _is_listed(self, sender: SiteId, offer: Offer) -> bool:
-        entry = self.entries.get(sender)
-        return entry is not None and entry.offer == offer
-
     def withdrawn(self, sender: SiteId, round_: int, reason: str, now: float) -> None:
         """The site will have no update for this round."""
-        if round_ == self._value.round + 1 and sender in self.entries:
-            self.entries[sender] = Entry("withdrawn", reason=reason)
+        is_counted = any(site == sender for site, _ in self._counted)
+        if round_ == self._value.round + 1 and not is_counted:
+            self.entries[sender] = Entry("withdrawn", reason=reason[:400])
             self._consider(now)
 
     def blob_arrived(self, digest: Digest, now: float) -> None:
-        """An update, or this site's own part of what is being secured, is here."""
-        for entry in self.entries.values():
-            offer = entry.offer
-            if entry.state == "offered" and offer is not None and offer.update == digest:
-                self._fetched(entry, now)
-        self._consider(now)
-
-    def blob_missing(self, digest: Digest, now: float) -> None:
-        """The update cannot be had just now: try again for as long as its site seems alive."""
+        """An update is here, or the parameters."""
         for site, entry in self.entries.items():
             offer = entry.offer
             if entry.state == "offered" and offer is not None and offer.update == digest:
-                self._refetch[site] = now + FETCH_RETRY_S
+                self._refetch.pop(site, None)
+                self._fetched(entry, now)
+        if digest == self._value.parameters:
+            self._base_arrived(now)
+        else:
+            self._consider(now)
+
+    def blob_missing(self, digest: Digest, now: float) -> None:
+        """It cannot be had just now: try again, less and less often."""
+        if digest == self._value.parameters and "base" in self._timers:
+            self._timers["base"] = now + RETRY_S, self._has_base_now
+        for site, entry in self.entries.items():
+            offer = entry.offer
+            if entry.state == "offered" and offer is not None and offer.update == digest:
+                self._refetch[site] = now + min(FETCH_RETRY_S * 2**entry.fetches, RETRY_MAX_S)
         self._consider(now)
 
-    def _fetch_again(self, now: float) -> None:
-        for site in [site for site, at in self._refetch.items() if now >= at]:
-            del self._refetch[site]
-            entry = self.entries.get(site)
-            if entry is not None and entry.state == "offered" and entry.offer is not None:
-                self._desk.emit(FetchBlob(entry.offer.update, (site,)))
+    def _fetch(self, site: SiteId, entry: Entry, now: float) -> None:
+        assert entry.offer is not None
+        if site != self._me:
+            self._custody.borrow(entry.offer.update)
+        entry.fetches = min(entry.fetches + 1, 8)
+        self._refetch[site] = now + KEEP_TIMEOUT_S  # should nothing ever be heard of this fetch
+        self._desk.emit(FetchBlob(entry.offer.update, (site,)))
 
     def _fetched(self, entry: Entry, now: float) -> None:
         entry.state = "fetched"
@@ -216,6 +295,8 @@ class Aggregation:
         if self.phase == "collecting":
             self.invite(now)
             self._consider(now)
+        elif self.phase == "securing":
+            self._keep_again(now)
 
     def _consider(self, now: float) -> None:
         """Average when every site that is waited for has been fetched, or its time is up."""
@@ -228,10 +309,10 @@ class Aggregation:
             for site, entry in self.entries.items()
             if entry.state in ("invited", "training", "offered") and site in alive
         ]
-        self._retry_at = NEVER
+        self._timers.pop("close", None)
         if len(fetched) < self._job.sites_min:
             self.waiting_for = f"{len(fetched)} of at least {self._job.sites_min} updates"
-            self._retry_at, self._again = now + INVITE_TIMEOUT_S, self._invite_again
+            self._timers["close"] = now + INVITE_TIMEOUT_S, self._invite_again
             return
         if open_:
             patience_s = min(
@@ -240,30 +321,35 @@ class Aggregation:
             close_at = self._opened_at + patience_s
             self.waiting_for = f"{len(open_)} more sites"
             if now < close_at:
-                self._retry_at, self._again = close_at, self._consider
+                self._timers["close"] = close_at, self._consider
                 return
+        if not self._has_base(now):
+            self.waiting_for = "the parameters of the round"
+            return
         self._average(sorted(fetched))
 
     def _invite_again(self, now: float) -> None:
         self.invite(now)
         self._consider(now)
 
-    # --- averaging and committing ----------------------------------------------------------------
+    # --- work ------------------------------------------------------------------------------------
     def _average(self, sites: list[SiteId]) -> None:
-        self.phase, self._token, self.waiting_for = "averaging", self._desk.number(), ""
-        offers = [offer for site in sites if (offer := self.entries[site].offer) is not None]
-        updates = [(offer.update, offer.samples) for offer in offers]
-        base = self._value.parameters
-        assert base is not None, "a round has parameters to start from"
-        self._desk.emit(
-            Aggregate(self._token, self._job, self._value.round + 1, base, updates), Progressed()
+        self.waiting_for = ""
+        self._counted = tuple(
+            (site, offer) for site in sites if (offer := self.entries[site].offer) is not None
         )
+        updates = [(offer.update, offer.samples) for _, offer in self._counted]
+        base, round_ = self._value.parameters, self._value.round + 1
+        assert base is not None, "a round has parameters to start from"
+        self._start("averaging", lambda: Aggregate(self._token, self._job, round_, base, updates))
 
-    def work_done(self, token: int, digest: Digest, size: int, now: float) -> None:
-        """A result of this epoch's work: secure it, then commit it."""
+    def work_done(self, token: int, digest: Digest, size: int, now: float) -> bool:
+        """A result of this epoch's work: secure it, then commit it. False if it is not wanted."""
         if token != self._token:
-            return
+            return False
+        self._token, self._failures = -1, 0
         operation = self._desk.operation()
+        self._custody.made(digest)
         self._desk.emit(Label(digest, self._job.residency))
         if self.phase == "initialising":
             self._secure((digest,), initialise(digest, self.epoch, operation), now)
@@ -271,14 +357,14 @@ class Aggregation:
             self._secure((digest,), finish(digest, size, self.epoch, operation), now)
         elif self.phase == "averaging":
             self._secure_round(digest, operation, now)
+        return True
 
     def _secure_round(self, parameters: Digest, operation: bytes, now: float) -> None:
         value, round_ = self._value, self._value.round + 1
         assert value.parameters is not None
         entries = tuple(
-            Contribution(site, entry.offer.update, entry.offer.samples, entry.offer.metrics)
-            for site, entry in sorted(self.entries.items())
-            if entry.state == "fetched" and entry.offer is not None
+            Contribution(site, offer.update, offer.samples, offer.metrics)
+            for site, offer in self._counted
         )
         content = Contributions(
             self._job.id, round_, self.epoch, self._me, value.parameters, parameters, entries,
@@ -287,6 +373,7 @@ class Aggregation:
         data = pack(content)
         digest = blob_digest(data)
         self._made = (digest, content)
+        self._custody.promise(digest)
         self._desk.emit(StoreBytes(digest, data), Label(digest, self._job.residency))
         change = commit_round(
             round_, parameters, digest, self.epoch, operation,
@@ -297,111 +384,139 @@ class Aggregation:
     def work_failed(
         self, token: int, reason: str, culprits: tuple[Digest, ...], now: float
     ) -> None:
-        """Drop the updates that made it fail and average again; resign if none is to blame."""
+        """Drop the updates that made it fail and average again; else try again, then resign."""
         if token != self._token:
             return
-        self._failures += 1
-        if self.phase == "averaging" and culprits:
-            for entry in self.entries.values():
-                if entry.offer is not None and entry.offer.update in culprits:
-                    entry.state, entry.reason = "withdrawn", f"update refused: {reason}"[:400]
-            self.phase = "collecting"
+        self._token = -1
+        guilty = [site for site, offer in self._counted if offer.update in culprits]
+        if self.phase == "averaging" and guilty:
+            for site in guilty:
+                self.entries[site].state = "withdrawn"
+                self.entries[site].reason = f"update refused: {reason}"[:400]
+            self.phase, self._counted = "collecting", ()
             self._consider(now)
-        elif self._failures < FAILURES_MAX:
-            self.begin(self._value, now)
-        elif self.phase == "exporting":
-            self._commit(fail(f"export: {reason}", self.epoch, self._desk.operation()), now)
-        else:
-            self.phase, self.waiting_for = "resigned", reason[:400]
-            self._desk.emit(Progressed())
+            return
+        self._failures += 1
+        if self._failures < FAILURES_MAX:
+            self._later("work", now + RETRY_S * 2**self._failures, lambda _: self._work_again())
+            return
+        is_hopeless = self.phase == "initialising" and (
+            self.epoch >= BARREN_EPOCHS_MAX or self._resignations >= FAILURES_MAX
+        )
+        if self.phase == "exporting" or is_hopeless:
+            what = "export" if self.phase == "exporting" else "initialisation"
+            self._commit(fail(f"{what}: {reason}", self.epoch, self._desk.operation()), now)
+            return
+        self.phase, self.waiting_for = "resigned", reason[:400]
+        self._resignations += 1
+        self._later("work", now + RESIGNED_S, lambda _: self._work_again())
+        self._desk.emit(Progressed())
 
+    def _work_again(self) -> None:
+        if self._failures >= FAILURES_MAX:
+            self._failures, self.waiting_for = 0, ""
+        if self._work is not None:
+            self._work()
+
+    # --- securing and committing -----------------------------------------------------------------
     def _secure(self, blobs: tuple[Digest, ...], then: Change, now: float) -> None:
         """Have the blobs on a majority of the committee before the register names them."""
         self.phase, self._securing, self._then = "securing", blobs, then
-        self._secured = {self._me}
+        self._secured, self._asking, self._refusals = {self._me}, set(), 0
+        self._stuck_since = now
+        self._keep_again(now)
+        self._commit_if_secured(now)
+
+    def _keep_again(self, now: float) -> None:
+        """Ask whoever has not kept them and is not being asked, however dead it may seem."""
+        self._timers.pop("keep", None)
         for site in self._job.committee:
-            if site != self._me:
+            if self.phase == "securing" and site not in self._secured | self._asking:
+                self._asking.add(site)
                 self._ask_to_keep(site)
-        self._secure_or_commit(now)
+        self._later("keep", now + KEEP_TIMEOUT_S, self._keep_again)
 
     def _ask_to_keep(self, site: SiteId) -> None:
-        blobs = self._securing
+        state, blobs = self._state, self._securing
 
         def answered(reply: Reply | None, now: float) -> None:
-            if self.phase != "securing" or blobs != self._securing:
+            if state != self._state or blobs != self._securing or self.phase != "securing":
                 return
+            self._asking.discard(site)
             if isinstance(reply, Done):
                 self._secured.add(site)
-                self._secure_or_commit(now)
-            else:
-                self._retry_at = min(self._retry_at, now + KEEP_RETRY_S)
-                self._again = self._keep_again
+                self._commit_if_secured(now)
+                return
+            self._refusals = min(self._refusals + 1, 16)
+            pause_s = min(RETRY_S * 2 ** (self._refusals // len(self._job.committee)), RETRY_MAX_S)
+            self._later("keep", now + pause_s, self._keep_again)
 
         self._desk.ask(site, Keep(self._job.id, blobs), KEEP_TIMEOUT_S, answered)
 
-    def _keep_again(self, now: float) -> None:
-        if self.phase == "securing":
-            for site in self._job.committee:
-                if site not in self._secured and site in self._surroundings.alive():
-                    self._ask_to_keep(site)
-            self._retry_at, self._again = now + KEEP_TIMEOUT_S, self._keep_again
-
-    def _secure_or_commit(self, now: float) -> None:
+    def _commit_if_secured(self, now: float) -> None:
         holders = self._secured & set(self._job.committee)
         if len(holders) > len(self._job.committee) // 2 and self._then is not None:
-            self._retry_at = NEVER
             change, self._then = self._then, None
+            self._timers.pop("keep", None)
             self._commit(change, now)
 
     def _commit(self, change: Change, now: float, *, is_retry: bool = False) -> None:
-        self.phase = "committing"
+        if not is_retry:
+            self._stuck_since = now
+        self.phase, state, made = "committing", self._state, self._made
 
         def settled(outcome: Outcome, at: float) -> None:
-            match outcome:
-                case Settled(value, is_ours) if value is not None:
-                    if is_ours:
-                        self._committed(at)
-                    self._adopt(value, at)
-                case _:
-                    self._retry_at = at + KEEP_RETRY_S  # outcome unknown: the same operation again
-                    self._again = lambda later: self._commit(change, later, is_retry=True)
+            if isinstance(outcome, Settled) and outcome.value is not None:
+                if outcome.is_ours and made is not None:
+                    self._record(*made, at)
+                self._adopt(outcome.value, at)
+                if state == self._state:
+                    # Refused, and yet nothing moved: begin again from what the register holds.
+                    value = outcome.value
+                    self._later("commit", at + RETRY_MAX_S, lambda later: self.begin(value, later))
+            elif state == self._state:  # outcome unknown: the same operation again
+                self._later(
+                    "commit", at + RETRY_S,
+                    lambda later: self._commit(change, later, is_retry=True),
+                )  # fmt: skip
 
         self._register.change(change, now, settled, is_retry=is_retry)
 
-    def _committed(self, now: float) -> None:
-        if self._made is not None:
-            digest, content = self._made
-            self._made = None
-            self._record(digest, content, now)
-            mine = [e.update for e in content.entries if e.site != self._me]
-            self._desk.emit(*(ForgetBlob(update) for update in mine))
-
     def announce(self, value: JobValue) -> None:
-        """Tell everyone who was in the round that the register has moved."""
+        """Tell everyone who was in the round that training is over; other news goes by ``invite``."""
+        if value.state == "running":
+            return
         for site, entry in self.entries.items():
             if site != self._me and entry.state != "out":
                 notice = Notice(self._job.id, value.epoch, value.round, self._me)
                 self._desk.ask(site, notice, INVITE_TIMEOUT_S, lambda _reply, _now: None)
 
-    def _export(self, now: float) -> None:
-        self.phase, self._token = "exporting", self._desk.number()
-        parameters = self._value.parameters
-        assert parameters is not None
-        if self._surroundings.is_held(parameters):
-            self._desk.emit(Export(self._token, self._job, parameters))
-        else:  # claimed by a site that has not followed the job: fetch first, then try again
-            sources = tuple(s for s in self._surroundings.alive() if s != self._me)
-            self._desk.emit(FetchBlob(parameters, sources))
-            self._retry_at, self._again = now + KEEP_RETRY_S, self._export
+    def resigned_because(self, now: float) -> str:
+        """Why another site had better take over; empty while all goes well."""
+        if self.phase == "resigned":
+            return self.waiting_for
+        if now - self._stuck_since > STUCK_S and self.phase in ("securing", "committing"):
+            return "a majority of the committee has not answered for a while"
+        return ""
 
     # --- time ------------------------------------------------------------------------------------
+    def _later(self, timer: Timer, at: float, action: Callable[[float], None]) -> None:
+        known = self._timers.get(timer)
+        if known is None or at < known[0]:
+            self._timers[timer] = at, action
+
     def woke(self, now: float) -> None:
         """Do what was put off."""
-        self._fetch_again(now)
-        if now >= self._retry_at and self._again is not None:
-            self._retry_at = NEVER
-            self._again(now)
+        for site in [site for site, at in self._refetch.items() if now >= at]:
+            del self._refetch[site]
+            entry = self.entries.get(site)
+            if entry is not None and entry.state == "offered" and self.phase == "collecting":
+                self._fetch(site, entry, now)
+        for timer, (at, action) in list(self._timers.items()):
+            if now >= at and self._timers.get(timer) == (at, action):
+                del self._timers[timer]
+                action(now)
 
     def wake_at(self) -> float:
         """When the next put-off thing is due."""
-        return min(self._retry_at, *self._refetch.values(), NEVER)
+        return min(*(at for at, _ in self._timers.values()), *self._refetch.values(), NEVER, NEVER)

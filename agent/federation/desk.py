@@ -78,6 +78,11 @@ class Desk:
         if (then := self._waiting.pop(call, None)) is not None:
             then(reply, now)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no effect waits to be taken."""
+        return not self._outbox
+
     def take(self) -> list[JobEffect]:
         """The effects of this step, in order; empties the outbox."""
         effects, self._outbox = self._outbox, []

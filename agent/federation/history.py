@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agent.federation.desk import Desk, Surroundings
-from agent.federation.events import FetchBlob, Label, Persist, ReadBlob
+from agent.federation.events import FetchBlob, ForgetBlob, Label, Persist, ReadBlob
 from agent.federation.value import Contributions, JobValue, blob_digest
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import Digest, SiteId
+from agent.foundation.machine import NEVER
 from agent.foundation.writes import Put, Scalar
 from agent.wire.documents import Job
 from agent.wire.schema import unpack
@@ -54,8 +55,11 @@ class History:
         self._job, self._desk, self._surroundings = job, desk, surroundings
         self._sources, self._settled = sources, settled
         self._rounds: dict[int, Counted] = {}
+        self._head: tuple[int, Digest] | None = None
+        self._complete = 0
+        self._unreadable: set[Digest] = set()
         self._seeking: Digest | None = None
-        self._retry_at: float | None = None
+        self._retry_at = NEVER
 
     @property
     def rounds(self) -> Mapping[int, Counted]:
@@ -67,10 +71,10 @@ class History:
         self._rounds[counted.content.round] = counted
 
     def follow(self, value: JobValue) -> None:
-        """The register names ``value.contributions``: have it, and what it links to."""
-        if value.contributions is None or value.round in self._rounds or self._seeking is not None:
-            return
-        self._seek(value.contributions)
+        """The register names ``value.contributions``: have it, and every round before it."""
+        if value.contributions is not None and (self._head is None or value.round > self._head[0]):
+            self._head = value.round, value.contributions
+        self._seek_gap()
 
     def record(self, digest: Digest, content: Contributions, now: float) -> None:
         """A round's counted set has become known (also called by the aggregator that made it)."""
@@ -93,6 +97,7 @@ class History:
         }  # fmt: skip
         self._desk.emit(Persist((Put("rounds", row),)), Label(digest, self._job.residency))
         self._settled(content)
+        self._seek_gap()
 
     def blob_arrived(self, digest: Digest) -> None:
         """Go on when the sought contributions are here."""
@@ -105,28 +110,49 @@ class History:
             self._retry_at = now + RETRY_AFTER_S
 
     def blob_read(self, digest: Digest, data: bytes, now: float) -> None:
-        """Take the contributions; the digest already proves that they are the ones named."""
+        """Take the contributions, if the bytes are the ones that were named."""
         if digest != self._seeking:
             return
+        if blob_digest(data) != digest:  # damaged on this site's disk: have it anew
+            self._desk.emit(ForgetBlob(digest))
+            self._retry_at = now + RETRY_AFTER_S
+            return
         self._seeking = None
-        assert blob_digest(data) == digest
         try:
             content = unpack(Contributions, data)
         except Malformed:
-            return  # committed by a newer version of Atoll: the round stands, its details are unreadable
+            # Committed by a newer version of Atoll: the round stands, its details are unreadable.
+            self._unreadable.add(digest)
+            return
         self.record(digest, content, now)
-        if content.previous is not None and content.round - 1 not in self._rounds:
-            self._seek(content.previous)
+        self._seek_gap()
 
     def woke(self, now: float) -> None:
         """Retry when due."""
-        if self._retry_at is not None and now >= self._retry_at and self._seeking is not None:
-            self._retry_at = None
-            self._seek(self._seeking)
+        if now >= self._retry_at:
+            self._retry_at = NEVER
+            if self._seeking is not None:
+                self._seek(self._seeking)
 
-    def wake_at(self) -> float | None:
+    def wake_at(self) -> float:
         """When a retry is due."""
         return self._retry_at
+
+    def _seek_gap(self) -> None:
+        """Seek the newest round that is missing; one at a time, since each names the one before."""
+        while self._complete + 1 in self._rounds:
+            self._complete += 1
+        if self._seeking is not None or self._head is None:
+            return
+        round_, digest = self._head
+        while round_ > self._complete and digest not in self._unreadable:
+            known = self._rounds.get(round_)
+            if known is None:
+                self._seek(digest)
+                return
+            if known.content.previous is None:
+                return
+            round_, digest = round_ - 1, known.content.previous
 
     def _seek(self, digest: Digest) -> None:
         self._seeking = digest

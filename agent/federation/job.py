@@ -10,12 +10,13 @@ A finished job costs nothing: no packet, no timer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import assert_never
 
-from agent.election.order import Candidate, claim_order, stagger_s
 from agent.federation.aggregator import Aggregation
+from agent.federation.claims import Claims
+from agent.federation.custody import Custody
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
     Answer,
@@ -25,7 +26,6 @@ from agent.federation.events import (
     BlobRead,
     Called,
     Cancelled,
-    FetchBlob,
     Finished,
     ForgetBlob,
     JobEffect,
@@ -44,7 +44,8 @@ from agent.federation.events import (
 from agent.federation.history import Counted, History
 from agent.federation.participant import Participant, Update
 from agent.federation.register import Outcome, Register, RegisterRow, Settled
-from agent.federation.value import Contributions, JobValue, claim
+from agent.federation.value import Contributions, JobValue
+from agent.federation.watch import RESIGNED, Watchers, Watching
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.writes import Put, Scalar
@@ -66,14 +67,14 @@ from agent.wire.mesh import (
 )
 from agent.wire.schema import pack
 
-WATCH_HOLD_S = 20.0
-WATCH_TIMEOUT_S = 30.0
-"""A watch is answered after 20 s at the latest, so one unanswered for 30 s is broken."""
 REFRESH_S = 10.0
 """Without a working watch, the register is read this often while the job runs."""
 QUIET_S = 0.5
-CLAIM_RTT_S = 0.1
-"""Stagger between claim ranks where no round-trip time is known: two round trips of a WAN."""
+READ_PAUSE_S = 0.05
+"""What is asked for while a read is under way waits so long after it: news comes in bursts."""
+SOURCES_MAX = 16
+"""More sources than a fetch can use at a time."""
+NOT_THE_AGGREGATOR = "not the aggregator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,40 +105,57 @@ class JobMachine:
     ) -> None:
         """``desk`` is this job's own; ``restored`` is empty for a job never seen here."""
         self.job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
-        self._rng = rng
+        self._rng, self._began_at = rng, now
+        self.value: JobValue | None = restored.value
+        self.is_over = job.is_cancelled or (
+            restored.value is not None and restored.value.state in ("finished", "failed")
+        )
         self._register = Register(
             job, me, boot_epoch, desk, rng, restored.register, restored.barred_because
         )
-        self.value: JobValue | None = restored.value
+        self._custody = Custody(job, me, desk, surroundings, lambda: self.value)
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
         self.participant = Participant(
-            job, me, desk, surroundings, self._sources, self._collect, self._on_silence,
-            self._refresh,
+            job, me, desk, surroundings, self._sources, self._collect, self._on_withdrawn,
+            self._on_silence, self._refresh,
         )  # fmt: skip
+        self._claims = Claims(job, me, desk, surroundings, self._register, self._on_claimed)
+        self._watching = Watching(
+            job,
+            desk,
+            lambda: None if self.is_over else self.value,
+            self._look,
+            self._on_doubt,
+            self._on_resigned,
+        )
+        self._watchers = Watchers(desk)
+        self.aggregation: Aggregation | None = None
+        self._seen: SiteId | None = None
+        self._reading = self._read_again = self._has_tidied = False
+        self._refresh_at = NEVER if self.is_over else now + rng.uniform(0.0, QUIET_S)
+        self._restore(restored)
+
+    def _restore(self, restored: Restored) -> None:
+        """Pick up what the last process left; effects go out with the first step."""
+        value, update = restored.value, restored.update
         for counted in restored.rounds:
             self.history.restore(counted)
-        if restored.update is not None:
-            self.participant.restore(restored.update)
-        self._label_restored(restored)
-        self.aggregation: Aggregation | None = None
-        self.is_over = self.value is not None and self.value.state in ("finished", "failed")
-        self._reading = self._read_again = False
-        self._refresh_at = NEVER if self.is_over else now + rng.uniform(0.0, QUIET_S)
-        self._claim_at = NEVER
-        self._claiming = False
-        self._watching: tuple[SiteId, int] | None = None
-        self._watch_failures = 0
-        self._watchers: dict[int, float] = {}
-        self._keeping: dict[int, set[Digest]] = {}
-
-    def _label_restored(self, restored: Restored) -> None:
-        """What others may still fetch here after a restart; labels are not stored."""
+        if update is not None:
+            self.participant.restore(update)
+            if (known := self.history.rounds.get(update.round)) is not None:
+                self.participant.settled(known.content)
+        # What others may still fetch here; labels are not stored.
         blobs = [counted.contributions for counted in restored.rounds]
-        if restored.update is not None:
-            blobs.append(restored.update.digest)
-        if restored.value is not None and restored.value.parameters is not None:
-            blobs.append(restored.value.parameters)
+        if self.participant.update is not None:
+            blobs.append(self.participant.update.digest)
+        if value is not None:
+            blobs += [blob for blob in (value.parameters, value.exported) if blob is not None]
         self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
+        self._custody.restore(value, (counted.content for counted in restored.rounds))
+        if value is not None:
+            self.history.follow(value)
+        if self.is_over:
+            self.participant.end(value)
 
     # --- the machine -----------------------------------------------------------------------------
     def step(self, event: JobEvent, now: float) -> list[JobEffect]:  # noqa: C901, PLR0912 - one case an event
@@ -160,53 +178,72 @@ class JobMachine:
             case AttemptEnded(round_, reason):
                 self.participant.attempt_ended(round_, reason, now)
             case WorkDone(token, digest, size):
-                if self.aggregation is not None:
-                    self.aggregation.work_done(token, digest, size, now)
+                aggregation = self.aggregation
+                if aggregation is None or not aggregation.work_done(token, digest, size, now):
+                    self._desk.emit(ForgetBlob(digest))
             case WorkFailed(token, reason, culprits):
                 if self.aggregation is not None:
                     self.aggregation.work_failed(token, reason, culprits, now)
+                    self._tell_if_resigned(now)
             case Persisted(token):
                 self._register.persisted(token, now)
             case Cancelled():
-                self._end(now)
+                self.job = replace(self.job, is_cancelled=True)
+                self._end()
             case Woke():
                 self._woke(now)
             case _:
                 assert_never(event)
-        return self._desk.take()
+        if self.is_over and not self._has_tidied:
+            self._tidy()
+        return [
+            effect
+            for effect in self._desk.take()
+            if not isinstance(effect, ForgetBlob) or not self.needs(effect.digest)
+        ]
+
+    def needs(self, digest: Digest) -> bool:
+        """Whether this job still needs the blob at this site, whatever else has served."""
+        update, participant = self.participant.update, self.participant
+        return (
+            self._custody.needs(digest)
+            or (update is not None and update.digest == digest)
+            or (participant.training_base == digest and not self.is_over)
+        )
 
     def wake_at(self) -> float:
         """The earliest thing put off by any part."""
-        if self.is_over and not self._keeping:
-            return self.history.wake_at() or NEVER
+        if not self._desk.is_empty:
+            return self._began_at  # what the constructor found to do
+        if self.is_over:
+            return self.history.wake_at()
         due = [
-            self._refresh_at, self._claim_at, self._register.wake_at(), self.participant.wake_at(),
-            self.history.wake_at() or NEVER,
+            self._refresh_at, self._claims.wake_at(), self._register.wake_at(),
+            self.participant.wake_at(), self.history.wake_at(), self._watchers.wake_at(),
         ]  # fmt: skip
         if self.aggregation is not None:
             due.append(self.aggregation.wake_at())
-        due.extend(self._watchers.values())
         return min(due)
 
     def _woke(self, now: float) -> None:
-        self._register.woke(now)
         self.history.woke(now)
         if self.is_over:
             return
+        self._register.woke(now)
         self.participant.woke(now)
         if self.aggregation is not None:
             self.aggregation.woke(now)
+            self._tell_if_resigned(now)
         if now >= self._refresh_at:
             self._refresh(now)
-        if now >= self._claim_at:
-            self._claim(now)
-        for call in [call for call, at in self._watchers.items() if now >= at]:
-            del self._watchers[call]
-            self._desk.emit(Answer(call, Declined("no change yet")))
+        self._claims.woke(self.value, now)
+        self._watchers.woke(now)
 
     # --- the register ----------------------------------------------------------------------------
     def _refresh(self, now: float) -> None:
         """Read the register, once at a time."""
+        if self.is_over:
+            return
         self._refresh_at = now + REFRESH_S
         if self._reading:
             self._read_again = True
@@ -214,45 +251,49 @@ class JobMachine:
         self._reading = True
         self._register.read(now, self._on_read)
 
+    def _look(self, now: float, pause_s: float) -> None:
+        """Read the register after a pause."""
+        if pause_s > 0:
+            self._refresh_at = min(self._refresh_at, now + pause_s)
+        else:
+            self._refresh(now)
+
     def _on_read(self, outcome: Outcome, now: float) -> None:
         self._reading = False
-        if isinstance(outcome, Settled):
-            if outcome.value is None:
-                self._consider_claim(now)
-            else:
-                self._adopt(outcome.value, now)
+        if self.is_over:
+            return
+        if not isinstance(outcome, Settled):
+            self._look(now, QUIET_S + self._rng.uniform(0, QUIET_S))
+        elif outcome.value is None:
+            self._claims.consider(None, now)
         else:
-            self._refresh_at = min(self._refresh_at, now + QUIET_S + self._rng.uniform(0, QUIET_S))
+            self._adopt(outcome.value, now)
         if self._read_again:
             self._read_again = False
-            self._refresh(now)
+            self._look(now, READ_PAUSE_S)
 
     def _adopt(self, value: JobValue, now: float) -> None:
         """``value`` was decided: go on from it, unless something later is known already."""
         before = self.value
-        if before is not None and value.progress < before.progress:
+        if self.is_over or (before is not None and value.progress < before.progress):
             return
         if before is not None and value.progress == before.progress:
-            if self.aggregation is None:
-                self._carry_on(value, now)
+            self._carry_on(value, now)
             return
         self.value = value
         row: dict[str, Scalar] = {"job": self.job.id, "value": pack(value), "note": ""}
         self._desk.emit(Persist((Put("jobs", row),)), Progressed())
-        if before is None or before.epoch != value.epoch:
-            self._claim_at, self._watch_failures = NEVER, 0
-            self.participant.forget_offer()
-        self._release(before, value)
-        for call in self._watchers:
-            self._desk.emit(Answer(call, Done()))
-        self._watchers.clear()
+        self._claims.moved(before, value)
+        self._watching.moved(is_other_epoch=before is None or before.epoch != value.epoch)
+        self._custody.moved(value)
+        self._watchers.answer(Done())
         self.history.follow(value)
         if self.aggregation is not None and self.aggregation.epoch != value.epoch:
-            self.aggregation = None
+            self._drop_aggregation()
         if self.aggregation is not None:
             self.aggregation.announce(value)
         if value.state in ("finished", "failed"):
-            self._end(now)
+            self._end()
             return
         if self.aggregation is not None:
             self.aggregation.begin(value, now)
@@ -261,80 +302,70 @@ class JobMachine:
     def _carry_on(self, value: JobValue, now: float) -> None:
         self.participant.follow(value, now)
         if value.aggregator != self._me:
-            self._watch(value)
-            if value.aggregator not in self._surroundings.alive():
-                self._consider_claim(now)
-        elif self.aggregation is None and not self._claiming:
-            self._consider_claim(now)  # an earlier process of this site held the epoch
+            self._watching.watch(value)
+            self._look_for(value, now)
+        elif self.aggregation is None:
+            self._claims.consider(value, now)  # an earlier process of this site held the epoch
 
-    def _release(self, before: JobValue | None, value: JobValue) -> None:
-        """Parameters two rounds old serve nobody: every site reads the register before it trains."""
-        old = before.parameters if before is not None else None
-        if old is not None and old != value.parameters and value.round > 1:
-            self._desk.emit(ForgetBlob(old))
-
-    def _end(self, now: float) -> None:  # noqa: ARG002 - same shape as every transition
+    def _end(self) -> None:
         if self.is_over:
             return
         self.is_over = True
-        self._refresh_at = self._claim_at = NEVER
-        self.aggregation = None
+        self._refresh_at = NEVER
+        self._claims.stop()
+        self._register.hush()
+        if self.aggregation is not None:
+            self._drop_aggregation()
+        self._watchers.answer(Declined("the job has ended here"))
         value = self.value
-        self._desk.emit(ReleaseTrainer(self.job))
-        if value is not None:
+        self.participant.end(value)
+        self._desk.emit(ReleaseTrainer(self.job), Progressed())
+        if value is None:
+            self._desk.emit(Finished(self.job, None, 0, 0))
+        else:
             self._desk.emit(Finished(self.job, value.exported, value.exported_bytes, value.round))
+
+    def _tidy(self) -> None:
+        """Forget what only the way to the end needed, once no round's counted set is missing."""
+        value = self.value
+        if value is None or len(self.history.rounds) >= value.round:
+            self._has_tidied = True
+            self._custody.end(counted.content for counted in self.history.rounds.values())
 
     def _on_settled(self, content: Contributions) -> None:
         self.participant.settled(content)
         self._desk.emit(Progressed())
 
     # --- who aggregates --------------------------------------------------------------------------
-    def _consider_claim(self, now: float) -> None:
-        """Schedule this site's claim by its rank among the living."""
-        if (
-            self.is_over
-            or self._claim_at != NEVER
-            or self._claiming
-            or self.aggregation is not None
-        ):
+    def _on_claimed(self, outcome: Outcome, now: float) -> None:
+        if self.is_over:
             return
-        if not self._surroundings.can_aggregate():
+        if not isinstance(outcome, Settled) or outcome.value is None:
+            self._look(now, QUIET_S + self._rng.uniform(0.0, QUIET_S))
             return
-        if not self._surroundings.may_hold(self.job, self._me):
-            return
-        self._claim_at = now + stagger_s(self._rank(), CLAIM_RTT_S)
+        value = outcome.value
+        self._adopt(value, now)
+        # By now a later epoch may be known, or a read may have told of this one before.
+        is_newest = self.value is not None and self.value.epoch == value.epoch
+        if not self.is_over and is_newest and outcome.is_ours and value.aggregator == self._me:
+            self._drop_aggregation()
+            assert self.value is not None
+            self.aggregation = Aggregation(
+                self.job, self._me, self._desk, self._surroundings, self._register,
+                self._custody, self._sources, self._adopt, self.history.record, self.value, now,
+            )  # fmt: skip
+            self.aggregation.begin(self.value, now)
+            self._claims.stop()
+            self._carry_on(self.value, now)
 
-    def _rank(self) -> int:
-        value = self.value
-        gone = value.aggregator if value is not None and value.aggregator != self._me else None
-        alive = self._surroundings.alive()
-        pool = {site: alive[site] for site in self.job.committee if site in alive and site != gone}
-        pool.setdefault(self._me, alive.get(self._me, 1.0))
-        epoch = value.epoch + 1 if value is not None else 1
-        candidates = [Candidate(site, capacity) for site, capacity in sorted(pool.items())]
-        order = claim_order(self.job.id, epoch, candidates)
-        # A site outside the committee waits until its members have had their turn.
-        return order.index(self._me) + (0 if self._me in self.job.committee else len(pool))
+    def _drop_aggregation(self) -> None:
+        if self.aggregation is not None:
+            self.aggregation.close()
+            self.aggregation = None
 
-    def _claim(self, now: float) -> None:
-        self._claim_at, self._claiming = NEVER, True
-        expected = self.value.epoch if self.value is not None else 0
-        operation = self._desk.operation()
-
-        def settled(outcome: Outcome, at: float) -> None:
-            self._claiming = False
-            if not isinstance(outcome, Settled) or outcome.value is None:
-                self._refresh_at = at + QUIET_S + self._rng.uniform(0.0, QUIET_S)
-                return
-            value = outcome.value
-            if outcome.is_ours and value.aggregator == self._me:
-                self.aggregation = Aggregation(
-                    self.job, self._me, self._desk, self._surroundings, self._register, value,
-                    self._adopt, self.history.record, at,
-                )  # fmt: skip
-            self._adopt(value, at)
-
-        self._register.change(claim(self.job, self._me, expected, operation), now, settled)
+    def _tell_if_resigned(self, now: float) -> None:
+        if self.aggregation is not None and (reason := self.aggregation.resigned_because(now)):
+            self._watchers.answer(Declined(f"{RESIGNED}: {reason}"[:400]))
 
     def _collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
         if self.aggregation is None:
@@ -343,49 +374,23 @@ class JobMachine:
             return OfferReply("stale")
         return self.aggregation.collect(sender, offer, now)
 
+    def _on_withdrawn(self, sender: SiteId, round_: int, reason: str, now: float) -> None:
+        if self.aggregation is not None:
+            self.aggregation.withdrawn(sender, round_, reason, now)
+
     def _on_silence(self, now: float) -> None:
-        """The aggregator did not take an offer: look again, and be ready to replace it."""
+        """The aggregator did not take an offer: look again; the watch tells whether it is gone."""
         self._refresh(now)
+
+    def _on_doubt(self, now: float, doubts: int) -> None:
+        """A watch has failed ``doubts`` times in a row; one broken connection may be an accident."""
         value = self.value
-        if value is not None and self._watching is None:
-            self._watch(value)
+        assert value is not None, "what is watched has been read"
+        if doubts > 1 or value.aggregator not in self._surroundings.alive():
+            self._claims.consider(value, now)
 
-    def _watch(self, value: JobValue) -> None:
-        target = (value.aggregator, value.epoch)
-        if self._watching == target or value.aggregator == self._me or self.is_over:
-            return
-        self._watching = target
-
-        def answered(reply: Reply | None, now: float) -> None:
-            if self._watching == target:
-                self._watching = None
-            self._watch_answered(target, reply, now)
-
-        message = Watch(self.job.id, value.epoch, value.round)
-        self._desk.ask(value.aggregator, message, WATCH_TIMEOUT_S, answered)
-
-    def _watch_answered(self, target: tuple[SiteId, int], reply: Reply | None, now: float) -> None:
-        value = self.value
-        if value is None or self.is_over:
-            return
-        if reply is None and (value.aggregator, value.epoch) == target:
-            self._watch_failures += 1
-            if self._watch_failures > 1:  # one broken connection may be an accident
-                self._consider_claim(now)
-                self._refresh_at = min(self._refresh_at, now + QUIET_S)
-                return
-            self._watch(value)
-        elif isinstance(reply, Declined) and reply.reason != "no change yet":
-            self._watch_failures += 1
-            self._refresh_at = min(self._refresh_at, now + QUIET_S)
-            if reply.reason.startswith("resigned"):
-                self._consider_claim(now)
-        else:
-            self._watch_failures = 0
-            if isinstance(reply, Done):
-                self._refresh(now)
-            else:
-                self._watch(value)
+    def _on_resigned(self, now: float) -> None:
+        self._claims.consider(self.value, now, has_resigned=True)
 
     def _view_changed(self, now: float) -> None:
         if self.is_over:
@@ -393,8 +398,15 @@ class JobMachine:
         if self.aggregation is not None:
             self.aggregation.view_changed(now)
         value = self.value
-        if value is not None and value.aggregator not in self._surroundings.alive():
-            self._consider_claim(now)
+        if value is not None and value.aggregator != self._me:
+            self._look_for(value, now)
+
+    def _look_for(self, value: JobValue, now: float) -> None:
+        """Claim when the aggregator has gone; a site that has just started has seen nobody yet."""
+        if value.aggregator in self._surroundings.alive():
+            self._seen = value.aggregator
+        elif self._seen == value.aggregator:
+            self._claims.consider(value, now)
 
     # --- calls from other sites ------------------------------------------------------------------
     def _called(self, event: Called, now: float) -> None:
@@ -407,11 +419,9 @@ class JobMachine:
             case Offer():
                 self._desk.emit(Answer(call, self._collect(sender, message, now)))
             case Withdraw():
-                if self.aggregation is not None:
-                    self.aggregation.withdrawn(sender, message.round, message.reason, now)
-                self._desk.emit(Answer(call, Done()))
+                self._withdrawing(call, sender, message, now)
             case Keep():
-                self._keep(call, sender, message)
+                self._custody.keep(call, sender, message)
             case Watch():
                 self._watched(call, message, now)
             case _:
@@ -421,58 +431,47 @@ class JobMachine:
         reason = "the job has ended here" if self.is_over else self._surroundings.refusal(self.job)
         self._desk.emit(Answer(call, NoticeReply(not reason, reason)))
         value = self.value
-        known = (0, 0) if value is None else (value.epoch, value.round)
-        if not self.is_over and (notice.epoch, notice.round) > known:
+        told, known = (notice.epoch, notice.round), (0, 0)
+        if value is not None:
+            known = (value.epoch, value.round)
+        # First parameters and the model at the end change neither number.
+        is_between = value is None or value.parameters is None or value.state != "running"
+        if told > known or (told == known and is_between):
             self._refresh(now)
+
+    def _withdrawing(self, call: int, sender: SiteId, message: Withdraw, now: float) -> None:
+        if self.aggregation is None or self.aggregation.epoch != message.epoch:
+            self._desk.emit(Answer(call, Declined(NOT_THE_AGGREGATOR)))
+            return
+        self.aggregation.withdrawn(sender, message.round, message.reason, now)
+        self._desk.emit(Answer(call, Done()))
 
     def _watched(self, call: int, watch: Watch, now: float) -> None:
         value = self.value
-        if value is None or value.aggregator != self._me or self.aggregation is None:
-            if self.is_over:
-                self._desk.emit(Answer(call, Done()))
-            else:
-                self._desk.emit(Answer(call, Declined("not the aggregator")))
-        elif self.aggregation.phase == "resigned":
-            self._desk.emit(
-                Answer(call, Declined(f"resigned: {self.aggregation.waiting_for}"[:400]))
-            )
+        reply: Reply | None = None
+        if self.is_over:
+            is_final = value is not None and value.state in ("finished", "failed")
+            reply = Done() if is_final else Declined("the job was cancelled")
+        elif value is None or self.aggregation is None:
+            reply = Declined(NOT_THE_AGGREGATOR)
+        elif reason := self.aggregation.resigned_because(now):
+            reply = Declined(f"{RESIGNED}: {reason}"[:400])
         elif (value.epoch, value.round) > (watch.epoch, watch.round):
-            self._desk.emit(Answer(call, Done()))
+            reply = Done()
+        if reply is None:
+            self._watchers.hold(call, now)
         else:
-            self._watchers[call] = now + WATCH_HOLD_S
-
-    def _keep(self, call: int, sender: SiteId, keep: Keep) -> None:
-        if not self._surroundings.may_hold(self.job, self._me):
-            self._desk.emit(Answer(call, Declined("the job's residency does not allow it here")))
-            return
-        missing = {blob for blob in keep.blobs if not self._surroundings.is_held(blob)}
-        if not missing:
-            self._kept(call, keep.blobs)
-            return
-        self._keeping[call] = missing
-        self._desk.emit(*(FetchBlob(blob, (sender,)) for blob in sorted(missing)))
-        self._desk.emit(*(Label(blob, self.job.residency) for blob in keep.blobs))
-
-    def _kept(self, call: int, blobs: tuple[Digest, ...]) -> None:
-        self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
-        self._desk.emit(Answer(call, Done()))
+            self._desk.emit(Answer(call, reply))
 
     def _blob_arrived(self, digest: Digest, now: float) -> None:
-        for call, missing in list(self._keeping.items()):
-            missing.discard(digest)
-            if not missing:
-                del self._keeping[call]
-                self._desk.emit(Answer(call, Done()))
+        self._custody.blob_arrived(digest)
         self.history.blob_arrived(digest)
         self.participant.blob_arrived(digest, now)
         if self.aggregation is not None:
             self.aggregation.blob_arrived(digest, now)
 
     def _blob_missing(self, digest: Digest, now: float) -> None:
-        for call, missing in list(self._keeping.items()):
-            if digest in missing:
-                del self._keeping[call]
-                self._desk.emit(Answer(call, Declined("the blob could not be fetched")))
+        self._custody.blob_missing(digest)
         self.history.blob_missing(digest, now)
         self.participant.blob_missing(digest, now)
         if self.aggregation is not None:
@@ -483,4 +482,4 @@ class JobMachine:
         alive: Mapping[SiteId, float] = self._surroundings.alive()
         first = () if self.value is None else (self.value.aggregator,)
         order = dict.fromkeys((*first, *self.job.committee, *alive))
-        return tuple(site for site in order if site != self._me and site in alive)[:16]
+        return tuple(site for site in order if site != self._me and site in alive)[:SOURCES_MAX]

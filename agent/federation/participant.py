@@ -1,7 +1,8 @@
 """A site's own part in a job: train on the committed parameters, offer the update until it is counted.
 
 Rule: an update is durable before it is offered, and is kept until the site has read a committed
-round. A dead aggregator therefore loses no update: the same bytes are offered to the next one.
+round at least as high. A dead aggregator therefore loses no update: the same bytes are offered to the
+next one. Every retry waits, longer each time, and starts anew when the register has moved.
 """
 
 import json
@@ -24,10 +25,13 @@ from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
 from agent.foundation.writes import Put, Scalar
 from agent.wire.documents import Job
-from agent.wire.mesh import Offer, OfferReply, Reply, Withdraw
+from agent.wire.mesh import Done, Offer, OfferReply, Reply, Withdraw
 
 OFFER_TIMEOUT_S = 5.0
 RETRY_AFTER_S = 0.5
+RETRY_AFTER_MAX_S = 8.0
+EARLIER_MAX = 8
+"""Rounds whose counted sets may still be on their way while this site trains on."""
 ATTEMPTS_MAX = 3
 """A data set or a recipe that fails three times in one round will not get better by itself."""
 
@@ -54,31 +58,58 @@ class Participant:
         surroundings: Surroundings,
         sources: Callable[[], tuple[SiteId, ...]],
         collect: Callable[[SiteId, Offer, float], OfferReply],
+        withdraw: Callable[[SiteId, int, str, float], None],
         aggregator_silent: Callable[[float], None],
         refresh: Callable[[float], None],
     ) -> None:
-        """``collect`` is this site's own aggregation, used when it is the aggregator itself."""
+        """``collect`` and ``withdraw`` are this site's own aggregation's, if it is the aggregator."""
         self._job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
-        self._sources, self._collect = sources, collect
+        self._sources, self._collect, self._withdraw = sources, collect, withdraw
         self._aggregator_silent, self._refresh = aggregator_silent, refresh
         self.update: Update | None = None
         self.activity = "waiting"
+        self._earlier: dict[int, Update] = {}
         self._training: tuple[int, Digest] | None = None
         self._awaiting: Digest | None = None
         self._failures = 0
+        self._reason = ""
         self._offered: tuple[int, Digest] | None = None
-        self._offering = False
+        self._withdrawn: tuple[int, int] | None = None
+        self._is_asking = False
         self._again_at = NEVER
+        self._pause_s = RETRY_AFTER_S
         self._value: JobValue | None = None
+        self._is_over = False
+
+    @property
+    def training_base(self) -> Digest | None:
+        """The parameters that the trainer reads at present."""
+        return None if self._training is None else self._training[1]
 
     def restore(self, update: Update) -> None:
         """The open update read back from this site's database at start."""
         self.update = update
 
+    def end(self, value: JobValue | None) -> None:
+        """The job is over: nothing more is trained or offered.
+
+        An update that no committed round can have counted is dropped; any other waits for its
+        round's counted set.
+        """
+        self._is_over, self._value, self._again_at = True, value, NEVER
+        self.activity = "over"
+        update = self.update
+        if update is not None and (value is None or update.round > value.round):
+            self._close(update, "missed")
+
     def follow(self, value: JobValue, now: float) -> None:
         """Do what ``value`` calls for: fetch, train, offer, or nothing."""
+        if self._is_over:
+            return
         if self._value is None or self._value.round != value.round:
             self._failures = 0
+        if self._value is None or self._value.progress != value.progress:
+            self._pause_s = RETRY_AFTER_S
         self._value = value
         if value.state != "running" or value.parameters is None:
             self.activity = value.state
@@ -87,14 +118,23 @@ class Participant:
             self.activity = "not taking part"
             return
         update = self.update
-        if (
+        is_current = (
             update is not None
             and update.round == value.round + 1
             and update.base == value.parameters
-        ):
+        )
+        if update is not None and is_current and self._surroundings.is_held(update.digest):
             self._offer(update, value, now)
-        elif self._training is None and self._failures < ATTEMPTS_MAX:
+        elif self._training is not None:
+            self.activity = "training"
+        elif self._failures < ATTEMPTS_MAX:
             self._prepare(value.round + 1, value.parameters)
+        else:
+            self._give_up(value, now)
+
+    def _retry(self, now: float) -> None:
+        self._again_at = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, RETRY_AFTER_MAX_S)
 
     def _prepare(self, round_: int, base: Digest) -> None:
         if self._surroundings.is_held(base):
@@ -114,22 +154,35 @@ class Participant:
 
     def blob_missing(self, digest: Digest, now: float) -> None:
         """Ask again: another site may have them by then."""
-        if digest == self._awaiting:
-            self._awaiting, self._again_at = None, now + RETRY_AFTER_S
+        if digest == self._awaiting and not self._is_over:
+            self._awaiting = None
+            self._retry(now)
 
     def trained(self, event: Trained, now: float) -> None:
         """Make the update durable, then offer it."""
         self._training = None
         update = Update(event.round, event.base, event.update, event.samples, event.metrics)
-        is_late = self._value is not None and self._value.round >= event.round
-        self._persist(update, "missed" if is_late else "open")
-        if is_late:
+        value = self._value
+        if self._is_over or (value is not None and value.round >= event.round):
+            self._persist(update, "missed")
             self._desk.emit(ForgetBlob(update.digest))
         else:
+            if (old := self.update) is not None and old.round < update.round:
+                # Its round is committed, what it counted is not known here yet.
+                self._earlier[old.round] = old
+                if len(self._earlier) > EARLIER_MAX:
+                    del self._earlier[min(self._earlier)]
+                self._close(old, "missed")
+            self._persist(update, "open")
             self.update = update
             self._desk.emit(Label(update.digest, self._job.residency), Progressed())
-        if self._value is not None:
-            self.follow(self._value, now)
+        if value is not None:
+            self.follow(value, now)
+
+    def _close(self, update: Update, state: str) -> None:
+        self._persist(update, state)
+        self._desk.emit(ForgetBlob(update.digest))
+        self.update = None
 
     def _persist(self, update: Update, state: str) -> None:
         row: dict[str, Scalar] = {
@@ -144,24 +197,54 @@ class Participant:
         if self._training is None or self._training[0] != round_:
             return
         self._training = None
-        self._failures += 1
-        self.activity = f"attempt failed: {reason}"[:400]
-        self._desk.emit(Progressed())
-        if self._failures < ATTEMPTS_MAX:
-            self._again_at = now + RETRY_AFTER_S * 2**self._failures
-        elif (value := self._value) is not None and value.aggregator != self._me:
-            message = Withdraw(self._job.id, value.epoch, round_, reason[:400])
-            self._desk.ask(value.aggregator, message, OFFER_TIMEOUT_S, lambda _reply, _now: None)
+        value = self._value
+        if self._is_over or value is None:
+            return
+        if value.round + 1 == round_:  # else its parameters were forgotten under it: no fault
+            self._failures += 1
+            self._reason = reason
+            self.activity = f"attempt failed: {reason}"[:400]
+            self._desk.emit(Progressed())
+            if self._failures < ATTEMPTS_MAX:
+                self._again_at = now + RETRY_AFTER_S * 2**self._failures
+                return
+        self.follow(value, now)
+
+    def _give_up(self, value: JobValue, now: float) -> None:
+        """Tell each epoch's aggregator that this site will have no update for the round."""
+        key = (value.epoch, value.round)
+        if self._withdrawn == key or self._is_asking:
+            return
+        self.activity = f"gave up: {self._reason}"[:400]
+        if value.aggregator == self._me:
+            self._withdrawn = key
+            self._withdraw(self._me, value.round + 1, self._reason, now)
+            return
+        self._is_asking = True
+
+        def answered(reply: Reply | None, at: float) -> None:
+            self._is_asking = False
+            if isinstance(reply, Done):
+                self._withdrawn = key
+            if not self._is_over:
+                self._retry(at)
+
+        message = Withdraw(self._job.id, value.epoch, value.round + 1, self._reason[:400])
+        self._desk.ask(value.aggregator, message, OFFER_TIMEOUT_S, answered)
 
     def settled(self, contributions: Contributions) -> None:
         """A round is committed: the update for it has served, counted or not."""
         update = self.update
-        if update is None or update.round != contributions.round:
+        is_open = update is not None and update.round == contributions.round
+        if not is_open:
+            update = self._earlier.pop(contributions.round, None)
+        if update is None:
             return
         is_counted = any(entry.update == update.digest for entry in contributions.entries)
-        self._persist(update, "counted" if is_counted else "missed")
-        self._desk.emit(ForgetBlob(update.digest))
-        self.update = None
+        if is_open:
+            self._close(update, "counted" if is_counted else "missed")
+        elif is_counted:
+            self._persist(update, "counted")
 
     def woke(self, now: float) -> None:
         """Retry when due."""
@@ -175,7 +258,7 @@ class Participant:
         return self._again_at
 
     def _offer(self, update: Update, value: JobValue, now: float) -> None:
-        if self._offering or self._offered == (value.epoch, update.digest):
+        if self._is_asking or self._offered == (value.epoch, update.digest):
             return
         self.activity = "offering"
         offer = Offer(
@@ -183,27 +266,31 @@ class Participant:
             update.metrics,
         )  # fmt: skip
         if value.aggregator == self._me:
-            self._offer_answered(value.epoch, update, self._collect(self._me, offer, now), now)
+            # No reason to look: what this site aggregates it knows itself.
+            if self._collect(self._me, offer, now).outcome == "collected":
+                self._collected(value.epoch, update)
+            else:
+                self._retry(now)
             return
-        self._offering = True
+        self._is_asking = True
 
         def answered(reply: Reply | None, at: float) -> None:
-            self._offering = False
-            self._offer_answered(value.epoch, update, reply, at)
+            self._is_asking = False
+            if isinstance(reply, OfferReply) and reply.outcome == "collected":
+                self._collected(value.epoch, update)
+            if self._is_over:
+                return
+            if self._offered != (value.epoch, update.digest):
+                self._retry(at)
+                if reply is None:
+                    self._aggregator_silent(at)
+                else:
+                    self._refresh(at)
+            elif self._value is not None and self._value.epoch != value.epoch:
+                self.follow(self._value, at)  # there is another aggregator by now
 
         self._desk.ask(value.aggregator, offer, OFFER_TIMEOUT_S, answered)
 
-    def _offer_answered(self, epoch: int, update: Update, reply: Reply | None, now: float) -> None:
-        if isinstance(reply, OfferReply) and reply.outcome == "collected":
-            self._offered = (epoch, update.digest)
-            self.activity = "offered"
-            return
-        self._again_at = now + RETRY_AFTER_S
-        if reply is None:
-            self._aggregator_silent(now)
-        else:
-            self._refresh(now)
-
-    def forget_offer(self) -> None:
-        """The aggregator may have lost what it collected: offer again."""
-        self._offered = None
+    def _collected(self, epoch: int, update: Update) -> None:
+        self._offered = (epoch, update.digest)
+        self.activity = "offered"

@@ -24,7 +24,7 @@ from agent.election.reader import Reader
 from agent.federation.desk import Desk
 from agent.federation.events import Persist
 from agent.federation.value import Change, JobValue, decode
-from agent.foundation.errors import Malformed
+from agent.foundation.errors import Corruption, Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.writes import Scalar
@@ -76,7 +76,10 @@ class Register:
         self._barred_because = barred_because[:400]
         self._job, self._me, self._boot_epoch = job, me, boot_epoch
         self._desk, self._rng = desk, rng
-        self._acceptor = Acceptor(job.id) if row is None else Acceptor.restored(row)
+        try:
+            self._acceptor = Acceptor(job.id) if row is None else Acceptor.restored(row)
+        except Corruption as fault:  # forgotten promises: as good as wiped, for this job
+            self._acceptor, self._barred_because = Acceptor(job.id), str(fault)[:400]
         self._conversations: dict[int, tuple[Proposer | Reader, Then]] = {}
         self._unsaved: dict[int, AcceptorAnswer] = {}
         self._own_votes: dict[int, int] = {}
@@ -95,7 +98,8 @@ class Register:
         proposer = Proposer(
             job=self._job.id, committee=self._job.committee, me=self._me,
             boot_epoch=self._boot_epoch, rng=self._rng, now=now, change=change,
-            timeout_s=ASK_TIMEOUT_S, after=max(self._highest, self._acceptor.state.promised.number), is_retry=is_retry,
+            timeout_s=ASK_TIMEOUT_S, is_retry=is_retry,
+            after=max(self._highest, self._acceptor.state.promised.number),
         )  # fmt: skip
         self._open(proposer, then, now)
 
@@ -142,6 +146,11 @@ class Register:
         for number, (machine, _) in list(self._conversations.items()):
             if now >= machine.wake_at():
                 self._perform(number, machine.step(Woke(), now), now)
+
+    def hush(self) -> None:
+        """The job is over: let go of every conversation; this site goes on voting."""
+        self._conversations.clear()
+        self._own_votes.clear()
 
     def wake_at(self) -> float:
         """When the next conversation wants its time."""

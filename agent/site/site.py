@@ -14,7 +14,6 @@ from typing import assert_never
 
 from agent.catalog.catalog import Catalog
 from agent.catalog.clock import HybridClock
-from agent.catalog.placement import Place, wanted
 from agent.federation import events as job
 from agent.federation.events import JobEffect
 from agent.foundation.errors import Malformed
@@ -58,9 +57,9 @@ from agent.site.events import (
     WorkerUp,
 )
 from agent.site.exchange import Admins, Exchange
-from agent.site.published import published
 from agent.site.shelf import Shelf
 from agent.site.stored import SiteSettings, Stored
+from agent.site.versions import Versions
 from agent.site.workshop import Surroundings, Workshop
 from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp
 from agent.wire.inside import model_key
@@ -129,6 +128,9 @@ class Site:
             stored.barred_because,
         )  # fmt: skip
         self.shelf = Shelf(self._surroundings.is_held, self._fetch_model, dict(stored.crashes))
+        self.versions = Versions(
+            identity.claims, self.catalog, self.workshop, self.shelf, self.swim
+        )
         self.is_isolated = False
         self._last_number = 0
         self._outbox: list[SiteEffect] = []
@@ -170,6 +172,8 @@ class Site:
                 self._job_effects(self.workshop.step(job_id, job_event, now), now)
             case ModelReady(key, providers, metadata, service_us):
                 self._outbox += self.shelf.ready(key, providers, metadata, service_us)
+                if self.versions.has_former:
+                    self._shelf_changed(now)
                 self._serving_changed(now)
             case ModelFailed(key, reason, is_crash):
                 self._outbox += self.shelf.failed(key, reason, is_crash=is_crash)
@@ -247,8 +251,8 @@ class Site:
         self._outbox = [e for e in self._outbox if not isinstance(e, Persist)]
 
     # --- membership ------------------------------------------------------------------------------
-    def _swim(self, event: swim_events.SwimEvent, now: float) -> None:
-        has_moved = False
+    def _swim(self, event: swim_events.SwimEvent, now: float) -> None:  # noqa: C901 - one case an effect
+        has_moved = has_record = False
         for effect in self.swim.step(event, now):
             match effect:
                 case swim_events.SendGossip():
@@ -262,7 +266,8 @@ class Site:
                     name = self._name(site)
                     was = "" if before is None else f" (was {before})"
                     self._outbox.append(Noted(f"{name} is {after}{was}", after == "dead"))
-                case swim_events.RecordChanged():
+                case swim_events.RecordChanged(site):
+                    has_record = has_record or site != self.me
                     self._outbox.append(GatewayChanged())
                 case swim_events.IsolationChanged(is_isolated):
                     self.is_isolated = is_isolated
@@ -278,6 +283,8 @@ class Site:
         if has_moved:
             self._outbox.append(GatewayChanged())
             self._job_effects(self.workshop.step_all(job.ViewChanged(), now), now)
+        if has_record and self.versions.has_former:
+            self._shelf_changed(now)
 
     def _remember(self, site: SiteId, record: bytes, signature: bytes) -> None:
         passport = self.roll.passport(site)
@@ -415,17 +422,7 @@ class Site:
         self._shelf_changed(now)
 
     def _shelf_changed(self, now: float) -> None:
-        claims = self.identity.claims
-        here = Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
-        versions = wanted(self.catalog, here)
-        known = {(v.name, v.version) for v in versions}
-        versions += [
-            version
-            for version, sites in published(self.workshop.machines.values())
-            if (not sites or claims.name in sites)
-            and (version.name, version.version) not in known
-            and is_within(claims.jurisdiction, version.residency)
-        ]
+        versions = self.versions.wanted()
         for version in versions:
             self.labels[version.manifest] = version.residency
         for body in self.catalog.of_kind(ModelVersion):

@@ -1,9 +1,7 @@
 """What the gateway decides by: this site's knowledge, flattened into one message."""
 
 from agent.foundation.ids import SiteId
-from agent.site.published import published
 from agent.site.site import Site
-from agent.wire.documents import Deployment, ModelVersion
 from agent.wire.inside import BlobLabel, KnownModel, LocalModel, RemoteSite, View, model_key
 
 
@@ -29,17 +27,9 @@ def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
 
 
 def _known(site: Site) -> tuple[KnownModel, ...]:
-    """All versions of the catalog; the deployed one, or the newest published one, is the default."""
-    versions: dict[tuple[str, str], ModelVersion] = {}
-    default: dict[str, str] = {}
-    for version, _ in published(site.workshop.machines.values()):
-        versions[version.name, version.version] = version
-        default[version.name] = version.version
-    for version in site.catalog.of_kind(ModelVersion):
-        versions[version.name, version.version] = version
-    for deployment in site.catalog.of_kind(Deployment):
-        if deployment.is_active:
-            default[deployment.model] = deployment.version
+    """All versions of the catalog and of jobs, and which of each model answers by default."""
+    versions = site.versions.every()
+    default = site.versions.defaults(versions.values())
     return tuple(
         KnownModel(
             model_key(name, number), name, number, default.get(name) == number, version.residency

@@ -115,7 +115,7 @@ class Daemon:
     def is_ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"{self.name} has ended:\n{self.log()}"
-        return bool(self.get("/1/status")["state"] not in ("starting",))
+        return bool(self.get("/1/status")["state"] != "starting")
 
     def wait_ready(self, timeout_s: float = 30.0) -> Self:
         wait_for(self.is_ready, timeout_s, f"{self.name} is ready", [self])
@@ -162,9 +162,11 @@ class Daemon:
             children = self.children()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.stop()
-            for process in [*([self.process] if self.process else []), *children]:
-                with contextlib.suppress(psutil.Error, ProcessLookupError):
-                    process.kill()
+            if self.process is not None:
+                self.kill()
+            for child in children:
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
             psutil.wait_procs(children, 5)
         self.process = None
 
@@ -172,13 +174,19 @@ class Daemon:
 def found(folder: Path, name: str, jurisdiction: str = "DE", **options: Any) -> Daemon:
     """A new cluster's first site, not running."""
     founder = Daemon(folder, name, **options)
+    make_founder(founder, jurisdiction)
+    return founder
+
+
+def make_founder(founder: Daemon, jurisdiction: str = "DE") -> None:
+    """``atoll init`` with the settings that it has."""
+    name = founder.name
     secret = founder.folder / "passphrase"
     secret.write_text("correct horse battery\n")
     founder.cli(
         "init", "--name", name, "--region", f"region-{name}", "--tier", "edge",
         "--jurisdiction", jurisdiction, "--passphrase-file", str(secret),
     )  # fmt: skip
-    return founder
 
 
 def token_for(founder: Daemon, name: str, jurisdiction: str = "DE", *more: str) -> str:

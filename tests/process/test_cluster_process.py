@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +65,14 @@ def infer(site: Daemon, model: str = "magika", **options: Any) -> tuple[str, Any
         return answer.get_response()["parameters"]["served_by"], answer
 
 
+def who_serves(site: Daemon) -> str:
+    """Empty while nobody does."""
+    try:
+        return infer(site)[0]
+    except InferenceServerException:
+        return ""
+
+
 def everybody_is_seen(cluster: Cluster) -> None:
     wait_for(
         lambda: all(site.alive() == ALL for site in cluster.all), 30, "all see all", cluster.all
@@ -91,7 +98,7 @@ def test_a_model_pushed_at_one_site_is_served_by_another_to_the_client_of_a_thir
     cluster.berlin.cli(
         "model", "push", str(MAGIKA), "--name", "magika", "--version", "1", "--sites", "paris"
     )
-    wait_for(lambda: infer(cluster.munich), 20, "munich forwards", cluster.all)
+    wait_for(lambda: who_serves(cluster.munich), 20, "munich forwards", cluster.all)
     who, answer = infer(cluster.munich)
     assert who == "paris"
     assert answer.as_numpy("target_label").shape[0] == 1
@@ -118,8 +125,9 @@ def test_a_corrupt_model_is_refused_with_its_reason_while_the_old_version_serves
         "--timeout", "20s", ok=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "refused" in done.stdout + done.stderr
-    assert cluster.paris.model("magika", "2")["reason"]
+    assert "paris refuses magika:2" in done.stderr
+    assert "protobuf" in cluster.paris.model("magika", "2")["reason"]
+    assert infer(cluster.munich)[0] == infer(cluster.munich, model_version="1")[0] == "paris"
     cluster.berlin.cli(
         "model", "push", str(MAGIKA), "--name", "magika", "--version", "3", "--sites", "paris"
     )
@@ -131,7 +139,7 @@ def test_a_killed_model_worker_is_restarted_and_the_site_stays_up(cluster: Clust
     pid = paris.pid_of("model-worker")
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: paris.pid_of("model-worker") != pid, 10, "a new worker", [paris])
-    wait_for(lambda: infer(cluster.munich)[0] == "paris", 20, "served again", [paris])
+    wait_for(lambda: who_serves(cluster.munich) == "paris", 20, "served again", [paris])
     assert paris.get("/1/status")["state"] == "ready"
     rows = paris.get("/1/status")["processes"]
     assert next(row["restarts"] for row in rows if row["name"] == "model-worker") == 1
@@ -142,7 +150,7 @@ def test_a_killed_gateway_is_restarted_and_serves_again(cluster: Cluster) -> Non
     pid = paris.pid_of("gateway")
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: paris.pid_of("gateway") != pid, 10, "a new gateway", [paris])
-    wait_for(lambda: infer(paris)[0] == "paris", 20, "served again", [paris])
+    wait_for(lambda: who_serves(paris) == "paris", 20, "served again", [paris])
     assert infer(cluster.munich)[0] == "paris"
 
 
@@ -208,6 +216,7 @@ def test_a_killed_aggregator_is_replaced_and_catches_up(cluster: Cluster) -> Non
         return cluster.named(value["aggregator"]) if is_under_way else None
 
     victim = wait_for(victim_in_round, 60, "a round is under way", cluster.all)
+    assert victim is not None
     children = victim.children()
     victim.kill()
     others = [site for site in cluster.all if site is not victim]
@@ -253,4 +262,3 @@ def test_no_log_holds_a_defect(cluster: Cluster) -> None:
     for site in cluster.all:
         assert "Traceback" not in site.log(), site.log()
         assert "defect" not in site.log(), site.log()
-    time.sleep(0)

@@ -65,8 +65,8 @@ class OneSite:
 
     def _answer(self, effect: SwimEffect) -> SwimEvent | None:
         if isinstance(effect, SyncWith):
-            name = self.names.get(effect.site, "?")
-            return SyncEnded(effect.site, succeeded=name not in self.silent)
+            is_silent = self.names.get(effect.site) in self.silent
+            return SyncEnded(effect.site, succeeded=not is_silent)
         if not isinstance(effect, SendGossip) or not isinstance(effect.message, Ping):
             return None
         if (name := self.names.get(effect.target)) is None or name in self.silent:

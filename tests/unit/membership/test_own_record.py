@@ -7,8 +7,8 @@ from agent.membership.settings import Settings
 from agent.wire.records import STATEMENTS, Served
 
 
-def own(**changes: object) -> OwnRecord:
-    return OwnRecord(record("me", **changes), Notary(site("me")), Settings.lan(), 100.0)
+def own(serving: tuple[Served, ...] = ()) -> OwnRecord:
+    return OwnRecord(record("me", serving=serving), Notary(site("me")), Settings.lan(), 100.0)
 
 
 def test_the_first_record_is_signed() -> None:

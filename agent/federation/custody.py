@@ -1,0 +1,163 @@
+"""Which of a job's blobs this site keeps, for whom, and which have served.
+
+Rule: what the register names, or is about to name, stays on a majority of the committee; everything else
+goes as soon as nobody can need it. Blobs are named by content, so one digest may have several reasons
+to stay (the mean of a single update *is* that update): ``needs`` is asked before anything is forgotten.
+
+Parameters of the round before the present one stay too: a slower site may be fetching them, and this
+site's own trainer may be reading them.
+"""
+
+from collections.abc import Callable, Iterable
+
+from agent.federation.desk import Desk, Surroundings
+from agent.federation.events import Answer, FetchBlob, ForgetBlob, Label
+from agent.federation.value import Contributions, JobValue
+from agent.foundation.ids import Digest, SiteId
+from agent.wire.documents import Job
+from agent.wire.mesh import Declined, Done, Keep
+
+KEEPING_MAX = 64
+"""Keep calls under way; an aggregator has one a committee member, and few aggregators run at once."""
+ROUNDS_REMEMBERED = 8
+"""A fetch of older parameters that ends so much later is not worth remembering."""
+RETURNED_MAX = 20_000
+"""Updates of two rounds of the largest mesh, whose fetch may still be under way."""
+
+
+class Custody:
+    """The blobs of one job at one site."""
+
+    def __init__(
+        self,
+        job: Job,
+        me: SiteId,
+        desk: Desk,
+        surroundings: Surroundings,
+        value: Callable[[], JobValue | None],
+    ) -> None:
+        """``value`` gives the newest committed value that this site has read."""
+        self._job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
+        self._value = value
+        self._keeping: dict[int, tuple[set[Digest], tuple[Digest, ...]]] = {}
+        self._promised: dict[Digest, None] = {}
+        self._parameters: dict[Digest, int] = {}
+        self._borrowed: dict[Digest, None] = {}
+        self._returned: dict[Digest, None] = {}
+        self._made: dict[Digest, None] = {}
+
+    def needs(self, digest: Digest) -> bool:
+        """Whether the register names the blob, or will when it moves on."""
+        value = self._value()
+        if value is not None:
+            named = (value.parameters, value.contributions, value.exported)
+            is_recent = self._parameters.get(digest, -1) >= value.round - 1
+            if digest in named or (is_recent and value.state in ("running", "exporting")):
+                return True
+        return digest in self._promised
+
+    # --- Keep ------------------------------------------------------------------------------------
+    def keep(self, call: int, sender: SiteId, message: Keep) -> None:
+        """Answer ``Done`` when the blobs are on this site's disk."""
+        if not self._surroundings.may_hold(self._job, self._me):
+            self._desk.emit(Answer(call, Declined("the job's residency does not allow it here")))
+            return
+        missing = {blob for blob in message.blobs if not self._surroundings.is_held(blob)}
+        if not missing:
+            self._kept(call, message.blobs)
+        elif len(self._keeping) >= KEEPING_MAX:
+            self._desk.emit(Answer(call, Declined(f"{KEEPING_MAX} calls to keep are under way")))
+        else:
+            self._keeping[call] = missing, message.blobs
+            # Not to be forgotten between its arrival and the answer.
+            self._promised.update(dict.fromkeys(message.blobs))
+            self._desk.emit(*(FetchBlob(blob, (sender,)) for blob in sorted(missing)))
+
+    def _kept(self, call: int, blobs: tuple[Digest, ...]) -> None:
+        self._promised.update(dict.fromkeys(blobs))
+        self._desk.emit(*(Label(blob, self._job.residency) for blob in blobs))
+        self._desk.emit(Answer(call, Done()))
+
+    def blob_arrived(self, digest: Digest) -> None:
+        """Answer who waits for it; forget it if it came too late to be of use."""
+        for call, (missing, blobs) in list(self._keeping.items()):
+            missing.discard(digest)
+            if not missing:
+                del self._keeping[call]
+                self._kept(call, blobs)
+        value = self._value()
+        if value is not None and self._parameters.get(digest, value.round) < value.round - 1:
+            self._desk.emit(ForgetBlob(digest))
+        if digest in self._returned:
+            del self._returned[digest]
+            self._desk.emit(ForgetBlob(digest))
+
+    def blob_missing(self, digest: Digest) -> None:
+        """Tell the aggregators that wait for it; they ask again."""
+        for call, (missing, _) in list(self._keeping.items()):
+            if digest in missing:
+                del self._keeping[call]
+                self._desk.emit(Answer(call, Declined("the blob could not be fetched")))
+
+    # --- parameters, round by round --------------------------------------------------------------
+    def restore(self, value: JobValue | None, contents: Iterable[Contributions]) -> None:
+        """What this site's database names: forget what has served meanwhile."""
+        for content in contents:
+            for digest, round_ in (
+                (content.base, content.round - 1),
+                (content.parameters, content.round),
+            ):
+                if self._surroundings.is_held(digest):
+                    self._parameters[digest] = max(round_, self._parameters.get(digest, -1))
+        if value is not None:
+            self.moved(value)
+
+    def moved(self, value: JobValue) -> None:
+        """The register holds ``value``: parameters two rounds old serve nobody any more."""
+        if value.parameters is not None:
+            self._parameters[value.parameters] = value.round
+            self._desk.emit(Label(value.parameters, self._job.residency))
+        for digest, round_ in list(self._parameters.items()):
+            if round_ >= value.round - 1:
+                continue
+            self._promised.pop(digest, None)
+            if self._surroundings.is_held(digest):
+                self._desk.emit(ForgetBlob(digest))
+            if round_ < value.round - ROUNDS_REMEMBERED:
+                del self._parameters[digest]
+
+    # --- the aggregator's ------------------------------------------------------------------------
+    def borrow(self, update: Digest) -> None:
+        """An update of another site is being fetched."""
+        self._borrowed[update] = None
+        self._returned.pop(update, None)
+
+    def made(self, digest: Digest) -> None:
+        """Parameters or a model of this site's own making, which a commit may name."""
+        self._made[digest] = None
+
+    def promise(self, digest: Digest) -> None:
+        """A small blob that a commit may name: it stays until the whole history is known."""
+        self._promised[digest] = None
+
+    def give_back(self) -> None:
+        """The round is over here: forget borrowed updates, and results that were not committed."""
+        for digest in (*self._borrowed, *self._made):
+            if self._surroundings.is_held(digest):
+                self._desk.emit(ForgetBlob(digest))
+            elif len(self._returned) < RETURNED_MAX:
+                self._returned[digest] = None
+        self._borrowed.clear()
+        self._made.clear()
+
+    def end(self, history: Iterable[Contributions]) -> None:
+        """The job is over and its history known: only what the register and the history name stays."""
+        named = {content.previous for content in history}
+        value = self._value()
+        if value is not None:
+            named |= {value.parameters, value.contributions, value.exported}
+        for digest in (*self._parameters, *self._promised):
+            if digest not in named and self._surroundings.is_held(digest):
+                self._desk.emit(ForgetBlob(digest))
+        self._promised.clear()
+        self._parameters.clear()

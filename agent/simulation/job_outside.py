@@ -1,0 +1,152 @@
+"""Blobs and work of simulated sites: fetches that fail, attempts that fail, means that are hashes."""
+
+from collections.abc import Sequence
+from itertools import count
+
+from agent.federation import events as job_events
+from agent.federation.events import JobEvent
+from agent.foundation.ids import Digest, SiteId
+from agent.simulation.job_checks import (
+    mean_of,
+    named,
+)
+
+if TYPE_CHECKING:
+    from agent.simulation.job_fleet import Fleet, SimulatedSite
+
+
+class Outside:
+    """Carries out what machines ask of the blob store and of their children."""
+
+    def __init__(self, fleet: "Fleet") -> None:
+        """``fleet`` gives the time, the dice and the other sites."""
+        self._fleet = fleet
+        self._nonces = count(1)
+        self._poisoned: dict[int, Digest] = {}
+
+    def hold(self, site: SimulatedSite, digest: Digest, data: bytes) -> None:
+        self._fleet.evidence.blobs[digest] = data
+        site.blobs.add(digest)
+
+    def fetch(self, site: SimulatedSite, digest: Digest, sources: Sequence[SiteId]) -> None:
+        takes_s = self._fleet.rng.expovariate(1 / 0.1)
+        boot = site.boot_epoch
+        fails = (
+            self._fleet.rng.random() < self._fleet.scenario.fetch_failure
+            and not self._fleet.is_calm
+        )
+
+        def end() -> None:
+            if not site.is_up or site.boot_epoch != boot:
+                return
+            has_source = any(
+                other.is_up
+                and digest in other.blobs
+                and digest in other.labels
+                and self._fleet.network.is_connected(site.index, other.index)
+                and not self._fleet.network.paused_until(other.index)
+                for other in (self._fleet.sites[self._fleet.index[source]] for source in sources)
+            )
+            if digest in site.blobs or (has_source and not fails):
+                site.blobs.add(digest)
+                self._fleet.later(site, self._fleet.network.now, job_events.BlobArrived(digest))
+            else:
+                missing = job_events.BlobMissing(digest, "no source")
+                self._fleet.later(site, self._fleet.network.now, missing)
+
+        self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
+
+    def read(self, site: SimulatedSite, digest: Digest) -> None:
+        event: JobEvent = job_events.BlobMissing(digest, "not held")
+        if digest in site.blobs:
+            event = job_events.BlobRead(digest, self._fleet.evidence.blobs[digest])
+        self._fleet.later(site, self._fleet.network.now + 0.001, event)
+
+    def train(self, site: SimulatedSite, effect: job_events.Train) -> None:
+        takes_s = self._fleet.rng.expovariate(1 / self._fleet.scenario.train_mean_s)
+        if self._fleet.rng.random() < 0.03:  # noqa: PLR2004 - now and then a straggler
+            takes_s *= 10
+        boot = site.boot_epoch
+        has_failed = (
+            self._fleet.rng.random() < self._fleet.scenario.attempt_failure
+            and not self._fleet.is_calm
+        )
+        if effect.base not in site.blobs:
+            self._fleet.evidence.unheld.append(
+                f"site {site.index} trains on parameters it does not hold"
+            )
+            has_failed = True
+
+        def end() -> None:
+            if not site.is_up or site.boot_epoch != boot:
+                return
+            if until := self._fleet.network.paused_until(site.index):
+                self._fleet.network.call_at(until, end)
+                return
+            if has_failed:
+                self._fleet.feed(site, job_events.AttemptEnded(effect.round, "it failed"))
+                return
+            data = b"update\0%d %d %d" % (site.index, effect.round, next(self._nonces))
+            digest, samples = named(data), self._fleet.rng.randint(1, 1000)
+            origin = (site.id, effect.round, effect.base, samples)
+            self._fleet.evidence.updates[digest] = origin
+            if self._fleet.rng.random() < self._fleet.scenario.poison and not self._fleet.is_calm:
+                self._poisoned.setdefault(effect.round, digest)  # one a round: enough are left
+            self.hold(site, digest, data)
+            self._fleet.feed(site, job_events.BlobArrived(digest))
+            if site.is_up and site.boot_epoch == boot:
+                trained = job_events.Trained(effect.round, effect.base, digest, samples, ())
+                self._fleet.feed(site, trained)
+
+        self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
+
+    def work(
+        self,
+        site: SimulatedSite,
+        effect: job_events.Initialise | job_events.Aggregate | job_events.Export,
+    ) -> None:
+        culprits: tuple[Digest, ...] = ()
+        is_missing = False
+        match effect:
+            case job_events.Initialise():
+                data = b"initial\0" + self._fleet.job.id.encode()
+            case job_events.Aggregate():
+                data = mean_of(effect.base, list(effect.updates))
+                missing = [u for u, _ in effect.updates if u not in site.blobs]
+                is_missing = bool(missing) or effect.base not in site.blobs
+                if is_missing:
+                    what = "updates" if missing else "base"
+                    self._fleet.evidence.unheld.append(
+                        f"site {site.index} aggregates without the {what}"
+                    )
+                culprits = tuple(u for u, _ in effect.updates if u in self._poisoned.values())
+            case job_events.Export():
+                data = b"onnx\0" + effect.parameters
+                is_missing = effect.parameters not in site.blobs
+                if is_missing:
+                    self._fleet.evidence.unheld.append(
+                        f"site {site.index} exports what it does not hold"
+                    )
+        digest = named(data)
+        fails = (
+            self._fleet.rng.random() < self._fleet.scenario.work_failure and not self._fleet.is_calm
+        )
+        boot = site.boot_epoch
+
+        def end() -> None:
+            if not site.is_up or site.boot_epoch != boot:
+                return
+            if until := self._fleet.network.paused_until(site.index):
+                self._fleet.network.call_at(until, end)
+                return
+            if culprits or fails or is_missing:
+                self._fleet.feed(site, job_events.WorkFailed(effect.token, "it failed", culprits))
+                return
+            self.hold(site, digest, data)
+            self._fleet.feed(site, job_events.BlobArrived(digest))
+            if site.is_up and site.boot_epoch == boot:
+                self._fleet.feed(site, job_events.WorkDone(effect.token, digest, len(data)))
+
+        self._fleet.network.call_at(
+            self._fleet.network.now + self._fleet.rng.uniform(0.05, 1.0), end
+        )

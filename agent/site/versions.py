@@ -1,0 +1,114 @@
+"""Which version of each model is meant, which is served, and which this site wants to have.
+
+An admin's deployment names a version; where there is none, the newest job that publishes under the
+name does. Until somebody serves the version that is meant, the one before it goes on: a broken new
+version never takes the working one away.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from agent.catalog.catalog import Catalog
+from agent.catalog.placement import Place, wanted
+from agent.identity.claims import Claims
+from agent.membership.swim import Swim
+from agent.routing.policy import is_within
+from agent.site.published import Published, newest, published
+from agent.site.shelf import Shelf
+from agent.site.workshop import Workshop
+from agent.wire.documents import Deployment, Key, ModelVersion, Stamp
+from agent.wire.inside import model_key
+
+
+class Versions:
+    """Reads catalog, jobs, shelf and members; changes nothing."""
+
+    def __init__(
+        self, claims: Claims, catalog: Catalog, workshop: Workshop, shelf: Shelf, swim: Swim
+    ) -> None:
+        """All of one site; ``claims`` are its certificate's."""
+        self._claims, self._catalog, self._workshop = claims, catalog, workshop
+        self._shelf, self._swim = shelf, swim
+        self.has_former = False
+        """Whether a former version waits here for its successor: look again when somebody has news."""
+
+    def published(self) -> list[Published]:
+        """Models that jobs made, oldest job first."""
+        return published(self._workshop.machines.values(), self._catalog)
+
+    def every(self) -> dict[tuple[str, str], ModelVersion]:
+        """All versions by name and version; what an admin says counts before what a job made."""
+        found = {(v.name, v.version): v for v, _ in self.published()}
+        found.update({(v.name, v.version): v for v in self._catalog.of_kind(ModelVersion)})
+        return found
+
+    def wanted(self) -> list[ModelVersion]:
+        """What this site should serve."""
+        claims = self._claims
+        here = Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
+        versions = wanted(self._catalog, here)
+        known = {(v.name, v.version) for v in versions}
+        versions += [
+            version
+            for version, sites in newest(self.published())
+            if (not sites or claims.name in sites)
+            and (version.name, version.version) not in known
+            and is_within(claims.jurisdiction, version.residency)
+        ]
+        return [*versions, *self._former(versions)]
+
+    def _former(self, versions: Sequence[ModelVersion]) -> list[ModelVersion]:
+        """Versions that serve here although another one is meant by now, which nobody serves yet."""
+        chosen = {(v.name, v.version) for v in versions}
+        successors, ready = self._meant(), self._ready()
+        kept = []
+        for item in self._shelf.items.values():
+            name, version = item.version.name, item.version.version
+            successor = successors.get(name, version)
+            if (
+                item.stage in ("ready", "loading", "held")
+                and (name, version) not in chosen
+                and successor != version
+                and model_key(name, successor) not in ready
+                and is_within(self._claims.jurisdiction, self._residency(item.version))
+            ):
+                kept.append(item.version)
+        self.has_former = bool(kept)
+        return kept
+
+    def _residency(self, version: ModelVersion) -> tuple[str, ...]:
+        present = self._catalog.model(version.name, version.version)
+        return present.residency if present is not None else version.residency
+
+    def _meant(self) -> dict[str, str]:
+        found = {version.name: version.version for version, _ in self.published()}
+        for deployment in self._catalog.of_kind(Deployment):
+            if deployment.is_active:
+                found[deployment.model] = deployment.version
+        return found
+
+    def _ready(self) -> set[bytes]:
+        """Keys of the versions that this site or a living one serves."""
+        found = {key for key, item in self._shelf.items.items() if item.stage == "ready"}
+        for member in self._swim.members().values():
+            if member.state == "alive":
+                found |= {one.key for one in member.record.serving if not one.is_refused}
+        return found
+
+    def defaults(self, versions: Iterable[ModelVersion]) -> dict[str, str]:
+        """The version that answers, by model: the one meant, else the newest that is served."""
+        ready = self._ready()
+        served: dict[str, list[tuple[Stamp, str]]] = {}
+        for version in versions:
+            if model_key(version.name, version.version) in ready:
+                stamped = (self._stamp(version), version.version)
+                served.setdefault(version.name, []).append(stamped)
+        found = {}
+        for name, number in self._meant().items():
+            numbers = served.get(name, [])
+            is_served = not numbers or any(one == number for _, one in numbers)
+            found[name] = number if is_served else max(numbers)[1]
+        return found
+
+    def _stamp(self, version: ModelVersion) -> Stamp:
+        entry = self._catalog.get(Key("model", f"{version.name}:{version.version}"))
+        return entry.document.stamp if entry is not None else Stamp(0, 0)
