@@ -51,7 +51,7 @@ class Custody:
         value = self._value()
         if value is not None:
             named = (value.parameters, value.contributions, value.exported)
-            is_recent = self._parameters.get(digest, -1) >= value.round - 1
+            is_recent = self._parameters.get(digest, value.round - 2) >= value.round - 1
             if digest in named or (is_recent and value.state in ("running", "exporting")):
                 return True
         return digest in self._promised

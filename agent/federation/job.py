@@ -74,6 +74,7 @@ READ_PAUSE_S = 0.05
 """What is asked for while a read is under way waits so long after it: news comes in bursts."""
 SOURCES_MAX = 16
 """More sources than a fetch can use at a time."""
+ENDED = ("finished", "failed")
 NOT_THE_AGGREGATOR = "not the aggregator"
 
 
@@ -108,7 +109,7 @@ class JobMachine:
         self._rng, self._began_at = rng, now
         self.value: JobValue | None = restored.value
         self.is_over = job.is_cancelled or (
-            restored.value is not None and restored.value.state in ("finished", "failed")
+            restored.value is not None and restored.value.state in ENDED
         )
         self._register = Register(
             job, me, boot_epoch, desk, rng, restored.register, restored.barred_because
@@ -292,7 +293,7 @@ class JobMachine:
             self._drop_aggregation()
         if self.aggregation is not None:
             self.aggregation.announce(value)
-        if value.state in ("finished", "failed"):
+        if value.state in ENDED:
             self._end()
             return
         if self.aggregation is not None:
@@ -346,17 +347,18 @@ class JobMachine:
         value = outcome.value
         self._adopt(value, now)
         # By now a later epoch may be known, or a read may have told of this one before.
-        is_newest = self.value is not None and self.value.epoch == value.epoch
-        if not self.is_over and is_newest and outcome.is_ours and value.aggregator == self._me:
+        newest = self.value
+        if newest is None or newest.epoch != value.epoch or newest.state in ENDED:
+            return
+        if outcome.is_ours and value.aggregator == self._me:
             self._drop_aggregation()
-            assert self.value is not None
             self.aggregation = Aggregation(
                 self.job, self._me, self._desk, self._surroundings, self._register,
-                self._custody, self._sources, self._adopt, self.history.record, self.value, now,
+                self._custody, self._sources, self._adopt, self.history.record, newest, now,
             )  # fmt: skip
-            self.aggregation.begin(self.value, now)
             self._claims.stop()
-            self._carry_on(self.value, now)
+            self.aggregation.begin(newest, now)
+            self._carry_on(newest, now)
 
     def _drop_aggregation(self) -> None:
         if self.aggregation is not None:
@@ -450,7 +452,7 @@ class JobMachine:
         value = self.value
         reply: Reply | None = None
         if self.is_over:
-            is_final = value is not None and value.state in ("finished", "failed")
+            is_final = value is not None and value.state in ENDED
             reply = Done() if is_final else Declined("the job was cancelled")
         elif value is None or self.aggregation is None:
             reply = Declined(NOT_THE_AGGREGATOR)

@@ -93,6 +93,8 @@ class Evidence:
     """What sites did after they had seen the end of the job."""
     unfinished: list[str] = field(default_factory=list)
     """Sites for which the job was not over long after all faults had ended."""
+    is_cancelled: bool = False
+    """The operator wants none of it: nothing has to be kept."""
     leftovers: list[str] = field(default_factory=list)
     """Blobs that still lay about when nothing needed them."""
 
@@ -135,12 +137,9 @@ def _fencing(evidence: Evidence) -> Iterator[str]:
         if len(sites) > 1:
             yield f"epoch {epoch} had {len(sites)} aggregators"
     known = contents(evidence)
-    first: dict[Digest, JobValue] = {}
-    for value in evidence.proposed:
-        if value.contributions is not None:
-            before = first.get(value.contributions)
-            if before is None or value.epoch < before.epoch:
-                first[value.contributions] = value
+    # Of the values that name one result, the one of the lowest epoch tells who committed it.
+    falling = sorted(evidence.proposed, key=lambda value: -value.epoch)
+    first = {value.contributions: value for value in falling if value.contributions is not None}
     chosen = {choice.value.contributions for choice in evidence.chosen}
     for name, value in first.items():
         if name not in chosen or name not in known:
@@ -171,7 +170,7 @@ def _one_history(evidence: Evidence) -> Iterator[str]:
                 yield f"round {value.round} was committed twice, with different results"
         if value.round > evidence.rounds:
             yield f"round {value.round} of a job of {evidence.rounds} rounds"
-        if choice.holders <= len(evidence.committee) // 2:
+        if choice.holders <= len(evidence.committee) // 2 and not evidence.is_cancelled:
             yield (
                 f"round {value.round} was committed while {choice.holders} of "
                 f"{len(evidence.committee)} committee disks held what it names"

@@ -102,6 +102,8 @@ class _Response:
 
 @dataclass(slots=True)
 class SimulatedSite:
+    """One site: what survives a crash (disk, blobs), and what does not."""
+
     index: int
     id: SiteId
     is_idle: bool
@@ -132,7 +134,7 @@ class SimulatedSite:
 class _Around:
     """``Surroundings`` of one site."""
 
-    def __init__(self, world: "World", site: SimulatedSite) -> None:
+    def __init__(self, world: "Fleet", site: SimulatedSite) -> None:
         self._world, self._site = world, site
 
     def alive(self) -> Mapping[SiteId, float]:
@@ -197,6 +199,7 @@ class Fleet:
 
     # --- start and crash -------------------------------------------------------------------------
     def crash(self, site: SimulatedSite) -> None:
+        """SIGKILL: what is not on disk is gone; blobs on disk stay."""
         if not site.is_up:
             return
         self._log(site, "crash")
@@ -209,6 +212,7 @@ class Fleet:
         self.views_change()
 
     def start(self, site: SimulatedSite) -> None:
+        """A new process of the site, from what is on its disk."""
         if site.is_up or site.is_gone:
             return
         site.boot_epoch += 1
@@ -272,11 +276,13 @@ class Fleet:
         self.see(site, boot, seen)
 
     def see(self, site: SimulatedSite, boot: int, seen: set[int]) -> None:
+        """The site takes ``seen`` for the living."""
         if site.is_up and site.boot_epoch == boot and seen != site.view:
             site.view = seen
             self.later(site, self.network.now, job_events.ViewChanged())
 
     def tell_of_cancellation(self, site: SimulatedSite) -> None:
+        """The document reaches the site some time later, if it is up then."""
         boot = site.boot_epoch
 
         def tell() -> None:
@@ -302,6 +308,7 @@ class Fleet:
         self.network.call_at(at, feed)
 
     def feed(self, site: SimulatedSite, event: JobEvent) -> None:
+        """Give the machine one event and carry out what it asks for."""
         machine, now = site.machine, self.network.now
         if machine is None:
             return
@@ -374,13 +381,7 @@ class Fleet:
             self.network.call_at(until, lambda: self._written(site, boot, lists))
             return
         everything = [effect for effects in lists for effect in effects]
-        for effect in everything:
-            if isinstance(effect, job_events.StoreBytes):
-                self._outside.hold(site, effect.digest, effect.data)
-            elif isinstance(effect, job_events.Persist):
-                for write in effect.writes:
-                    assert isinstance(write, Put)
-                    self._persist(site, write)
+        self._make_durable(site, everything)
         for effects in lists:
             if not self._perform_all(site, effects):
                 return
@@ -391,6 +392,15 @@ class Fleet:
             site.is_writing = False
             if site.queue:
                 self._write(site)
+
+    def _make_durable(self, site: SimulatedSite, effects: list[JobEffect]) -> None:
+        for effect in effects:
+            if isinstance(effect, job_events.StoreBytes):
+                self._outside.hold(site, effect.digest, effect.data)
+            elif isinstance(effect, job_events.Persist):
+                for write in effect.writes:
+                    assert isinstance(write, Put), "jobs delete no rows"
+                    self._persist(site, write)
 
     def _persist(self, site: SimulatedSite, write: Put) -> None:
         row = dict(write.row)
@@ -408,11 +418,11 @@ class Fleet:
         names = [
             n for n in (value.parameters, value.contributions, value.exported) if n is not None
         ]
-        known = {name for name in names if self._is_new(value, name)}
+        known = {name for name in names if self._is_new(name)}
         holders = sum(known <= self.sites[self.index[s]].blobs for s in self.job.committee)
         self.evidence.chosen.append(Chosen(self.network.now, ballot, value, holders))
 
-    def _is_new(self, value: JobValue, name: Digest) -> bool:
+    def _is_new(self, name: Digest) -> bool:
         """Judged when first named: a later claim may find the disks of some gone."""
         return all(
             name not in (c.value.parameters, c.value.contributions, c.value.exported)
@@ -434,7 +444,7 @@ class Fleet:
             self._perform(site, effect)
         return site.is_up and site.boot_epoch == boot
 
-    def _perform(self, site: SimulatedSite, effect: JobEffect) -> None:  # noqa: C901, PLR0912 - one case an effect
+    def _perform(self, site: SimulatedSite, effect: JobEffect) -> None:  # noqa: C901 - one case an effect
         match effect:
             case job_events.Ask():
                 self._ask(site, effect)

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import count
+from typing import TYPE_CHECKING
 
 from agent.federation import events as job_events
 from agent.federation.events import JobEvent
 from agent.foundation.ids import Digest, SiteId
-from agent.simulation.job_checks import (
-    mean_of,
-    named,
-)
+from agent.simulation.job_checks import mean_of, named
 
 if TYPE_CHECKING:
     from agent.simulation.job_fleet import Fleet, SimulatedSite
+
+Work = job_events.Initialise | job_events.Aggregate | job_events.Export
 
 
 class Outside:
@@ -24,11 +24,13 @@ class Outside:
         self._nonces = count(1)
         self._poisoned: dict[int, Digest] = {}
 
-    def hold(self, site: SimulatedSite, digest: Digest, data: bytes) -> None:
+    def hold(self, site: "SimulatedSite", digest: Digest, data: bytes) -> None:
+        """The blob is on the disk of ``site``."""
         self._fleet.evidence.blobs[digest] = data
         site.blobs.add(digest)
 
-    def fetch(self, site: SimulatedSite, digest: Digest, sources: Sequence[SiteId]) -> None:
+    def fetch(self, site: "SimulatedSite", digest: Digest, sources: Sequence[SiteId]) -> None:
+        """From any source that can be reached, holds the blob and may give it."""
         takes_s = self._fleet.rng.expovariate(1 / 0.1)
         boot = site.boot_epoch
         fails = (
@@ -56,13 +58,15 @@ class Outside:
 
         self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
 
-    def read(self, site: SimulatedSite, digest: Digest) -> None:
+    def read(self, site: "SimulatedSite", digest: Digest) -> None:
+        """A small blob, if it is held."""
         event: JobEvent = job_events.BlobMissing(digest, "not held")
         if digest in site.blobs:
             event = job_events.BlobRead(digest, self._fleet.evidence.blobs[digest])
         self._fleet.later(site, self._fleet.network.now + 0.001, event)
 
-    def train(self, site: SimulatedSite, effect: job_events.Train) -> None:
+    def train(self, site: "SimulatedSite", effect: job_events.Train) -> None:
+        """An attempt: random time; it may fail, or give an update that no mean can be made of."""
         takes_s = self._fleet.rng.expovariate(1 / self._fleet.scenario.train_mean_s)
         if self._fleet.rng.random() < 0.03:  # noqa: PLR2004 - now and then a straggler
             takes_s *= 10
@@ -102,31 +106,17 @@ class Outside:
 
     def work(
         self,
-        site: SimulatedSite,
-        effect: job_events.Initialise | job_events.Aggregate | job_events.Export,
+        site: "SimulatedSite",
+        effect: Work,
     ) -> None:
-        culprits: tuple[Digest, ...] = ()
-        is_missing = False
-        match effect:
-            case job_events.Initialise():
-                data = b"initial\0" + self._fleet.job.id.encode()
-            case job_events.Aggregate():
-                data = mean_of(effect.base, list(effect.updates))
-                missing = [u for u, _ in effect.updates if u not in site.blobs]
-                is_missing = bool(missing) or effect.base not in site.blobs
-                if is_missing:
-                    what = "updates" if missing else "base"
-                    self._fleet.evidence.unheld.append(
-                        f"site {site.index} aggregates without the {what}"
-                    )
-                culprits = tuple(u for u, _ in effect.updates if u in self._poisoned.values())
-            case job_events.Export():
-                data = b"onnx\0" + effect.parameters
-                is_missing = effect.parameters not in site.blobs
-                if is_missing:
-                    self._fleet.evidence.unheld.append(
-                        f"site {site.index} exports what it does not hold"
-                    )
+        """Initialise, Aggregate or Export: the result names exactly what went into it."""
+        data, culprits = self._result(effect)
+        unheld = [digest for digest in _inputs(effect) if digest not in site.blobs]
+        if unheld:
+            kind = type(effect).__name__
+            self._fleet.evidence.unheld.append(
+                f"site {site.index}: {kind} of what it does not hold"
+            )
         digest = named(data)
         fails = (
             self._fleet.rng.random() < self._fleet.scenario.work_failure and not self._fleet.is_calm
@@ -139,7 +129,7 @@ class Outside:
             if until := self._fleet.network.paused_until(site.index):
                 self._fleet.network.call_at(until, end)
                 return
-            if culprits or fails or is_missing:
+            if culprits or fails or unheld:
                 self._fleet.feed(site, job_events.WorkFailed(effect.token, "it failed", culprits))
                 return
             self.hold(site, digest, data)
@@ -150,3 +140,24 @@ class Outside:
         self._fleet.network.call_at(
             self._fleet.network.now + self._fleet.rng.uniform(0.05, 1.0), end
         )
+
+    def _result(self, effect: Work) -> tuple[bytes, tuple[Digest, ...]]:
+        match effect:
+            case job_events.Initialise(_, job):
+                return b"initial\0" + job.id.encode(), ()
+            case job_events.Aggregate():
+                bad = set(self._poisoned.values())
+                culprits = tuple(update for update, _ in effect.updates if update in bad)
+                return mean_of(effect.base, list(effect.updates)), culprits
+            case job_events.Export():
+                return b"onnx\0" + effect.parameters, ()
+
+
+def _inputs(effect: Work) -> list[Digest]:
+    match effect:
+        case job_events.Initialise():
+            return []
+        case job_events.Aggregate():
+            return [effect.base, *(update for update, _ in effect.updates)]
+        case job_events.Export():
+            return [effect.parameters]

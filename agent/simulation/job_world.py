@@ -197,7 +197,7 @@ class World(Fleet):
 
     def _cancel(self) -> None:
         """The document spreads; who is down or late learns of it after its next start."""
-        self.is_cancelled = True
+        self.is_cancelled = self.evidence.is_cancelled = True
         for site in self.sites:
             self.tell_of_cancellation(site)
 

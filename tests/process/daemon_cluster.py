@@ -57,8 +57,18 @@ def wait_for(
 class Daemon:
     """One site: its folder, its settings, and the process while it runs."""
 
-    def __init__(self, folder: Path, name: str, extra: str = "", state_dir: Path | None = None):
-        self.name, self.folder, self.host = name, folder / name, new_address()
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        extra: str = "",
+        state_dir: Path | None = None,
+        host: str = "",
+        within: tuple[str, ...] = (),
+    ):
+        """``within``: words before every command, such as ``ip netns exec NAME``."""
+        self.name, self.folder, self.host = name, folder / name, host or new_address()
+        self.within = within
         self.folder.mkdir(exist_ok=True)
         self.state_dir = state_dir or self.folder / "state"
         self.config = self.folder / "atoll.toml"
@@ -88,7 +98,7 @@ class Daemon:
     ) -> subprocess.CompletedProcess[str]:
         """Run a verb of the command line against this site."""
         done = subprocess.run(
-            [*ATOLL, *arguments, "--config", str(self.config)],
+            [*self.within, *ATOLL, *arguments, "--config", str(self.config)],
             cwd=ROOT, capture_output=True, text=True, timeout=60, input=text, check=False,
         )  # fmt: skip
         if ok:
@@ -103,7 +113,7 @@ class Daemon:
         assert self.process is None
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*ATOLL, "run", "--config", str(self.config)],
+                [*self.within, *ATOLL, "run", "--config", str(self.config)],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         return self

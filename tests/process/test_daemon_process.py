@@ -84,7 +84,7 @@ def test_a_mangled_token_is_refused_without_asking_anybody(founder: Daemon) -> N
     assert "mistyped" in said or "damaged" in said or "not a join token" in said, said
 
 
-def test_a_port_in_use_is_one_clear_error(founder: Daemon) -> None:
+def test_a_port_in_use_is_one_clear_error() -> None:
     with scratch() as folder:
         site = found(folder, "rome")
         for port, name in ((7411, "mesh_port"), (7412, "data_port"), (8000, "http_port")):
@@ -108,7 +108,7 @@ def test_a_second_agent_on_one_state_folder_is_refused(founder: Daemon) -> None:
     assert founder.get("/1/status")["state"] == "ready"
 
 
-def test_a_mesh_host_that_nobody_can_connect_to_is_refused(founder: Daemon) -> None:
+def test_a_mesh_host_that_nobody_can_connect_to_is_refused() -> None:
     with scratch() as folder:
         site = found(folder, "oslo")
         site.host = "0.0.0.0"
@@ -249,7 +249,10 @@ def fill(ballast: Path, *, leave: int) -> None:
     with ballast.open("ab") as file:
         descriptor = file.fileno()
         found = os.statvfs(ballast.parent)
-        for size in (max(0, found.f_bavail * found.f_frsize - leave), *([4096] * 64 if not leave else [])):
+        for size in (
+            max(0, found.f_bavail * found.f_frsize - leave),
+            *([4096] * 64 if not leave else []),
+        ):
             with contextlib.suppress(OSError):
                 os.write(descriptor, bytes(size))
 

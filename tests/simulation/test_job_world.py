@@ -1,0 +1,210 @@
+"""A job under faults, and the proof that the checkers see: each mutant removes one guard."""
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from agent.election.proposer import Refusal
+from agent.federation import aggregator as aggregator_module
+from agent.federation import value as value_module
+from agent.federation.aggregator import Aggregation, Entry
+from agent.federation.history import History
+from agent.federation.participant import Participant, Update
+from agent.federation.value import Change, JobValue, decode
+from agent.federation.watch import Watching
+from agent.foundation.ids import SiteId
+from agent.simulation.job_fleet import Scenario
+from agent.simulation.job_world import add_arguments, run, simulate
+from agent.wire.mesh import Done
+from agent.wire.schema import pack
+
+BAD = Scenario(fault_every_s=1.5, kills=6, seconds=40.0)
+SEEDS = range(1, 41)
+
+
+def first_violations(scenario: Scenario = BAD, saying: str = "") -> list[str]:
+    for seed in SEEDS:
+        found = [one for one in simulate(seed, scenario).violations if saying in one]
+        if found:
+            return found
+    return []
+
+
+# --- the real parts ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        BAD,
+        replace(BAD, rounds=6, loss=0.1, duplicate=0.1),
+        replace(BAD, sites=14, committee=5, gone=2),
+        replace(BAD, sites=5, committee=1, gone=0, sites_min=1, poison=0.0),
+        replace(BAD, sites=1, committee=1, gone=0, sites_min=1, poison=0.0),
+        replace(BAD, commit_mean_s=0.2),
+        replace(BAD, cancel=True),
+        replace(BAD, publish=""),
+    ],
+    ids=["bad", "lossy", "large", "one-vote", "alone", "slow-disk", "cancelled", "no-model"],
+)
+def test_every_rule_holds_under_faults(scenario: Scenario) -> None:
+    for seed in range(1, 9):
+        report = simulate(seed, scenario)
+        assert report.violations == [], f"seed {seed}"
+        assert report.finished_at is not None
+        assert scenario.cancel or report.rounds == scenario.rounds
+
+
+def test_a_calm_job_needs_one_epoch_and_leaves_nothing_behind() -> None:
+    calm = Scenario(
+        fault_every_s=1e9, kills=0, gone=0, loss=0, duplicate=0, fetch_failure=0,
+        attempt_failure=0, poison=0, work_failure=0,
+    )  # fmt: skip
+    for seed in range(1, 6):
+        report = simulate(seed, calm)
+        assert report.violations == []
+        assert report.evidence.leftovers == []
+        assert report.epochs <= 2
+        assert report.asks < 100 * calm.rounds + 400
+
+
+def test_a_hundred_sites_finish_a_job() -> None:
+    report = simulate(1, replace(Scenario(), sites=100, committee=5, gone=2, rounds=3))
+    assert report.violations == []
+    assert report.rounds == 3
+
+
+def test_one_seed_gives_one_trace() -> None:
+    assert simulate(7, BAD).trace == simulate(7, BAD).trace
+    assert simulate(7, BAD).trace != simulate(8, BAD).trace
+
+
+def test_the_command_reports_good_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    add_arguments(parser)
+    arguments = ["--runs", "2", "--sites", "5", "--rounds", "2", "--seed", "3"]
+    assert run(parser.parse_args(arguments)) == 0
+    assert "2 of 2 seeds are good" in capsys.readouterr().out
+
+
+# --- mutants: the register's value ---------------------------------------------------------------
+def unfenced(
+    epoch: int,  # noqa: ARG001 - what the mutant does not look at
+    operation: bytes,
+    apply: Callable[[JobValue], JobValue | str],
+) -> Change:
+    def change(value: bytes | None) -> bytes | Refusal:
+        now = decode(value)
+        if now is None:
+            return Refusal("nobody has claimed the job", None)
+        if operation in now.operations:
+            return pack(now)
+        after = apply(now)
+        return Refusal(after, value) if isinstance(after, str) else pack(after)
+
+    return change
+
+
+def test_a_commit_that_does_not_check_its_epoch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(value_module, "_fenced", unfenced)
+    assert first_violations(saying="not fenced")
+
+
+def test_a_second_commit_of_a_round_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unchecked(round_, parameters, contributions, epoch, operation, *, rounds, publishes):  # type: ignore[no-untyped-def]
+        def apply(now: JobValue) -> JobValue:
+            state = "running" if round_ < rounds else "exporting" if publishes else "finished"
+            return replace(
+                now, round=round_, parameters=parameters, contributions=contributions,
+                state=state, operations=(*now.operations, operation)[-8:],
+            )  # type: ignore[arg-type]  # fmt: skip
+
+        return unfenced(epoch, operation, apply)
+
+    monkeypatch.setattr(aggregator_module, "commit_round", unchecked)
+    restless = replace(BAD, fault_every_s=1.0, rounds=8, seconds=80.0, train_mean_s=0.5)
+    assert first_violations(restless, saying="committed twice")
+
+
+# --- mutants: updates ----------------------------------------------------------------------------
+def test_an_update_forgotten_when_it_was_offered_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def collected(self: Participant, epoch: int, update: Update) -> None:
+        self._offered = (epoch, update.digest)
+        self._close(update, "counted")
+
+    monkeypatch.setattr(Participant, "_collected", collected)
+    assert first_violations(saying="dropped its update")
+
+
+def test_an_offer_counted_without_its_blob_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(self: Aggregation, site: SiteId, entry: Entry, now: float) -> None:  # noqa: ARG001
+        self._fetched(entry, now)
+
+    monkeypatch.setattr(Aggregation, "_fetch", fetch)
+    assert first_violations(saying="of what it does not hold")
+
+
+def test_counting_who_arrived_while_the_mean_was_made_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Aggregation._secure_round
+
+    def secure_round(self: Aggregation, *arguments) -> None:  # type: ignore[no-untyped-def]
+        self._counted = tuple(
+            (site, entry.offer)
+            for site, entry in sorted(self.entries.items())
+            if entry.state == "fetched" and entry.offer is not None
+        )
+        original(self, *arguments)
+
+    monkeypatch.setattr(Aggregation, "_secure_round", secure_round)
+    busy = replace(BAD, sites=14, fetch_failure=0.4)
+    assert first_violations(busy, saying="not the mean")
+
+
+def test_a_commit_before_a_majority_keeps_the_parameters_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def commit_if_secured(self: Aggregation, now: float) -> None:
+        if self._then is not None:
+            change, self._then = self._then, None
+            self._commit(change, now)
+
+    monkeypatch.setattr(Aggregation, "_commit_if_secured", commit_if_secured)
+    assert first_violations(saying="committee disks held")
+
+
+# --- mutants: liveness and silence ---------------------------------------------------------------
+def test_a_history_that_stops_at_what_it_knows_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seek_gap(self: History) -> None:
+        if self._seeking is None and self._head is not None and self._head[0] not in self._rounds:
+            self._seek(self._head[1])
+
+    monkeypatch.setattr(History, "_seek_gap", seek_gap)
+    assert first_violations(saying="long after the last fault")
+
+
+def test_a_retry_without_a_pause_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def retry(self: Participant, now: float) -> None:
+        self._again_at = now
+
+    monkeypatch.setattr(Participant, "_retry", retry)
+    assert first_violations(saying="without end") or first_violations(saying="at once")
+
+
+def test_a_watch_that_asks_again_at_once_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(self: Watching, target, reply, now) -> None:  # type: ignore[no-untyped-def]
+        if self._target == target:
+            self._target = None
+            if (value := self._value()) is not None:
+                self.watch(value) if isinstance(reply, Done) else self._look(now, 0.0)
+
+    monkeypatch.setattr(Watching, "_answered", answered)
+    assert first_violations(saying="without end")
+
+
+def test_a_job_that_goes_on_after_its_end_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Participant, "end", lambda self, value: None)  # noqa: ARG005
+    assert first_violations(replace(BAD, cancel=True), saying="after the end")

@@ -1,0 +1,203 @@
+"""What passes between the site and its gateway and model worker; the processes are the test's own."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.audit.chain import Decision
+from agent.daemon import inference as inference_module
+from agent.daemon.inference import Inference
+from agent.drivers.blobs import BlobStore
+from agent.foundation.errors import StoreFault
+from agent.foundation.ids import Digest, SiteId
+from agent.site.events import (
+    LoadMeasured,
+    LoadModel,
+    ModelFailed,
+    ModelReady,
+    SiteEvent,
+    UnloadModel,
+    WorkerDown,
+    WorkerUp,
+)
+from agent.wire import inside
+from agent.wire.documents import ModelVersion
+
+SITE = SiteId(b"\1" * 32)
+VIEW = inside.View(SITE, "berlin", "DE", False, (), (), (), (), ())
+
+
+class Audit:
+    def __init__(self) -> None:
+        self.written: list[Decision] = []
+        self.fault: StoreFault | None = None
+
+    async def write(self, decision: Decision, at_ms: int) -> object:
+        assert at_ms > 0
+        if self.fault is not None:
+            raise self.fault
+        self.written.append(decision)
+        return None
+
+
+class Rig:
+    """``Inference`` with children that only remember what they are sent."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[SiteEvent] = []
+        self.audit, self.blobs = Audit(), BlobStore(folder, reserve_bytes=0)
+        self.views = 0
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.inference = Inference(
+            gateway_arguments=(), worker_arguments=(), slots=2, slot_bytes=4096,
+            providers=("GPU", "CPU"), site_name="berlin", blobs=self.blobs, audit=self.audit,
+            view=self._view, feed=self.events.append, spawn=self._spawn,
+        )  # fmt: skip
+        self.to_gateway: list[Any] = []
+        self.to_worker: list[Any] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+        async def send(data: bytes) -> None:
+            await self.gate.wait()
+            self.to_gateway.append(inside.TO_GATEWAY.unpack(data))
+
+        monkeypatch.setattr(self.inference.gateway, "send", send)
+        monkeypatch.setattr(
+            self.inference.gateway, "post", self._taker(self.to_gateway, inside.TO_GATEWAY)
+        )
+        monkeypatch.setattr(
+            self.inference.worker, "post", self._taker(self.to_worker, inside.TO_WORKER)
+        )
+
+    @staticmethod
+    def _taker(sent: list[Any], union: Any) -> Callable[..., bool]:
+        def post(data: bytes, _: object = ()) -> bool:
+            sent.append(union.unpack(data))
+            return True
+
+        return post
+
+    def _view(self) -> inside.View:
+        self.views += 1
+        return VIEW
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        return task
+
+    async def settled(self) -> None:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*self.tasks)
+
+    def from_gateway(self, message: Any) -> None:
+        self.inference._from_gateway(inside.FROM_GATEWAY.pack(message), [])
+
+    def from_worker(self, message: Any) -> None:
+        self.inference._from_worker(inside.FROM_WORKER.pack(message), [])
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(tmp_path / "blobs", monkeypatch)
+
+
+async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
+    leaving = inside.AuditForward(4, "r-1", "m:1", SITE, ("DE",), 10)
+    rig.from_gateway(leaving)
+    await rig.settled()
+    rig.audit.fault = StoreFault("the disk is full")
+    rig.from_gateway(leaving)
+    await rig.settled()
+    good, bad = rig.to_gateway
+    assert good == inside.Audited(4, "")
+    assert "the disk is full" in bad.error
+    assert len(rig.audit.written) == 1
+
+
+async def test_changes_that_come_together_make_one_view_and_a_slow_reader_gets_only_the_last(
+    rig: Rig,
+) -> None:
+    rig.gate.clear()
+    for _ in range(100):
+        rig.inference.view_changed()
+    rig.inference.push_view()
+    await asyncio.sleep(0)
+    for _ in range(100):
+        rig.inference.view_changed()
+        rig.inference.push_view()
+    await asyncio.sleep(0)
+    assert rig.views == 1, "one under way, however often it changes"
+    rig.gate.set()
+    async with asyncio.timeout(5):
+        while len(rig.to_gateway) < 2:  # noqa: ASYNC110 - the code under test has no event
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    assert rig.views == 2
+    await rig.inference.stop()
+
+
+async def test_large_views_are_composed_less_often(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 0.1])
+    monkeypatch.setattr(inference_module, "monotonic_s", lambda: next(clock))
+    rig.inference.push_view()
+    await rig.settled()
+    rig.inference.view_changed()
+    timer = rig.inference._view_timer
+    assert timer is not None
+    assert timer.when() - asyncio.get_running_loop().time() > 1.9
+    await rig.inference.stop()
+
+
+async def test_a_dead_worker_is_told_to_everybody_and_the_model_at_work_is_blamed(rig: Rig) -> None:
+    rig.from_worker(inside.WorkerReady(1, "onnxruntime", "landlock"))
+    assert isinstance(rig.to_worker[0], inside.AttachGateway)
+    assert rig.inference._memory is not None
+    rig.inference._memory.note_running(1, b"12345678")
+    rig.inference._worker_gone("killed by SIGSEGV")
+    assert isinstance(rig.to_gateway[-1], inside.DetachWorker)
+    up, down, blamed = rig.events
+    assert isinstance(up, WorkerUp)
+    assert isinstance(down, WorkerDown)
+    assert isinstance(blamed, ModelFailed)
+    assert (blamed.key, blamed.is_crash) == (b"12345678", True)
+    await rig.inference.stop()
+
+
+async def test_a_model_is_loaded_from_a_descriptor_and_answers_are_passed_on(rig: Rig) -> None:
+    digest = await rig.blobs.put_bytes(b"a model")
+    key = inside.model_key("m", "1")
+    version = ModelVersion("m", "1", digest, 7, "onnx", ())
+    rig.inference.model(LoadModel(key, version))
+    await rig.settled()
+    (load,) = rig.to_worker
+    assert (load.key, load.site, load.providers) == (key, "berlin", ("GPU", "CPU"))
+    rig.from_worker(inside.ModelLoaded(key, ("CPU",), "{}", 5, 100))
+    rig.from_worker(inside.ModelRefused(key, "no"))
+    assert rig.events == [ModelReady(key, ("CPU",), "{}", 100), ModelFailed(key, "no")]
+    rig.inference.model(UnloadModel(key))
+    assert rig.to_worker[-1] == inside.UnloadModel(key)
+
+
+async def test_a_model_whose_bytes_are_gone_is_refused_with_the_reason(rig: Rig) -> None:
+    version = ModelVersion("m", "1", Digest(b"\7" * 32), 7, "onnx", ())
+    rig.inference.model(LoadModel(b"12345678", version))
+    await rig.settled()
+    (failed,) = rig.events
+    assert isinstance(failed, ModelFailed)
+    assert "its bytes cannot be read" in failed.reason
+
+
+async def test_counters_become_load(rig: Rig) -> None:
+    rig.from_gateway(inside.GatewayReady(8000, 7412))
+    assert rig.inference.gateway_ready.is_set()
+    rig.from_gateway(inside.Traffic(1, 0, 0, 0, 3, 6, ((b"12345678", 50),)))
+    assert rig.events == [LoadMeasured(0.5, {b"12345678": 50})]
+    rig.inference._gateway_gone("killed")
+    assert not rig.inference.gateway_ready.is_set()

@@ -1,0 +1,86 @@
+"""Reading back what is durable; the boot epoch; what a lost database costs."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.daemon.restore import BOOT_EPOCH_JUMP, barred_because, raise_boot_epoch, restore
+from agent.drivers.blobs import BlobStore
+from agent.drivers.store import Store
+from agent.foundation.ids import JobId, SiteId
+from agent.foundation.writes import Put, Scalar
+
+ME, NEW = SiteId(b"\1" * 32), SiteId(b"\2" * 32)
+
+
+async def opened(folder: Path) -> Store:
+    return await Store.open(folder / "atoll.db")
+
+
+async def test_a_boot_epoch_is_never_used_twice(tmp_path: Path) -> None:
+    epochs = []
+    for _ in range(3):
+        store = await opened(tmp_path)
+        epochs.append(await raise_boot_epoch(store, ME))
+        await store.close()
+    assert epochs == [1, 2, 3]
+
+
+async def test_a_damaged_database_bars_this_identity_for_ever_and_no_other(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    await raise_boot_epoch(store, ME)
+    await store.close()
+    path = tmp_path / "atoll.db"
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 8192)
+    store = await opened(tmp_path)
+    assert store.findings
+    assert await raise_boot_epoch(store, ME) >= BOOT_EPOCH_JUMP
+    await store.close()
+    store = await opened(tmp_path)
+    assert store.findings == (), "acted on: not reported again"
+    assert await raise_boot_epoch(store, ME) < 3 * BOOT_EPOCH_JUMP
+    assert "does not vote" in await barred_because(store, ME)
+    assert await barred_because(store, NEW) == ""
+    blobs = BlobStore(tmp_path / "blobs")
+    assert "join again" in (await restore(store, blobs, ME)).barred_because
+    await store.close()
+
+
+async def test_a_row_that_does_not_decode_is_left_out_and_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await opened(tmp_path)
+    noise: dict[str, Scalar] = {"kind": "job", "name": "j", "document": b"noise"}
+    await store.commit([
+        Put("documents", noise),
+        Put("jobs", {"job": "j-1", "value": b"noise", "note": ""}),
+        Put("models", {"key": b"12345678", "crashes": 2, "reason": "x"}),
+    ])  # fmt: skip
+    stored = await restore(store, BlobStore(tmp_path / "blobs"), ME)
+    assert stored.documents == ()
+    assert stored.crashes == {b"12345678": 2}
+    assert stored.jobs[JobId("j-1")].value is None
+    assert stored.barred_because == ""
+    assert "left out" in caplog.text
+    await store.close()
+
+
+async def test_a_promise_and_an_open_update_come_back(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    promise: dict[str, Scalar] = {
+        "job": "j-1", "promised_number": 7, "promised_proposer": b"p", "accepted_number": None,
+        "accepted_proposer": None, "value": None,
+    }  # fmt: skip
+    update: dict[str, Scalar] = {
+        "job": "j-2", "round": 3, "base": b"\1" * 32, "digest": b"\2" * 32, "samples": 9,
+        "metrics": '[["loss", 0.5]]', "state": "open",
+    }  # fmt: skip
+    await store.commit([Put("register", promise), Put("updates", update)])
+    jobs = (await restore(store, BlobStore(tmp_path / "blobs"), ME)).jobs
+    register = jobs[JobId("j-1")].register
+    assert register is not None
+    assert register["promised_number"] == 7
+    open_ = jobs[JobId("j-2")].update
+    assert open_ is not None
+    assert (open_.round, open_.samples, open_.metrics) == (3, 9, (("loss", 0.5),))
+    await store.close()

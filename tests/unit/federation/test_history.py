@@ -1,0 +1,98 @@
+from federated_site import ANNA, Around, contributions, desk, job, of, value
+
+from agent.federation.events import FetchBlob, ForgetBlob, Persist, ReadBlob
+from agent.federation.history import RETRY_AFTER_S, Counted, History
+from agent.federation.value import Contribution, Contributions
+from agent.foundation.ids import Digest
+from agent.foundation.machine import NEVER
+
+FIRST = contributions(1)
+SECOND = contributions(2, FIRST[0])
+THIRD = contributions(3, SECOND[0])
+DATA = {digest: data for digest, data, _ in (FIRST, SECOND, THIRD)}
+
+
+class Bench:
+    def __init__(self, *known: tuple[Digest, bytes, Contributions]) -> None:
+        self.desk, self.around = desk(), Around(ANNA)
+        self.settled: list[int] = []
+        self.history = History(
+            job(), self.desk, self.around, lambda: (ANNA,), lambda c: self.settled.append(c.round)
+        )
+        for digest, _, content in known:
+            self.history.restore(Counted(digest, content))
+
+    def serve(self) -> list[Digest]:
+        """Every fetch succeeds; returns what was fetched."""
+        fetched: list[Digest] = []
+        while effects := self.desk.take():
+            for fetch in of(effects, FetchBlob):
+                fetched.append(fetch.digest)
+                self.around.held.add(fetch.digest)
+                self.history.blob_arrived(fetch.digest)
+            for read in of(effects, ReadBlob):
+                self.history.blob_read(read.digest, DATA[read.digest], 1.0)
+        return fetched
+
+
+def test_a_site_that_was_away_follows_the_chain_back_to_the_start() -> None:
+    bench = Bench()
+    bench.history.follow(value(round=3, contributions=THIRD[0]))
+    assert bench.serve() == [THIRD[0], SECOND[0], FIRST[0]]
+    assert sorted(bench.history.rounds) == [1, 2, 3]
+    assert bench.settled == [3, 2, 1]
+
+
+def test_a_gap_before_a_known_round_is_filled() -> None:
+    bench = Bench(THIRD, FIRST)
+    bench.history.follow(value(round=3, contributions=THIRD[0]))
+    assert bench.serve() == [SECOND[0]]
+
+
+def test_a_round_committed_while_an_older_one_is_sought_is_not_forgotten() -> None:
+    bench = Bench()
+    bench.history.follow(value(round=1, contributions=FIRST[0]))
+    bench.history.follow(value(round=3, contributions=THIRD[0]))
+    bench.serve()
+    assert sorted(bench.history.rounds) == [1, 2, 3]
+
+
+def test_what_cannot_be_fetched_is_tried_again_later() -> None:
+    bench = Bench()
+    bench.history.follow(value(round=1, contributions=FIRST[0]))
+    bench.desk.take()
+    bench.history.blob_missing(FIRST[0], 5.0)
+    assert bench.history.wake_at() == 5.0 + RETRY_AFTER_S
+    bench.history.woke(bench.history.wake_at())
+    assert bench.serve() == [FIRST[0]]
+    assert bench.history.wake_at() == NEVER
+
+
+def test_bytes_that_are_not_the_named_ones_are_dropped_and_fetched_anew() -> None:
+    bench = Bench()
+    bench.around.held.add(FIRST[0])
+    bench.history.follow(value(round=1, contributions=FIRST[0]))
+    bench.history.blob_read(FIRST[0], b"damaged", 1.0)
+    assert [f.digest for f in of(bench.desk.take(), ForgetBlob)] == [FIRST[0]]
+    bench.around.held.clear()
+    bench.history.woke(bench.history.wake_at())
+    assert bench.serve() == [FIRST[0]]
+
+
+def test_a_round_is_recorded_once() -> None:
+    bench = Bench()
+    bench.history.record(FIRST[0], FIRST[2], 1.0)
+    assert len(of(bench.desk.take(), Persist)) == 1
+    bench.history.record(FIRST[0], FIRST[2], 1.0)
+    assert bench.desk.take() == []
+    assert bench.settled == [1]
+
+
+def test_accuracy_is_weighted_by_the_size_of_the_hold_out() -> None:
+    entries = [
+        Contribution(ANNA, FIRST[0], 1, (("accuracy", accuracy), ("holdout", holdout)))
+        for accuracy, holdout in ((1.0, 300.0), (0.0, 100.0))
+    ]
+    digest, _, content = contributions(1, None, *entries)
+    assert Counted(digest, content).accuracy == 0.75
+    assert Counted(FIRST[0], FIRST[2]).accuracy is None

@@ -1,0 +1,244 @@
+import json
+
+from federated_site import (
+    ANNA,
+    BERT,
+    ME,
+    Around,
+    asked,
+    contributions,
+    desk,
+    digest,
+    job,
+    of,
+    value,
+)
+
+from agent.federation.events import FetchBlob, ForgetBlob, JobEffect, Persist, Train, Trained
+from agent.federation.participant import (
+    ATTEMPTS_MAX,
+    RETRY_AFTER_MAX_S,
+    Participant,
+    Update,
+)
+from agent.federation.value import Contribution
+from agent.foundation.machine import NEVER
+from agent.wire.mesh import Declined, Done, Offer, OfferReply, Withdraw
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.desk, self.around = desk(), Around(ANNA)
+        self.around.held.add(digest("p0"))
+        self.silent = self.refreshed = 0
+        self.withdrawn: list[str] = []
+        self.own = OfferReply("stale")
+        self.participant = Participant(
+            job(), ME, self.desk, self.around, lambda: (ANNA,), lambda *_: self.own,
+            lambda _s, _r, reason, _n: self.withdrawn.append(reason), self._silence,
+            self._refresh,
+        )  # fmt: skip
+
+    def _silence(self, now: float) -> None:  # noqa: ARG002
+        self.silent += 1
+
+    def _refresh(self, now: float) -> None:  # noqa: ARG002
+        self.refreshed += 1
+
+    def trained(self, round_: int = 1, name: str = "u1") -> list[JobEffect]:
+        self.around.held.add(digest(name))
+        base = digest(f"p{round_ - 1}")
+        self.participant.trained(Trained(round_, base, digest(name), 7, (("loss", 1.0),)), 1.0)
+        return self.desk.take()
+
+
+def states(effects: list[JobEffect]) -> list[object]:
+    return [w.row["state"] for p in of(effects, Persist) for w in p.writes if hasattr(w, "row")]
+
+
+def test_parameters_are_fetched_once_then_trained_on() -> None:
+    bench = Bench()
+    bench.around.held.clear()
+    bench.participant.follow(value(), 0.0)
+    bench.participant.follow(value(), 0.0)
+    assert [f.digest for f in of(bench.desk.take(), FetchBlob)] == [digest("p0")]
+    bench.around.held.add(digest("p0"))
+    bench.participant.blob_arrived(digest("p0"), 1.0)
+    assert [t.round for t in of(bench.desk.take(), Train)] == [1]
+
+
+def test_parameters_that_cannot_be_had_are_asked_for_again_more_and_more_slowly() -> None:
+    bench = Bench()
+    bench.around.held.clear()
+    bench.participant.follow(value(), 0.0)
+    now, pauses = 0.0, []
+    for _ in range(8):
+        bench.participant.blob_missing(digest("p0"), now)
+        pauses.append(bench.participant.wake_at() - now)
+        now = bench.participant.wake_at()
+        bench.participant.woke(now)
+        assert len(of(bench.desk.take(), FetchBlob)) >= 1
+    assert pauses[:3] == [0.5, 1.0, 2.0]
+    assert pauses[-1] == RETRY_AFTER_MAX_S
+
+
+def test_an_update_is_durable_before_it_is_offered() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    effects = bench.trained()
+    kinds = [type(effect).__name__ for effect in effects if not isinstance(effect, Train)]
+    assert kinds.index("Persist") < kinds.index("Ask")
+    (row,) = [w.row for p in of(effects, Persist) for w in p.writes if hasattr(w, "row")]
+    assert json.loads(str(row["metrics"])) == [["loss", 1.0]]
+
+
+def test_an_offer_that_is_not_taken_is_repeated_after_growing_pauses() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    effects, now = bench.trained(), 1.0
+    pauses = []
+    for _ in range(6):
+        (offer,) = asked(effects, Offer)
+        bench.desk.replied(offer.call, OfferReply("stale"), now)
+        pauses.append(bench.participant.wake_at() - now)
+        now = bench.participant.wake_at()
+        bench.participant.woke(now)
+        effects = bench.desk.take()
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
+    assert bench.refreshed == 6
+
+
+def test_the_same_update_is_offered_to_the_next_aggregator() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    (offer,) = asked(bench.trained(), Offer)
+    bench.desk.replied(offer.call, OfferReply("collected"), 1.0)
+    assert bench.participant.wake_at() == NEVER
+    bench.participant.follow(value(epoch=2, aggregator=BERT), 2.0)
+    (again,) = asked(bench.desk.take(), Offer)
+    assert again.site == BERT
+    assert isinstance(again.message, Offer)
+    assert again.message.update == digest("u1")
+
+
+def test_an_offer_to_this_very_site_needs_no_call_and_never_a_read() -> None:
+    bench = Bench()
+    mine = value(aggregator=ME)
+    bench.participant.follow(mine, 0.0)
+    assert not asked(bench.trained(), Offer)
+    assert bench.refreshed == 0
+    assert bench.participant.wake_at() > 1.0
+    bench.own = OfferReply("collected")
+    bench.participant.woke(bench.participant.wake_at())
+    assert bench.participant.wake_at() == NEVER
+
+
+def test_an_update_is_kept_until_its_round_is_settled() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    bench.trained()
+    entry = Contribution(ME, digest("u1"), 7)
+    bench.participant.settled(contributions(2, None, entry)[2])
+    assert bench.participant.update is not None
+    bench.participant.settled(contributions(1, None, entry)[2])
+    effects = bench.desk.take()
+    assert states(effects) == ["counted"]
+    assert [f.digest for f in of(effects, ForgetBlob)] == [digest("u1")]
+
+
+def test_an_update_that_was_not_counted_is_marked_as_missed() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    bench.trained()
+    bench.participant.settled(contributions(1)[2])
+    assert states(bench.desk.take()) == ["missed"]
+
+
+def test_training_on_closes_the_update_of_a_committed_round_and_learns_later_that_it_counted() -> (
+    None
+):
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    bench.trained()
+    bench.around.held.add(digest("p1"))
+    bench.participant.follow(value(round=1, parameters=digest("p1")), 2.0)
+    effects = bench.trained(2, "u2")
+    assert states(effects) == ["missed", "open"]
+    entry = Contribution(ME, digest("u1"), 7)
+    bench.participant.settled(contributions(1, None, entry)[2])
+    assert states(bench.desk.take()) == ["counted"]
+    assert bench.participant.update is not None
+    assert bench.participant.update.round == 2
+
+
+def test_a_late_update_is_dropped_and_the_next_round_begins() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    bench.around.held.add(digest("p1"))
+    bench.participant.follow(value(round=1, parameters=digest("p1")), 1.0)
+    bench.desk.take()
+    effects = bench.trained()
+    assert states(effects) == ["missed"]
+    assert [t.round for t in of(effects, Train)] == [2]
+
+
+def test_an_attempt_that_failed_for_an_old_round_is_no_failure_of_the_new_one() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    bench.around.held.add(digest("p1"))
+    bench.participant.follow(value(round=1, parameters=digest("p1")), 1.0)
+    bench.participant.attempt_ended(1, "its parameters are gone", 2.0)
+    assert [t.round for t in of(bench.desk.take(), Train)] == [1, 2]
+
+
+def fail_all(bench: Bench) -> float:
+    now = 0.0
+    for _ in range(ATTEMPTS_MAX):
+        bench.participant.attempt_ended(1, "bad data", now)
+        if (at := bench.participant.wake_at()) != NEVER:
+            now = at
+            bench.participant.woke(now)
+    return now
+
+
+def test_a_site_that_gives_up_tells_every_aggregator_until_it_has_understood() -> None:
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    now = fail_all(bench)
+    (withdraw,) = asked(bench.desk.take(), Withdraw)
+    bench.desk.replied(withdraw.call, Declined("not the aggregator"), now)
+    now = bench.participant.wake_at()
+    bench.participant.woke(now)
+    (withdraw,) = asked(bench.desk.take(), Withdraw)
+    bench.desk.replied(withdraw.call, Done(), now)
+    bench.participant.woke(bench.participant.wake_at())
+    assert asked(bench.desk.take(), Withdraw) == []
+    bench.participant.follow(value(epoch=2, aggregator=BERT), now)
+    assert [ask.site for ask in asked(bench.desk.take(), Withdraw)] == [BERT]
+
+
+def test_an_aggregator_that_gives_up_its_own_training_tells_itself() -> None:
+    bench = Bench()
+    bench.participant.follow(value(aggregator=ME), 0.0)
+    fail_all(bench)
+    assert bench.withdrawn == ["bad data"]
+    assert asked(bench.desk.take(), Withdraw) == []
+
+
+def test_an_update_whose_bytes_are_gone_is_made_anew() -> None:
+    bench = Bench()
+    bench.participant.restore(Update(1, digest("p0"), digest("gone"), 7, ()))
+    bench.participant.follow(value(), 0.0)
+    assert [t.round for t in of(bench.desk.take(), Train)] == [1]
+
+
+def test_the_end_drops_what_no_round_can_count_and_keeps_what_one_may_have() -> None:
+    bench = Bench()
+    bench.participant.restore(Update(1, digest("p0"), digest("u1"), 7, ()))
+    bench.participant.end(value(round=1, state="finished"))
+    assert bench.participant.update is not None
+    bench.participant.end(value(round=0, state="failed"))
+    assert bench.participant.update is None
+    assert states(bench.desk.take()) == ["missed"]
+    bench.participant.follow(value(), 0.0)
+    assert bench.desk.take() == []

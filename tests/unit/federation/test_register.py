@@ -1,0 +1,126 @@
+from random import Random
+
+from federated_site import ANNA, BERT, ME, OPERATION, asked, desk, digest, job, of
+
+from agent.election.proposer import Refusal
+from agent.federation.desk import Desk
+from agent.federation.events import JobEffect, Persist
+from agent.federation.register import CONVERSATIONS_MAX, Outcome, Register, Settled, Unknown
+from agent.federation.value import claim, initialise
+from agent.foundation.machine import NEVER
+from agent.wire.mesh import Ballot, Declined, Prepare, Promise, Read, ReadReply
+
+
+class Bench:
+    def __init__(self, *committee: bytes, barred_because: str = "") -> None:
+        self.desk: Desk = desk()
+        self.register = Register(
+            job(committee=committee), ME, 1, self.desk, Random(1), None, barred_because
+        )
+        self.outcomes: list[Outcome] = []
+
+    def then(self, outcome: Outcome, _now: float) -> None:
+        self.outcomes.append(outcome)
+
+    def save(self) -> list[JobEffect]:
+        """Everything becomes durable, until nothing is left to write."""
+        seen: list[JobEffect] = []
+        while effects := self.desk.take():
+            seen += effects
+            for persist in of(effects, Persist):
+                assert persist.token is not None
+                self.register.persisted(persist.token, 0.0)
+        return seen
+
+
+def test_an_own_vote_counts_only_when_it_is_durable() -> None:
+    bench = Bench(ME)
+    bench.register.change(claim(job(), ME, 0, OPERATION), 0.0, bench.then)
+    (promise,) = of(bench.desk.take(), Persist)
+    assert bench.outcomes == []
+    bench.register.persisted(promise.token or 0, 0.0)
+    (accept,) = of(bench.desk.take(), Persist)
+    assert bench.outcomes == []
+    bench.register.persisted(accept.token or 0, 0.0)
+    (outcome,) = bench.outcomes
+    assert isinstance(outcome, Settled)
+    assert outcome.is_ours
+    assert outcome.value is not None
+    assert outcome.value.aggregator == ME
+
+
+def test_rows_that_never_became_durable_end_in_an_unknown_outcome() -> None:
+    bench = Bench(ME)
+    bench.register.change(claim(job(), ME, 0, OPERATION), 0.0, bench.then)
+    now = 0.0
+    for _ in range(100):
+        if bench.outcomes:
+            break
+        now = bench.register.wake_at()
+        bench.register.woke(now)
+    assert isinstance(bench.outcomes[0], Unknown)
+    assert bench.register.wake_at() == NEVER
+
+
+def test_a_refused_change_tells_the_committed_value() -> None:
+    bench = Bench(ME)
+    bench.register.change(claim(job(), ME, 0, OPERATION), 0.0, bench.then)
+    bench.save()
+    bench.register.change(initialise(digest("p"), 7, b"x"), 0.0, bench.then)
+    bench.save()
+    outcome = bench.outcomes[-1]
+    assert isinstance(outcome, Settled)
+    assert not outcome.is_ours
+    assert outcome.value is not None
+    assert outcome.value.parameters is None
+
+
+def test_a_read_asks_the_others_and_takes_a_majority() -> None:
+    bench = Bench(ANNA, BERT, ME)
+    bench.register.read(0.0, bench.then)
+    reads = asked(bench.save(), Read)
+    assert {ask.site for ask in reads} == {ANNA, BERT}
+    bench.desk.replied(reads[0].call, ReadReply(None, None), 0.1)
+    assert bench.outcomes == [Settled(None, is_ours=True)]
+
+
+def test_a_value_of_another_version_is_unknown_not_an_error() -> None:
+    bench = Bench(ANNA, BERT, ME)
+    bench.register.read(0.0, bench.then)
+    strange = ReadReply(Ballot(1, b"x" * 48), b"\x01")
+    for ask in asked(bench.save(), Read):
+        bench.desk.replied(ask.call, strange, 0.1)
+    assert isinstance(bench.outcomes[0], Unknown)
+
+
+def test_more_conversations_than_any_job_needs_are_refused() -> None:
+    bench = Bench(ANNA, BERT)
+    for _ in range(CONVERSATIONS_MAX + 1):
+        bench.register.read(0.0, bench.then)
+    assert len(bench.outcomes) == 1
+    assert isinstance(bench.outcomes[0], Unknown)
+
+
+def test_a_hushed_register_starts_nothing_and_still_votes() -> None:
+    bench = Bench(ANNA, BERT, ME)
+    bench.register.read(0.0, bench.then)
+    reads = asked(bench.save(), Read)
+    bench.register.hush()
+    assert bench.register.wake_at() == NEVER
+    bench.desk.replied(reads[0].call, ReadReply(None, None), 0.1)
+    assert bench.outcomes == []
+    ballot = Ballot(1, ANNA + b"\0" * 16)
+    assert isinstance(bench.register.called(ANNA, Prepare(job().id, ballot)), Promise)
+
+
+def test_a_barred_site_and_an_outsider_do_not_vote() -> None:
+    barred = Bench(ME, ANNA, BERT, barred_because="its database was lost")
+    assert barred.register.called(ANNA, Read(job().id)) == Declined("its database was lost")
+    assert isinstance(Bench(ANNA).register.called(ANNA, Read(job().id)), Declined)
+
+
+def test_a_change_that_refuses_an_empty_register_settles_on_nothing() -> None:
+    bench = Bench(ME)
+    bench.register.change(lambda _: Refusal("no", None), 0.0, bench.then)
+    bench.save()
+    assert bench.outcomes == [Settled(None, is_ours=False)]

@@ -1,0 +1,89 @@
+"""Models at one site: fetched, loaded, refused, quarantined, retried."""
+
+from agent.foundation.ids import Digest
+from agent.site.events import LoadModel, Noted, Persist, UnloadModel
+from agent.site.shelf import CRASHES_MAX, Shelf
+from agent.wire.documents import ModelVersion
+from agent.wire.inside import model_key
+
+KEY = model_key("m", "1")
+
+
+def version(number: str = "1", digest: bytes = b"\1") -> ModelVersion:
+    return ModelVersion("m", number, Digest(digest * 32), 10, "onnx", ())
+
+
+class Place:
+    def __init__(self, crashes: dict[bytes, int] | None = None) -> None:
+        self.held: set[Digest] = set()
+        self.fetched: list[ModelVersion] = []
+        self.shelf = Shelf(self.held.__contains__, self.fetched.append, crashes or {})
+
+
+def loading() -> Place:
+    place = Place()
+    place.held.add(version().manifest)
+    place.shelf.worker_up(0)
+    assert place.shelf.want([version()], 0) == [LoadModel(KEY, version())]
+    return place
+
+
+def test_a_model_is_fetched_once_and_loaded_when_it_is_here_and_a_worker_is() -> None:
+    place = Place()
+    assert place.shelf.want([version()], 0) == []
+    place.shelf.advance(1)
+    assert place.fetched == [version()]
+    place.held.add(version().manifest)
+    assert place.shelf.advance(1) == []
+    assert place.shelf.worker_up(1) == [LoadModel(KEY, version())]
+
+
+def test_a_failed_fetch_is_repeated_with_its_reason_kept() -> None:
+    place = Place()
+    place.shelf.want([version()], 0)
+    for failures in range(1, 4):
+        place.shelf.fetch_failed(version().manifest, "all are asleep", 0)
+        assert "all are asleep" in place.shelf.items[KEY].reason
+        place.shelf.advance(place.shelf.wake_at())
+        assert len(place.fetched) == failures + 1
+
+
+def test_a_refused_model_stays_refused_until_its_bytes_change() -> None:
+    place = loading()
+    place.shelf.failed(KEY, "no such operator", is_crash=False)
+    place.shelf.worker_down("killed")
+    assert place.shelf.worker_up(1) == []
+    other = version(digest=b"\2")
+    place.held.add(other.manifest)
+    assert place.shelf.want([other], 2) == [LoadModel(KEY, other)]
+
+
+def test_a_model_that_crashes_the_worker_is_counted_durably_and_quarantined() -> None:
+    place = loading()
+    for count in range(1, CRASHES_MAX + 1):
+        effects = place.shelf.failed(KEY, "SIGSEGV", is_crash=True)
+        (persist,) = [effect for effect in effects if isinstance(effect, Persist)]
+        assert persist.writes[0].row["crashes"] == count  # type: ignore[union-attr]
+        place.shelf.worker_up(count)
+    assert place.shelf.items[KEY].stage == "refused"
+    after_restart = Place({KEY: CRASHES_MAX})
+    after_restart.held.add(version().manifest)
+    after_restart.shelf.want([version()], 0)
+    assert after_restart.shelf.worker_up(0) == []
+    assert "quarantined" in after_restart.shelf.items[KEY].reason
+
+
+def test_a_worker_that_is_gone_takes_its_sessions_with_it() -> None:
+    place = loading()
+    (noted,) = place.shelf.ready(KEY, ("CPU",), "{}", 5)
+    assert isinstance(noted, Noted)
+    place.shelf.worker_down("killed")
+    assert (place.shelf.items[KEY].stage, place.shelf.items[KEY].reason) == ("held", "killed")
+    assert place.shelf.worker_up(1) == [LoadModel(KEY, version())]
+
+
+def test_what_is_no_longer_wanted_is_unloaded_even_if_it_became_ready_meanwhile() -> None:
+    place = loading()
+    assert place.shelf.want([], 1) == [UnloadModel(KEY)]
+    assert place.shelf.ready(KEY, ("CPU",), "{}", 5) == [UnloadModel(KEY)]
+    assert place.shelf.failed(KEY, "x", is_crash=True) == []
