@@ -277,7 +277,7 @@ class Fleet:
 
     def see(self, site: SimulatedSite, boot: int, seen: set[int]) -> None:
         """The site takes ``seen`` for the living."""
-        if site.is_up and site.boot_epoch == boot and seen != site.view:
+        if self.lives(site, boot) and seen != site.view:
             site.view = seen
             self.later(site, self.network.now, job_events.ViewChanged())
 
@@ -286,19 +286,23 @@ class Fleet:
         boot = site.boot_epoch
 
         def tell() -> None:
-            if site.is_up and site.boot_epoch == boot:
+            if self.lives(site, boot):
                 site.knows_of_cancellation = True
                 self.later(site, self.network.now, job_events.Cancelled())
 
         self.network.call_at(self.network.now + self.rng.uniform(0.0, 5.0), tell)
 
     # --- driving the machines --------------------------------------------------------------------
+    def lives(self, site: SimulatedSite, boot: int) -> bool:
+        """Whether the process of that boot still runs."""
+        return site.is_up and site.boot_epoch == boot
+
     def later(self, site: SimulatedSite, at: float, event: JobEvent) -> None:
         """Feed ``event`` at ``at``, unless the site has died by then; a paused site sees it later."""
         boot = site.boot_epoch
 
         def feed() -> None:
-            if not site.is_up or site.boot_epoch != boot:
+            if not self.lives(site, boot):
                 return
             if until := self.network.paused_until(site.index):
                 self.network.call_at(until, feed)
@@ -375,7 +379,7 @@ class Fleet:
         self.network.call_at(self.network.now + commit_s, lambda: self._written(site, boot, lists))
 
     def _written(self, site: SimulatedSite, boot: int, lists: list[list[JobEffect]]) -> None:
-        if not site.is_up or site.boot_epoch != boot:
+        if not self.lives(site, boot):
             return  # the crash came first
         if until := self.network.paused_until(site.index):
             self.network.call_at(until, lambda: self._written(site, boot, lists))
@@ -388,7 +392,7 @@ class Fleet:
         for effect in everything:
             if isinstance(effect, job_events.Persist) and effect.token is not None:
                 self.feed(site, job_events.Persisted(effect.token))
-        if site.is_up and site.boot_epoch == boot:
+        if self.lives(site, boot):
             site.is_writing = False
             if site.queue:
                 self._write(site)
@@ -403,7 +407,7 @@ class Fleet:
                     self._persist(site, write)
 
     def _persist(self, site: SimulatedSite, write: Put) -> None:
-        row = dict(write.row)
+        row: Row = dict(write.row)
         key = tuple(row[name] for name in KEYS[write.table])
         site.disk.setdefault(write.table, {})[key] = row
         if write.table == "register" and row["value"] is not None:
@@ -432,7 +436,7 @@ class Fleet:
     def _perform_all(self, site: SimulatedSite, effects: list[JobEffect]) -> bool:
         boot = site.boot_epoch
         for effect in effects:
-            if not site.is_up or site.boot_epoch != boot:
+            if not self.lives(site, boot):
                 return False
             if site.kill_after is not None:
                 site.kill_after -= 1
@@ -442,7 +446,7 @@ class Fleet:
                     self.network.call_at(later, lambda: self.start(site))
                     return False
             self._perform(site, effect)
-        return site.is_up and site.boot_epoch == boot
+        return self.lives(site, boot)
 
     def _perform(self, site: SimulatedSite, effect: JobEffect) -> None:  # noqa: C901 - one case an effect
         match effect:

@@ -39,7 +39,7 @@ class Outside:
         )
 
         def end() -> None:
-            if not site.is_up or site.boot_epoch != boot:
+            if not self._fleet.lives(site, boot):
                 return
             has_source = any(
                 other.is_up
@@ -82,7 +82,7 @@ class Outside:
             has_failed = True
 
         def end() -> None:
-            if not site.is_up or site.boot_epoch != boot:
+            if not self._fleet.lives(site, boot):
                 return
             if until := self._fleet.network.paused_until(site.index):
                 self._fleet.network.call_at(until, end)
@@ -98,7 +98,7 @@ class Outside:
                 self._poisoned.setdefault(effect.round, digest)  # one a round: enough are left
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
-            if site.is_up and site.boot_epoch == boot:
+            if self._fleet.lives(site, boot):
                 trained = job_events.Trained(effect.round, effect.base, digest, samples, ())
                 self._fleet.feed(site, trained)
 
@@ -124,7 +124,7 @@ class Outside:
         boot = site.boot_epoch
 
         def end() -> None:
-            if not site.is_up or site.boot_epoch != boot:
+            if not self._fleet.lives(site, boot):
                 return
             if until := self._fleet.network.paused_until(site.index):
                 self._fleet.network.call_at(until, end)
@@ -134,7 +134,7 @@ class Outside:
                 return
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
-            if site.is_up and site.boot_epoch == boot:
+            if self._fleet.lives(site, boot):
                 self._fleet.feed(site, job_events.WorkDone(effect.token, digest, len(data)))
 
         self._fleet.network.call_at(

@@ -57,8 +57,8 @@ class Exchange:
             self._catalog.heads(),
         )
 
-    def answer(self, request: SyncRequest) -> SyncReply:
-        """What the asker lacks, and what it should push."""
+    def answer(self, request: SyncRequest, asker: SiteId | None = None) -> SyncReply:
+        """What the asker lacks (evidence against it included), and what it should push."""
         theirs = {head.site: head.sequence for head in request.members}
         mine = {head.site: head.sequence for head in self._swim.heads()}
         newer = [site for site, sequence in mine.items() if sequence > theirs.get(site, -1)]
@@ -70,15 +70,33 @@ class Exchange:
         difference = self._catalog.missing(request.documents)
         documents = difference.newer_here[:DOCUMENTS_PER_MESSAGE_MAX]
         is_all = is_all and len(documents) == len(difference.newer_here)
-        return SyncReply(members, documents, wanted, difference.wanted, has_more=not is_all)
+        return SyncReply(
+            (*members, *self._evidence(asker)), documents, wanted, difference.wanted,
+            has_more=not is_all,
+        )  # fmt: skip
 
-    def push(self, reply: SyncReply) -> tuple[Push | None, bool]:
+    def push(self, reply: SyncReply, to: SiteId | None = None) -> tuple[Push | None, bool]:
         """What the other side said it lacks (None: nothing), and whether that is all of it."""
         members, is_all = self._introductions(reply.wanted_members)
+        members = (*members, *self._evidence(to))
         asked = reply.wanted_documents
         documents = self._catalog.of_keys(asked)[:DOCUMENTS_PER_MESSAGE_MAX]
         is_all = is_all and len(documents) == len(asked)
         return (Push(members, documents) if members or documents else None), is_all
+
+    def _evidence(self, site: SiteId | None) -> tuple[Introduction, ...]:
+        """Accusations that ``site`` should know, each with the passport of who made it.
+
+        Without them a site that is reachable over TCP only would never learn why it is dead.
+        """
+        if site is None:
+            return ()
+        found = []
+        for speaker, signed in self._swim.evidence_for(site):
+            passport = self._passport if speaker == self._me else self._roll.passport(speaker)
+            if passport is not None:
+                found.append(Introduction(passport, signed))
+        return tuple(found)
 
     def _introductions(self, sites: Sequence[SiteId]) -> tuple[tuple[Introduction, ...], bool]:
         """Those of ``sites`` that can be proven, a page of them, and whether these are all."""

@@ -338,7 +338,7 @@ class Site:
 
     def _synced(self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, now: float) -> None:
         """Apply the answer, push what is lacking there, and go on while either side has more."""
-        push, is_all_pushed = self.exchange.push(reply)
+        push, is_all_pushed = self.exchange.push(reply, who)
         self._introduce(reply.members, now)
         errors = self._take_documents(reply.documents, now)
         is_useful = bool(reply.members or errors.count("") or push is not None)
@@ -362,7 +362,7 @@ class Site:
         match message:
             case SyncRequest():
                 self._introduce((message.me,), now)
-                self._outbox.append(Answer(event.call, self.exchange.answer(message)))
+                self._outbox.append(Answer(event.call, self.exchange.answer(message, event.sender)))
             case Push():
                 self._introduce(message.members, now)
                 self._take_documents(message.documents, now)
