@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from agent.config.rules import split_host_port
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import wall
 from agent.drivers.sqlite_library import Database
@@ -31,6 +32,7 @@ Row = dict[str, Any]
 T = TypeVar("T")
 BOOT_EPOCH = "boot_epoch"
 VOTING_BARRED = "voting_barred"
+JOIN_SEEDS = "token_seeds"
 BOOT_EPOCH_JUMP = 1 << 16
 """After a damaged database: far beyond any epoch that may have been used and forgotten."""
 
@@ -72,6 +74,16 @@ async def barred_because(store: Store, me: SiteId) -> str:
         f"this site does not vote: its database was damaged and moved aside on {day}, and with it "
         "went what it had promised; drain it, remove its state folder and join again"
     )
+
+
+async def token_seeds(store: Store) -> tuple[tuple[str, int], ...]:
+    """Addresses (host, mesh port) that the join token named; written by ``atoll join``."""
+    rows = await store.read(
+        lambda database: list(database.query("SELECT value FROM meta WHERE key = ?", [JOIN_SEEDS]))
+    )
+    text = str(rows[0]["value"]) if rows else ""
+    pairs = (split_host_port(part) for part in text.split())
+    return tuple(pair for pair in pairs if pair is not None)
 
 
 async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:

@@ -27,7 +27,7 @@ from agent.daemon.inference import Inference
 from agent.daemon.joining import Joining
 from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
-from agent.daemon.restore import raise_boot_epoch, restore
+from agent.daemon.restore import raise_boot_epoch, restore, token_seeds
 from agent.drivers import keystore, tls
 from agent.drivers.audit_log import AuditLog
 from agent.drivers.blobs import BlobStore
@@ -37,6 +37,7 @@ from agent.drivers.hardware_detect import detect_hardware
 from agent.drivers.keystore import SiteKeys
 from agent.drivers.mdns import Mdns
 from agent.drivers.mesh import MeshClient, MeshServer
+from agent.drivers.shared_memory import ALIGNMENT
 from agent.drivers.store import Store
 from agent.drivers.systemd import Notifier
 from agent.drivers.trainers import Trainers
@@ -178,7 +179,7 @@ class _Daemon:
         self._closers.append(inference.stop)
         driver.start()
         inference.start()
-        mdns = await self._discover(keys, endpoint, site, driver)
+        mdns = await self._discover(keys, endpoint, site, driver, await token_seeds(store))
         http = listening.shown(settings.listen.http_host, settings.listen.http_port)
         parts = Parts(
             site=site, driver=driver, outside=outside, store=store, blobs=blobs,
@@ -247,17 +248,24 @@ class _Daemon:
             worker += ["--memory-bytes", str(serving.worker_memory_bytes)]
         return Inference(
             gateway_arguments=gateway, worker_arguments=worker, slots=serving.slots,
-            slot_bytes=serving.request_bytes_max, providers=hardware.providers,
+            slot_bytes=serving.request_bytes_max + ALIGNMENT, providers=hardware.providers,
             site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
             view=lambda: view_of(driver.site, tuple(SiteId(one) for one in sorted(trust.revoked()))),
             feed=driver.feed, spawn=driver.spawn,
         )  # fmt: skip
 
     async def _discover(
-        self, keys: SiteKeys, endpoint: Endpoint, site: Site, driver: Driver
+        self,
+        keys: SiteKeys,
+        endpoint: Endpoint,
+        site: Site,
+        driver: Driver,
+        token_seeds: tuple[tuple[str, int], ...],
     ) -> Mdns | None:
         for host, port in self._settings.seeds:
             driver.feed(Discovered(Endpoint(host, port, endpoint.data_port), "seed"))
+        for host, port in token_seeds:
+            driver.feed(Discovered(Endpoint(host, port, endpoint.data_port), "token"))
         if not self._settings.discovery.mdns:
             return None
 

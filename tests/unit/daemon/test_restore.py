@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.daemon.restore import BOOT_EPOCH_JUMP, barred_because, raise_boot_epoch, restore
+from agent.cli.join import SEEDS_KEY
+from agent.daemon.restore import (
+    BOOT_EPOCH_JUMP,
+    barred_because,
+    raise_boot_epoch,
+    restore,
+    token_seeds,
+)
 from agent.drivers.blobs import BlobStore
 from agent.drivers.store import Store
 from agent.foundation.ids import JobId, SiteId
@@ -83,4 +90,14 @@ async def test_a_promise_and_an_open_update_come_back(tmp_path: Path) -> None:
     open_ = jobs[JobId("j-2")].update
     assert open_ is not None
     assert (open_.round, open_.samples, open_.metrics) == (3, 9, (("loss", 0.5),))
+    await store.close()
+
+
+async def test_the_addresses_that_a_join_left_are_read_back(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    assert await token_seeds(store) == ()
+    await store.commit(
+        (Put("meta", {"key": SEEDS_KEY, "value": "192.0.2.1:7411 [2001:db8::1]:7411 nonsense"}),)
+    )
+    assert await token_seeds(store) == (("192.0.2.1", 7411), ("2001:db8::1", 7411))
     await store.close()
