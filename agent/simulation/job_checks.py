@@ -22,8 +22,6 @@ ASKS_PER_SECOND_MAX = 30
 """Of one kind from one site to one other: far above any need, far below what a ping-pong makes."""
 EFFECTS_AT_ONCE_MAX = 200
 """At one site at one instant, beside a few for each other site."""
-DISK_MARGIN_S = 2.0
-"""What was sent before a cut may become durable during it."""
 
 
 def named(data: bytes) -> Digest:
@@ -41,7 +39,8 @@ def mean_of(base: Digest, updates: list[tuple[Digest, int]]) -> bytes:
 class Chosen:
     """A register value that a majority of the committee had made durable under one ballot."""
 
-    at: float
+    taken: Mapping[SiteId, float]
+    """When each acceptor of that majority took it (its disk may have been slower)."""
     ballot: tuple[int, bytes]
     value: JobValue
     holders: int
@@ -76,6 +75,8 @@ class Evidence:
     """Every blob that ever was."""
     updates: dict[Digest, tuple[SiteId, int, Digest, int]] = field(default_factory=dict)
     """Updates by digest: whose, for which round, from which base, how many samples."""
+    believed: list[tuple[int, JobValue]] = field(default_factory=list)
+    """Values that sites went on from, as their rows tell."""
     proposed: list[JobValue] = field(default_factory=list)
     """Every value that was ever sent in an Accept."""
     chosen: list[Chosen] = field(default_factory=list)
@@ -106,6 +107,7 @@ def violations(evidence: Evidence) -> list[str]:
         *_one_history(evidence),
         *_counting(evidence),
         *_sites_agree(evidence),
+        *_beliefs(evidence),
         *_cuts(evidence),
         *_dropped(evidence),
     ]
@@ -244,12 +246,25 @@ def _sites_agree(evidence: Evidence) -> Iterator[str]:
                 yield f"site {site} has another round {number} than was committed"
 
 
+def _beliefs(evidence: Evidence) -> Iterator[str]:
+    """Nobody goes on from a value that no majority of the committee has on disk."""
+    chosen = {choice.value for choice in evidence.chosen}
+    for site, value in evidence.believed:
+        if value not in chosen:
+            yield (
+                f"site {site} went on from round {value.round} of epoch {value.epoch}, which no "
+                "majority had"
+            )
+
+
 def _cuts(evidence: Evidence) -> Iterator[str]:
+    """What a proposer cut off from the majority sends is taken by its own side alone."""
     for cut in evidence.cuts:
         for choice in evidence.chosen:
             owner = SiteId(choice.ballot[1][:32])
-            if cut.began_at + DISK_MARGIN_S < choice.at < cut.ended_at and owner in cut.minority:
-                yield f"a minority committed round {choice.value.round} at {choice.at:.1f} s"
+            across = [at for site, at in choice.taken.items() if site not in cut.minority]
+            if owner in cut.minority and any(cut.began_at < at < cut.ended_at for at in across):
+                yield f"a minority committed round {choice.value.round}"
 
 
 def _dropped(evidence: Evidence) -> Iterator[str]:

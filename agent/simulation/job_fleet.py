@@ -189,6 +189,7 @@ class Fleet:
         )  # fmt: skip
         self.evidence = Evidence(committee, scenario.rounds)
         self._accepted: defaultdict[tuple[int, bytes], set[SiteId]] = defaultdict(set)
+        self._taken_at: dict[tuple[tuple[int, bytes], SiteId], float] = {}
         self._chosen: set[tuple[int, bytes]] = set()
         self._outside = Outside(self)
         self.trace = sha256()
@@ -416,15 +417,18 @@ class Fleet:
             voters = self._accepted[ballot] & set(self.job.committee)
             if len(voters) > len(self.job.committee) // 2 and ballot not in self._chosen:
                 self._chosen.add(ballot)
-                self._choose(ballot, unpack(JobValue, row["value"]))
+                taken = {voter: self._taken_at[ballot, voter] for voter in sorted(voters)}
+                self._choose(taken, ballot, unpack(JobValue, row["value"]))
 
-    def _choose(self, ballot: tuple[int, bytes], value: JobValue) -> None:
+    def _choose(
+        self, taken: Mapping[SiteId, float], ballot: tuple[int, bytes], value: JobValue
+    ) -> None:
         names = [
             n for n in (value.parameters, value.contributions, value.exported) if n is not None
         ]
         known = {name for name in names if self._is_new(name)}
         holders = sum(known <= self.sites[self.index[s]].blobs for s in self.job.committee)
-        self.evidence.chosen.append(Chosen(self.network.now, ballot, value, holders))
+        self.evidence.chosen.append(Chosen(taken, ballot, value, holders))
 
     def _is_new(self, name: Digest) -> bool:
         """Judged when first named: a later claim may find the disks of some gone."""
@@ -551,12 +555,15 @@ class Fleet:
         row: Mapping[str, Any] = write.row
         if write.table == "jobs":
             value = unpack(JobValue, row["value"])
+            self.evidence.believed.append((site.index, value))
             is_over = value.state in ("finished", "failed")
             site.read = max(site.read, self.scenario.rounds + 1 if is_over else value.round)
         elif write.table == "rounds":
             site.read = max(site.read, row["round"])
         elif write.table == "register" and row["value"] is not None:
             self.evidence.proposed.append(unpack(JobValue, row["value"]))
+            ballot = (row["accepted_number"], row["accepted_proposer"])
+            self._taken_at.setdefault((ballot, site.id), self.network.now)
         elif write.table == "updates" and row["state"] != "open":
             self._drop(site, row["round"])
 

@@ -509,7 +509,9 @@ class Site:
                     assert_never(effect)
 
     def _forget(self, digest: Digest) -> None:
-        """Remove a job's blob, unless a model needs the same bytes."""
+        """Remove a job's blob, unless a model or another job needs the same bytes."""
+        if any(machine.needs(digest) for machine in self.workshop.machines.values()):
+            return
         wanted_ = {item.version.manifest for item in self.shelf.items.values()}
         if digest not in wanted_ and all(
             v.manifest != digest for v in self.catalog.of_kind(ModelVersion)

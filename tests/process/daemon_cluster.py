@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from agent.cli.client import AdminClient
+from agent.cli.join import SEEDS_KEY
 from agent.foundation.errors import AtollError
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +106,12 @@ class Daemon:
         if ok:
             assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}\n{self.log()}"
         return done
+
+    def forget_the_tokens_addresses(self) -> None:
+        """Leave this site nothing but multicast to find others by; the daemon does not run."""
+        database = sqlite3.connect(self.state_dir / "atoll.db")
+        with contextlib.closing(database), database:
+            database.execute("DELETE FROM meta WHERE key = ?", [SEEDS_KEY])
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.cli(*arguments, "--json").stdout)
@@ -211,6 +219,7 @@ def admit(founder: Daemon, name: str, jurisdiction: str = "DE", extra: str = "")
     """Another site of the cluster, joined with a token, not running."""
     joiner = Daemon(founder.folder.parent, name, extra)
     joiner.cli("join", token_for(founder, name, jurisdiction))
+    joiner.forget_the_tokens_addresses()
     return joiner
 
 

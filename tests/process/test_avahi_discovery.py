@@ -77,6 +77,7 @@ def sites(network: dict[str, str]) -> Iterator[tuple[Daemon, Daemon]]:
         with running(alpha, beta):
             alpha.start().wait_ready()
             beta.cli("join", token_for(alpha, "beta"))
+            beta.forget_the_tokens_addresses()
             yield alpha, beta
 
 

@@ -155,13 +155,17 @@ def test_a_seed_may_be_a_host_name() -> None:
     meet("127.0.0.1", "localhost:7421")
 
 
+def test_a_joiner_needs_nothing_but_its_tokens_address() -> None:
+    meet("127.0.0.1", "")
+
+
 def meet(host: str, seed: str) -> None:
-    """Two sites at one address; one is told of the other by a seed and by nothing else."""
+    """Two sites at one address; one knows the other by ``seed``, or by its token if that is empty."""
     with scratch() as folder:
         first, second = Daemon(folder, "first"), Daemon(folder, "second")
         for site, port in ((first, 7421), (second, 7431)):
             site.host = host
-            seeds = f'seeds = ["{seed}"]' if site is second else ""
+            seeds = f'seeds = ["{seed}"]' if site is second and seed else ""
             site.configure(
                 f"[discovery]\nmdns = false\n{seeds}",
                 f"mesh_port = {port}\ndata_port = {port + 1}\nhttp_port = {port + 600}",
@@ -172,12 +176,16 @@ def meet(host: str, seed: str) -> None:
             shown = f"[{host}]" if ":" in host else host
             assert first.get("/1/status")["http"] == f"{shown}:8021"
             second.cli("join", token_for(first, "second"))
+            if seed:
+                second.forget_the_tokens_addresses()
             second.start().wait_ready()
             both = {"first", "second"}
             wait_for(lambda: first.alive() == second.alive() == both, 15, seed, [first, second])
             rows = second.get("/1/peers")["peers"]
-            row = next(row for row in rows if row["source"] == "seed")
-            assert (row["target"], row["name"], row["outcome"]) == (seed, "first", "connected")
+            source = "seed" if seed else "token"
+            row = next(row for row in rows if row["source"] == source)
+            target = seed or f"{host}:7421"
+            assert (row["target"], row["name"], row["outcome"]) == (target, "first", "connected")
 
 
 def test_a_damaged_database_bars_the_site_from_voting_until_it_is_a_new_one() -> None:

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 
 from agent.election.proposer import Refusal
+from agent.election.reader import Reader
 from agent.federation import aggregator as aggregator_module
+from agent.federation import register as register_module
 from agent.federation import value as value_module
 from agent.federation.aggregator import Aggregation, Entry
 from agent.federation.history import History
 from agent.federation.participant import Participant, Update
-from agent.federation.value import Change, JobValue, decode
+from agent.federation.value import Change, JobValue, State, decode
 from agent.federation.watch import Watching
 from agent.foundation.ids import SiteId
 from agent.simulation.job_fleet import Scenario
@@ -113,17 +115,29 @@ def test_a_commit_that_does_not_check_its_epoch_is_caught(monkeypatch: pytest.Mo
 def test_a_second_commit_of_a_round_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def unchecked(round_, parameters, contributions, epoch, operation, *, rounds, publishes):  # type: ignore[no-untyped-def]
         def apply(now: JobValue) -> JobValue:
-            state = "running" if round_ < rounds else "exporting" if publishes else "finished"
+            last: State = "exporting" if publishes else "finished"
+            state: State = "running" if round_ < rounds else last
             return replace(
                 now, round=round_, parameters=parameters, contributions=contributions,
                 state=state, operations=(*now.operations, operation)[-8:],
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
 
         return unfenced(epoch, operation, apply)
 
     monkeypatch.setattr(aggregator_module, "commit_round", unchecked)
     restless = replace(BAD, fault_every_s=1.0, rounds=8, seconds=80.0, train_mean_s=0.5)
     assert first_violations(restless, saying="committed twice")
+
+
+class ReadsFromOne(Reader):
+    def __init__(self, **arguments: object) -> None:
+        super().__init__(**arguments)  # type: ignore[arg-type]
+        self._quorum = 1
+
+
+def test_going_on_from_what_one_member_tells_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(register_module, "Reader", ReadsFromOne)
+    assert first_violations(saying="no majority had")
 
 
 # --- mutants: updates ----------------------------------------------------------------------------

@@ -125,7 +125,7 @@ class Story:
             raise Failed(f"no site was found by mDNS, only by {', '.join(sorted(mechanisms))}")
         self._prove(
             f"each of five sites sees five, {took_s:.1f} s after four processes were started at once "
-            "(mDNS, then gossip; no seeds configured)"
+            "(mDNS, gossip and the join token's address; no seeds configured)"
         )
         for site, share in zip(cluster.sites, shares, strict=True):
             most = data.most_common(self._train, share)

@@ -155,7 +155,7 @@ def of(effects: list[JobEffect], kind: type[T]) -> list[T]:
     return [effect for effect in effects if isinstance(effect, kind)]
 
 
-def asked(effects: list[JobEffect], message: type[Call]) -> list[Ask]:  # type: ignore[valid-type]
+def asked(effects: list[JobEffect], message: type[Call]) -> list[Ask]:
     return [e for e in effects if isinstance(e, Ask) and isinstance(e.message, message)]
 
 

@@ -17,7 +17,7 @@ def test_a_reply_goes_to_who_asked_and_only_once() -> None:
 
 def test_effects_leave_in_order_and_once() -> None:
     one = desk()
-    assert one.is_empty
+    assert desk().is_empty
     one.emit(ForgetBlob(digest("a")), ForgetBlob(digest("b")))
     assert not one.is_empty
     assert [e.digest for e in one.take() if isinstance(e, ForgetBlob)] == [digest("a"), digest("b")]
