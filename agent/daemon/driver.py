@@ -187,6 +187,8 @@ class Driver:
                 outside.model(effect)
             case GatewayChanged():
                 outside.gateway_changed()
+            case job.Label():
+                outside.label(effect)
             case IsolationChanged(is_isolated):
                 self.is_isolated = is_isolated
                 _log.warning("isolated: nobody is heard" if is_isolated else "no longer isolated")

@@ -137,6 +137,11 @@ class Inference:
             loop = asyncio.get_running_loop()
             self._view_timer = loop.call_later(delay_s, self.push_view)
 
+    def label(self, digest: Digest, residency: tuple[str, ...]) -> None:
+        """Tell the gateway of one blob at once; whoever is told of it next may ask for it next."""
+        message = inside.BlobLabel(digest, residency)
+        self.gateway.post(inside.TO_GATEWAY.pack(message))
+
     def push_view(self) -> None:
         """Push the view now; one at a time, so that a gateway that is behind gets only the last."""
         if self._view_timer is not None:

@@ -264,6 +264,11 @@ class Outside:
         if self.inference is not None:
             self.inference.model(effect)
 
+    def label(self, effect: job.Label) -> None:
+        """Let the gateway give a blob to other sites from now on."""
+        if self.inference is not None:
+            self.inference.label(effect.digest, effect.residency)
+
     def gateway_changed(self) -> None:
         """Push the view to the gateway soon."""
         if self.inference is not None:

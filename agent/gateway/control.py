@@ -19,6 +19,7 @@ from agent.wire.inside import (
     AttachWorker,
     Audited,
     AuditForward,
+    BlobLabel,
     DetachWorker,
     GatewayReady,
     KnownModel,
@@ -54,12 +55,16 @@ class Control:
             self._take(message, descriptors)
 
     def _take(
-        self, message: View | AttachWorker | DetachWorker | Audited, descriptors: list[int]
+        self,
+        message: View | AttachWorker | DetachWorker | Audited | BlobLabel,
+        descriptors: list[int],
     ) -> None:
         match message:
             case View():
                 self._state.replace_view(message)
                 self.on_view(message)
+            case BlobLabel():
+                self._state.residency_of_blob[message.manifest] = message.residency
             case AttachWorker():
                 if len(descriptors) != 2:  # noqa: PLR2004 - doorbell and memory
                     for descriptor in descriptors:

@@ -235,5 +235,5 @@ JobWork = job.Train | job.Initialise | job.Aggregate | job.Export | job.ReleaseT
 SiteEffect = (
     swim.SendGossip | Persist | Ask | Answer | FetchBlob | job.ReadBlob | job.StoreBytes
     | job.ForgetBlob | JobWork | LoadModel | UnloadModel | GatewayChanged | Resolved | Noted | IsolationChanged
-    | job.Progressed
+    | job.Progressed | job.Label
 )  # fmt: skip

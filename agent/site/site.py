@@ -455,6 +455,8 @@ class Site:
         for version in self.catalog.of_kind(ModelVersion):
             if version.manifest == digest:
                 self.labels[digest] = version.residency
+        if (residency := self.labels.get(digest)) is not None:
+            self._outbox.append(job.Label(digest, residency))
         self._outbox += self.shelf.advance(now)
         self._outbox.append(GatewayChanged())
         self._job_effects(self.workshop.blob(job.BlobArrived(digest), now), now)
@@ -494,7 +496,8 @@ class Site:
                     self._fetch(digest, sources)
                 case job.Label(digest, residency):
                     self.labels[digest] = residency
-                    self._outbox.append(GatewayChanged())
+                    if digest in self.held:  # told at once: an offer of it may follow in this list
+                        self._outbox.append(effect)
                 case job.ForgetBlob(digest):
                     self._forget(digest)
                 case job.Finished():

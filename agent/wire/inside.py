@@ -206,7 +206,7 @@ class ModelRefused:
     reason: Text
 
 
-TO_GATEWAY = Tagged({1: View, 2: AttachWorker, 3: DetachWorker, 4: Audited})
+TO_GATEWAY = Tagged({1: View, 2: AttachWorker, 3: DetachWorker, 4: Audited, 5: BlobLabel})
 FROM_GATEWAY = Tagged({1: GatewayReady, 2: AuditForward, 3: Traffic})
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})
 FROM_WORKER = Tagged({1: WorkerReady, 2: ModelLoaded, 3: ModelRefused})

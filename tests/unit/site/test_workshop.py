@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from sites_of_one_cluster import World, a_job
+from sites_of_one_cluster import Node, World, a_job
 
-from agent.foundation.ids import SiteId
-from agent.site.events import DrainRequested
+from agent.federation import events as job
+from agent.federation.job import JobMachine
+from agent.foundation.ids import Digest, SiteId
+from agent.site.events import BlobStored, DrainRequested, JobEnded
 from agent.site.workshop import JOBS_MAX
 
 
@@ -20,8 +22,8 @@ from agent.site.workshop import JOBS_MAX
 )
 def test_a_site_says_why_it_does_not_train(changes: dict[str, object], said: str) -> None:
     one = World().add()
-    job = replace(a_job("j-1", one.site.me), **changes)  # type: ignore[arg-type]
-    refusal = one.site.workshop.refusal(job)
+    wanted = replace(a_job("j-1", one.site.me), **changes)  # type: ignore[arg-type]
+    refusal = one.site.workshop.refusal(wanted)
     assert said in refusal
     assert bool(said) == bool(refusal)
 
@@ -45,3 +47,41 @@ def test_an_open_job_wants_time_and_is_opened_once() -> None:
     assert machine.value is not None
     assert machine.value.aggregator == one.site.me
     assert JOBS_MAX >= 10_000
+
+
+def with_parameters(world: World, one: Node) -> JobMachine:
+    """A job whose first parameters this site has made and committed."""
+    world.submit(one, a_job("j-1", one.site.me))
+    world.run(2)
+    (machine,) = one.site.workshop.machines.values()
+    assert machine.aggregation is not None
+    made = Digest(b"p" * 32)
+    world.feed(one, BlobStored(made))
+    done = job.WorkDone(machine.aggregation._token, made, 9)
+    world.feed(one, JobEnded(machine.job.id, done))
+    world.run(1)
+    assert machine.value is not None
+    assert machine.value.parameters == made
+    return machine
+
+
+def test_an_update_may_be_fetched_before_it_is_offered() -> None:
+    world = World()
+    one = world.add()
+    machine = with_parameters(world, one)
+    update = Digest(b"u" * 32)
+    effects = one.site.step(BlobStored(update), world.now)
+    assert not [effect for effect in effects if isinstance(effect, job.Label)]
+    trained = job.Trained(1, Digest(b"p" * 32), update, 7, ())
+    effects = one.site.step(JobEnded(machine.job.id, trained), world.now)
+    assert job.Label(update, ()) in effects
+
+
+def test_a_blob_that_a_job_needs_is_not_removed_for_another() -> None:
+    world = World()
+    one = world.add()
+    with_parameters(world, one)
+    needed, served = Digest(b"p" * 32), Digest(b"x" * 32)
+    one.site._job_effects([job.ForgetBlob(needed), job.ForgetBlob(served)], world.now)
+    effects = one.site.step(BlobStored(Digest(b"y" * 32)), world.now)
+    assert [e.digest for e in effects if isinstance(e, job.ForgetBlob)] == [served]
