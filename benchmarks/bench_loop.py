@@ -23,7 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "loop.json"
-ROUNDS = 6
+ROUNDS = 10
+"""Four whole rounds of all five sites before the kill; only these are compared with plain PyTorch."""
 REQUESTS = 300
 
 
