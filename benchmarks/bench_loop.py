@@ -95,6 +95,9 @@ def _from_demos(demos: list[dict[str, Any]], plain: dict[str, float]) -> list[di
     for name, goal in (("control", 60.0), ("gateway", None), ("model-worker", None)):
         values = [float(demo["memory_mib"][name]) for demo in demos if name in demo["memory_mib"]]
         rows.append(_row(f"memory of {name} at the end (PSS)", values, "MiB", goal))
+    for name in sorted({name for demo in demos for name in demo["memory_training_mib"]}):
+        values = [float(demo["memory_training_mib"].get(name, 0.0)) for demo in demos]
+        rows.append(_row(f"memory of {name} while training (PSS)", values, "MiB"))
     accuracy = _row("accuracy on 2,000 held-out images", of("accuracy"), "")
     return [*rows, accuracy]
 

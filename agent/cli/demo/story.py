@@ -57,7 +57,7 @@ class Story:
             self._lose_the_aggregator()
             self._finish()
             self._return()
-            self._measure()
+            self._measure("memory_mib")
         except Failed as failure:
             tails = "\n".join(
                 f"--- {s.name}\n{s.tail()}" for s in self.cluster.sites if s.log.exists()
@@ -229,6 +229,7 @@ class Story:
         of_four: list[float] = []
         with screen.progress(self._rounds) as view:
             self._follow(view.show, lambda job: job["round"] >= target - 1, of_five)
+            self._measure("memory_training_mib")
             victim, delivered = self._catch_in_the_middle(target)
             victim.kill()
             killed_at = time.monotonic()
@@ -414,11 +415,14 @@ class Story:
         )
 
     # --- 7 ---------------------------------------------------------------------------------------
-    def _measure(self) -> None:
+    def _measure(self, figure: str) -> None:
+        """Memory of each process of one site, now."""
         site = self._cluster.running[0]
         processes = site.admin.get("/1/status")["processes"]
-        self.figures["memory_mib"] = {
-            p["name"]: round(memory_bytes(p["pid"]) / 2**20, 1) for p in processes if p["pid"]
+        self.figures[figure] = {
+            p["name"].split()[0]: round(memory_bytes(p["pid"]) / 2**20, 1)
+            for p in processes
+            if p["pid"]
         }
 
     def _summary(self) -> None:
