@@ -33,6 +33,9 @@ from agent.wire import inside
 
 VIEW_DELAY_S = 0.02
 """Changes that come together make one view."""
+VIEW_REFRESH_S = 1.0
+VIEW_REFRESH_REST = 100.0
+"""Looking for changed round trips takes at most one part in this many of the loop."""
 VIEW_REST = 20.0
 """Composing views takes at most one part in this many of the loop: 20 ms each with 1,000 sites, whose
 records change hundreds of times a second."""
@@ -78,6 +81,7 @@ class Inference:
         self._view_timer: asyncio.TimerHandle | None = None
         self._is_view_stale = self._is_view_under_way = False
         self._view_cost_s = 0.0
+        self._view_sent = b""
         self._loading: set[bytes] = set()
         self.gateway_ready = asyncio.Event()
         self.http_port = 0
@@ -94,6 +98,7 @@ class Inference:
 
     # --- gateway ---------------------------------------------------------------------------------
     def _gateway_started(self, _: Channel) -> None:
+        self._view_sent = b""
         self.push_view()
         if self._is_worker_up:
             self._connect()
@@ -152,13 +157,21 @@ class Inference:
             self._is_view_under_way = True
             self._spawn(self._send_view())
 
+    async def _refresh_view(self) -> None:
+        """Round trips move without any event: keep what the gateway knows of them fresh."""
+        while True:
+            await asyncio.sleep(max(VIEW_REFRESH_S, VIEW_REFRESH_REST * self._view_cost_s))
+            self.view_changed()
+
     async def _send_view(self) -> None:
         self._is_view_stale = False
         began = monotonic_s()
         packed = inside.TO_GATEWAY.pack(self._view())
         self._view_cost_s = monotonic_s() - began
         try:
-            await self.gateway.send(packed)
+            if packed != self._view_sent:
+                await self.gateway.send(packed)
+                self._view_sent = packed
         finally:
             self._is_view_under_way = False
         if self._is_view_stale:
@@ -255,6 +268,7 @@ class Inference:
     def start(self) -> None:
         """Start both; they are kept alive until ``stop``."""
         self._spawn(self.gateway.run())
+        self._spawn(self._refresh_view())
         self._spawn(self.worker.run())
 
     async def stop(self) -> None:

@@ -45,7 +45,7 @@ def _sites(site: Site) -> tuple[RemoteSite, ...]:
         if identity is None or member.state not in ("alive", "suspect"):
             continue
         record, claims = member.record, identity.claims
-        rtt_ms = 1000.0 * member.rtt_s if member.rtt_s is not None else 1000.0
+        rtt_ms = round(1000.0 * member.rtt_s, 1) if member.rtt_s is not None else 1000.0
         found.append(
             RemoteSite(
                 member.site, claims.name, claims.region, claims.tier, claims.jurisdiction,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class Rig:
         self.events: list[SiteEvent] = []
         self.audit, self.blobs = Audit(), BlobStore(folder, reserve_bytes=0)
         self.views = 0
+        self.is_changing = True
         self.tasks: set[asyncio.Task[Any]] = set()
         self.inference = Inference(
             gateway_arguments=(), worker_arguments=(), slots=2, slot_bytes=4096,
@@ -83,7 +85,7 @@ class Rig:
 
     def _view(self) -> inside.View:
         self.views += 1
-        return VIEW
+        return replace(VIEW, is_draining=self.is_changing and self.views % 2 == 0)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -138,6 +140,31 @@ async def test_changes_that_come_together_make_one_view_and_a_slow_reader_gets_o
             await asyncio.sleep(0.005)
     await asyncio.sleep(0.05)
     assert rig.views == 2
+    await rig.inference.stop()
+
+
+async def test_a_view_that_says_nothing_new_is_not_sent(rig: Rig) -> None:
+    rig.is_changing = False
+    for _ in range(3):
+        rig.inference.push_view()
+        await rig.settled()
+    assert (rig.views, len(rig.to_gateway)) == (3, 1)
+    rig.is_changing = True
+    rig.inference.push_view()
+    await rig.settled()
+    assert len(rig.to_gateway) == 2
+    await rig.inference.stop()
+
+
+async def test_what_moves_without_an_event_is_looked_at_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_module, "VIEW_REFRESH_S", 0.01)
+    looking = asyncio.ensure_future(rig.inference._refresh_view())
+    async with asyncio.timeout(5):
+        while len(rig.to_gateway) < 3:  # noqa: ASYNC110 - the code under test has no event
+            await asyncio.sleep(0.005)
+    looking.cancel()
     await rig.inference.stop()
 
 
