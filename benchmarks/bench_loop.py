@@ -96,7 +96,8 @@ def _from_demos(demos: list[dict[str, Any]], plain: dict[str, float]) -> list[di
         values = [float(demo["memory_mib"][name]) for demo in demos if name in demo["memory_mib"]]
         rows.append(_row(f"memory of {name} at the end (PSS)", values, "MiB", goal))
     for name in sorted({name for demo in demos for name in demo["memory_training_mib"]}):
-        values = [float(demo["memory_training_mib"].get(name, 0.0)) for demo in demos]
+        training = [demo["memory_training_mib"] for demo in demos]
+        values = [float(memory[name]) for memory in training if name in memory]
         rows.append(_row(f"memory of {name} while training (PSS)", values, "MiB"))
     accuracy = _row("accuracy on 2,000 held-out images", of("accuracy"), "")
     return [*rows, accuracy]
