@@ -193,12 +193,14 @@ def _address(settings: SiteSettings, check: str) -> Finding:
 def _ports(settings: SiteSettings, check: str, *, is_running: bool) -> Finding:
     listen = settings.listen
     mesh = announced_host(listen.mesh_host).host
-    wanted = (
+    wanted = [
         (listen.http_host, listen.http_port, socket.SOCK_STREAM, "applications"),
         (mesh, listen.mesh_port, socket.SOCK_STREAM, "mesh control"),
         (mesh, listen.mesh_port, socket.SOCK_DGRAM, "gossip"),
         (mesh, listen.data_port, socket.SOCK_STREAM, "mesh data"),
-    )
+    ]
+    if listen.grpc_port:
+        wanted.insert(1, (listen.http_host, listen.grpc_port, socket.SOCK_STREAM, "gRPC"))
     shown = ", ".join(
         f"{host}:{port}{'/udp' if kind == socket.SOCK_DGRAM else ''}"
         for host, port, kind, _ in wanted

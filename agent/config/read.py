@@ -70,6 +70,12 @@ def _problems_together(settings: SiteSettings) -> Iterator[Problem]:
             ("listen", "http_port"),
             f"listen.http_port {listen.http_port} is a port of the mesh too; give each its own",
         )
+    if listen.grpc_port in {listen.http_port, listen.mesh_port, listen.data_port}:
+        yield Problem(
+            ("listen", "grpc_port"),
+            f"listen.grpc_port {listen.grpc_port} is another port of this site; give each its own"
+            " (0: no gRPC)",
+        )
     if listen.mesh_host in {"0.0.0.0", "::"}:  # noqa: S104 - refused here, not bound
         yield Problem(
             ("listen", "mesh_host"),

@@ -67,6 +67,9 @@ class ListenPart:
         ),
     ] = "127.0.0.1"
     http_port: Annotated[int, Between(1, 65_535), Doc("TCP port for applications.")] = 8000
+    grpc_port: Annotated[
+        int, Between(0, 65_535), Doc("The same over gRPC, at `http_host`. 0: no gRPC.")
+    ] = 8001
     mesh_host: Annotated[
         str,
         IsHost(or_auto=True),

@@ -47,12 +47,14 @@ def require_free(listen: ListenPart, mesh_host: str) -> None:
     Raises:
         ConfigError: names each that cannot, with its setting.
     """
-    wanted = (
+    wanted = [
         (mesh_host, listen.mesh_port, socket.SOCK_DGRAM, "gossip", "mesh_port"),
         (mesh_host, listen.mesh_port, socket.SOCK_STREAM, "members", "mesh_port"),
         (mesh_host, listen.data_port, socket.SOCK_STREAM, "members' data", "data_port"),
         (listen.http_host, listen.http_port, socket.SOCK_STREAM, "applications", "http_port"),
-    )
+    ]
+    if listen.grpc_port:
+        wanted.append((listen.http_host, listen.grpc_port, socket.SOCK_STREAM, "gRPC", "grpc_port"))
     troubles: list[tuple[str, str, str]] = []
     for host, port, kind, purpose, key in wanted:
         try:

@@ -238,6 +238,7 @@ class _Daemon:
         threads = serving.threads or hardware.inference_threads
         gateway = [
             "--http-host", listen.http_host, "--http-port", str(listen.http_port),
+            "--grpc-port", str(listen.grpc_port or -1),
             "--data-host", host, "--data-port", str(listen.data_port),
             "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
             "--request-bytes-max", str(serving.request_bytes_max),

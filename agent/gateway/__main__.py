@@ -6,12 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
 from agent.drivers import keystore, tls
 from agent.drivers.channel import Channel, exit_with_parent
 from agent.foundation.errors import AtollError
+from agent.gateway.about import About
 from agent.gateway.blob_endpoints import BlobEndpoints
 from agent.gateway.bodies import Bodies
 from agent.gateway.control import Control
@@ -22,6 +24,9 @@ from agent.gateway.members import Callers, Members
 from agent.gateway.site import Limits, SiteState
 from agent.wire.inside import View
 
+if TYPE_CHECKING:
+    from agent.gateway.grpc_door import GrpcDoor
+
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     defaults = Limits()
@@ -29,6 +34,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--http-host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument("--grpc-port", type=int, default=-1, help="0 = any free one, -1 = none")
     parser.add_argument("--data-host", required=True)
     parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
     parser.add_argument("--identity-dir", type=Path, required=True)
@@ -52,9 +58,9 @@ async def serve(given: argparse.Namespace) -> None:
     members = Members(keys, callers, given.request_bytes_max)
     channel = Channel.from_descriptor(given.channel_fd)
     control = Control(channel, state)
-    endpoints = Endpoints(
-        state, Inference(state, members, control), Bodies(given.request_bytes_max)
-    )
+    inference = Inference(state, members, control)
+    about = About(state, inference)
+    endpoints = Endpoints(state, inference, Bodies(given.request_bytes_max), about)
     blobs = BlobEndpoints(state, callers, given.blob_dir)
     context = tls.server_context(keys)
     chain = given.identity_dir / "chain.pem"
@@ -78,17 +84,31 @@ async def serve(given: argparse.Namespace) -> None:
         context=context,
         callers=callers,
     )
-    await control.say_ready(http.port, data.port)
+    grpc = await _open_grpc(given, state, inference, about)
+    await control.say_ready(http.port, data.port, grpc.port if grpc is not None else 0)
     report = asyncio.create_task(control.report())
     try:
         await control.serve()
     finally:
         report.cancel()
-        await asyncio.gather(report, http.close(), data.close(), return_exceptions=True)
+        doors = [door.close() for door in (http, data, grpc) if door is not None]
+        await asyncio.gather(report, *doors, return_exceptions=True)
         for index in tuple(state.workers):
             state.detach(index)
         await members.close()
         channel.close()
+
+
+async def _open_grpc(
+    given: argparse.Namespace, state: SiteState, inference: Inference, about: About
+) -> "GrpcDoor | None":
+    if given.grpc_port < 0:
+        return None
+    from agent.gateway.grpc_door import GrpcDoor  # noqa: PLC0415 - 12 MiB that not every site needs
+
+    door = GrpcDoor(state, inference, about)
+    await door.open(given.http_host, given.grpc_port)
+    return door
 
 
 def main(arguments: list[str] | None = None) -> int:

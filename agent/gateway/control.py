@@ -43,9 +43,10 @@ class Control:
         self._number = 0
         self.on_view: Callable[[View], None] = lambda _: None
 
-    async def say_ready(self, http_port: int, data_port: int) -> None:
-        """Both doors are open."""
-        await self._channel.send(FROM_GATEWAY.pack(GatewayReady(http_port, data_port)))
+    async def say_ready(self, http_port: int, data_port: int, grpc_port: int) -> None:
+        """All doors are open; ``grpc_port`` is 0 where there is none."""
+        ready = GatewayReady(http_port, data_port, grpc_port)
+        await self._channel.send(FROM_GATEWAY.pack(ready))
 
     async def serve(self) -> None:
         """Take messages until the control process is gone."""

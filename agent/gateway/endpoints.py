@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-import agent
 from agent.drivers.clock import monotonic_s
-from agent.foundation.errors import AtollError, Busy, NotFound, UsageError
+from agent.foundation.errors import AtollError, Busy, UsageError
 from agent.foundation.ids import SiteId
+from agent.gateway.about import About
 from agent.gateway.bodies import Bodies
 from agent.gateway.inference import (
     RETRY_HEADER,
@@ -32,15 +32,13 @@ from agent.gateway.inference import (
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
 from agent.gateway.site import SiteState
-from agent.routing.policy import HOPS_MAX, Question, judge_local, judge_remote
+from agent.routing.policy import Question
 from agent.serving.failures import error_body, status_of
 from agent.serving.request import HEADER_NAME
-from agent.serving.signature import signature_of_metadata
+from agent.serving.signature import Signature
 
 CALLER: web.RequestKey[SiteId] = web.RequestKey("caller", SiteId)
 """The member that sent the request; absent for applications."""
-EXTENSIONS = ["binary_tensor_data", "model_repository", "statistics", "model_configuration"]
-METADATA_TIMEOUT_S = 5.0
 REPOSITORY_BODY_BYTES_MAX = 1 << 16
 STATUS_CLIENT_GONE = 499
 
@@ -85,10 +83,13 @@ def _json(content: Any, status: int = 200) -> web.Response:
 class Endpoints:
     """The routes and what answers them."""
 
-    def __init__(self, state: SiteState, inference: Inference, bodies: Bodies) -> None:
+    def __init__(
+        self, state: SiteState, inference: Inference, bodies: Bodies, about: About
+    ) -> None:
         self._state = state
         self._inference = inference
         self._bodies = bodies
+        self._about = about
 
     def routes(self) -> list[web.RouteDef]:
         """All routes of the protocol, and the counters."""
@@ -117,7 +118,7 @@ class Endpoints:
     # --- the server ------------------------------------------------------------------------------
     async def server_metadata(self, _: web.Request) -> web.Response:
         """``GET /v2``."""
-        return _json({"name": "atoll", "version": agent.__version__, "extensions": EXTENSIONS})
+        return _json(self._about.server())
 
     async def live(self, _: web.Request) -> web.Response:
         """``GET /v2/health/live``: this process answers."""
@@ -145,30 +146,12 @@ class Endpoints:
     async def repository_index(self, request: web.Request) -> web.Response:
         """``POST /v2/repository/index``: the models of the catalog and their state here."""
         is_ready_only = await self._wants_ready_only(request)
-        listed = []
-        for known in self._state.view.known:
-            local = self._state.local(known.key)
-            where = [remote.name for remote in self._state.serving(known.key)]
-            is_ready = self._is_ready(Question(known))
-            if is_ready or not is_ready_only:
-                reason = local.reason if local is not None and not local.is_ready else ""
-                if local is None:
-                    reason = f"served by {', '.join(where[:5])}" if where else "served nowhere"
-                listed.append(
-                    {
-                        "name": known.name,
-                        "version": known.version,
-                        "state": "READY" if is_ready else "UNAVAILABLE",
-                        "reason": reason,
-                    }
-                )
-        return _json(listed)
+        return _json(self._about.repository(is_ready_only=is_ready_only))
 
     async def no_repository_control(self, _: web.Request) -> web.Response:
-        """``POST .../load`` and ``.../unload``: models come from the cluster's signed catalog."""
-        return _error(
-            501, "models are deployed by signed documents of the cluster: atoll model push"
-        )
+        """``POST .../load`` and ``.../unload``."""
+        self._about.control_repository()
+        raise AssertionError("it is not offered")
 
     async def _wants_ready_only(self, request: web.Request) -> bool:
         body = await request.content.read(REPOSITORY_BODY_BYTES_MAX)
@@ -185,47 +168,22 @@ class Endpoints:
     # --- models ----------------------------------------------------------------------------------
     async def model_metadata(self, request: web.Request) -> web.Response:
         """``GET /v2/models/M[/versions/V]``, of a model that is served here or elsewhere."""
-        return await self._about_model(request, "", lambda metadata: metadata.encode())
+        return await self._signature(request, lambda signature: signature.metadata())
 
     async def model_config(self, request: web.Request) -> web.Response:
         """``GET /v2/models/M[/versions/V]/config``, as Triton words it."""
-        return await self._about_model(
-            request, "/config", lambda metadata: signature_of_metadata(metadata).config()
-        )
+        return await self._signature(request, lambda signature: signature.config())
 
     async def model_ready(self, request: web.Request) -> web.Response:
         """``GET /v2/models/M[/versions/V]/ready``: whether a request would find a site now."""
         question = self._question(request)
-        is_ready = self._is_ready(question)
+        is_ready = self._about.is_ready(question)
         return _json({"name": question.model.name, "ready": is_ready}, 200 if is_ready else 400)
 
     async def statistics(self, request: web.Request) -> web.Response:
         """``GET /v2/models[/M[/versions/V]]/stats``: counters of requests answered through here."""
-        name = request.match_info.get("model")
-        version = request.match_info.get("version")
-        known = [
-            model
-            for model in self._state.view.known
-            if name in (None, model.name) and version in (None, model.version)
-        ]
-        if name is not None and not known:
-            raise NotFound(f"unknown model {name!r}" + (f" version {version!r}" if version else ""))
-        return _json(
-            {
-                "model_stats": [
-                    {
-                        "name": model.name,
-                        "version": model.version,
-                        "inference_count": figures.count,
-                        "execution_count": figures.count,
-                        "inference_stats": figures.statistics(),
-                        "batch_stats": [],
-                    }
-                    for model in known
-                    for figures in (self._state.figures.of(model.name, model.version),)
-                ]
-            }
-        )
+        found = request.match_info
+        return _json(self._about.statistics(found.get("model"), found.get("version")))
 
     def _question(self, request: web.Request) -> Question:
         return read_question(
@@ -236,28 +194,12 @@ class Endpoints:
             request.get(CALLER),
         )
 
-    def _is_ready(self, question: Question) -> bool:
-        state = self._state
-        local = judge_local(state.view, question, is_worker_up=state.is_worker_up)
-        if not local.removed:
-            return True
-        remotes = state.serving(question.model.key)
-        return question.hops < HOPS_MAX and any(
-            not judge_remote(state.view, question, remote).removed for remote in remotes
-        )
-
-    async def _about_model(
-        self, request: web.Request, suffix: str, form: Callable[[str], bytes]
+    async def _signature(
+        self, request: web.Request, form: Callable[[Signature], bytes]
     ) -> web.Response:
-        question = self._question(request)
-        local = self._state.local(question.model.key)
-        if local is not None and local.metadata:
-            return web.Response(body=form(local.metadata), content_type=_JSON)
-        path = f"/v2/models/{question.model.name}/versions/{question.model.version}{suffix}"
-        status, body = await self._inference.fetch(
-            question, path, read_request_id(request.headers), monotonic_s() + METADATA_TIMEOUT_S
-        )
-        return web.Response(status=status, body=body, content_type=_JSON)
+        request_id = read_request_id(request.headers)
+        signature = await self._about.signature(self._question(request), request_id)
+        return web.Response(body=form(signature), content_type=_JSON)
 
     # --- inference -------------------------------------------------------------------------------
     async def infer(self, request: web.Request) -> web.Response:

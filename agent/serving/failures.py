@@ -32,6 +32,10 @@ class DeadlineExceeded(AtollError):
     """The request's own time limit passed before its answer was there."""
 
 
+class NotOffered(AtollError):
+    """The protocol has it, this server does not; says what to do instead."""
+
+
 _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (TooLarge, 413),
     (TooSlow, 408),
@@ -42,6 +46,7 @@ _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (Malformed, 400),
     (Unreachable, 503),
     (DeadlineExceeded, 504),
+    (NotOffered, 501),
 )
 
 
@@ -52,7 +57,10 @@ def status_of(error: AtollError) -> int:
 
 def error_body(text: str) -> bytes:
     """The protocol's error object, with the text cut to what a person reads."""
+    return orjson.dumps({"error": error_text(text)})
+
+
+def error_text(text: str) -> str:
+    """What of an error is shown: valid UTF-8, at most ``ERROR_CHARS_MAX`` characters."""
     clean = text.encode("utf-8", "replace").decode()
-    if len(clean) > ERROR_CHARS_MAX:
-        clean = clean[: ERROR_CHARS_MAX - 1] + "…"
-    return orjson.dumps({"error": clean})
+    return clean if len(clean) <= ERROR_CHARS_MAX else clean[: ERROR_CHARS_MAX - 1] + "…"

@@ -37,29 +37,33 @@ class Signature:
 
     def metadata(self) -> bytes:
         """Model metadata as the protocol's JSON (``GET /v2/models/M``)."""
-        return orjson.dumps(
-            {
-                "name": self.name,
-                "versions": [self.version],
-                "platform": PLATFORM,
-                "inputs": [_describe(spec) for spec in self.inputs],
-                "outputs": [_describe(spec) for spec in self.outputs],
-            }
-        )
+        return orjson.dumps(self.description())
+
+    def description(self) -> dict[str, Any]:
+        """What ``metadata`` says, as Python objects."""
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": PLATFORM,
+            "inputs": [_describe(spec) for spec in self.inputs],
+            "outputs": [_describe(spec) for spec in self.outputs],
+        }
 
     def config(self) -> bytes:
         """Triton's model configuration as JSON, as far as it applies to this runtime."""
-        return orjson.dumps(
-            {
-                "name": self.name,
-                "platform": "onnxruntime_onnx",
-                "backend": "onnxruntime",
-                "version_policy": {"specific": {"versions": [self.version]}},
-                "max_batch_size": 0,
-                "input": [_configure(spec) for spec in self.inputs],
-                "output": [_configure(spec) for spec in self.outputs],
-            }
-        )
+        return orjson.dumps(self.configuration())
+
+    def configuration(self) -> dict[str, Any]:
+        """What ``config`` says, as Python objects."""
+        return {
+            "name": self.name,
+            "platform": "onnxruntime_onnx",
+            "backend": "onnxruntime",
+            "version_policy": {"specific": {"versions": [self.version]}},
+            "max_batch_size": 0,
+            "input": [_configure(spec) for spec in self.inputs],
+            "output": [_configure(spec) for spec in self.outputs],
+        }
 
 
 def signature_of_metadata(text: str | bytes) -> Signature:

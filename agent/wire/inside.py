@@ -112,10 +112,12 @@ class Audited:
 # --- gateway -> control --------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class GatewayReady:
-    """Both listeners are bound."""
+    """All listeners are bound."""
 
     http_port: Port
     data_port: Port
+    grpc_port: Annotated[int, Range(0, 65_535)] = 0
+    """0: this site does not speak gRPC."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,8 @@ class ServingSite:
             self.host,
             "--http-port",
             "0",
+            "--grpc-port",
+            "0",
             "--data-host",
             self.host,
             "--data-port",
@@ -175,6 +177,7 @@ class ServingSite:
         ready = self.gateway.next(GatewayReady)
         self.gateway.on_message = self._from_gateway
         self.http_port, self.data_port = ready.http_port, ready.data_port
+        self.grpc_port = ready.grpc_port
 
     def _from_gateway(self, message: Any) -> None:
         if isinstance(message, AuditForward):

@@ -87,7 +87,12 @@ def test_a_mangled_token_is_refused_without_asking_anybody(founder: Daemon) -> N
 def test_a_port_in_use_is_one_clear_error() -> None:
     with scratch() as folder:
         site = found(folder, "rome")
-        for port, name in ((7411, "mesh_port"), (7412, "data_port"), (8000, "http_port")):
+        for port, name in (
+            (7411, "mesh_port"),
+            (7412, "data_port"),
+            (8000, "http_port"),
+            (8001, "grpc_port"),
+        ):
             with socket.socket() as held:
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 held.bind((site.host, port))
@@ -168,7 +173,7 @@ def meet(host: str, seed: str) -> None:
             seeds = f'seeds = ["{seed}"]' if site is second and seed else ""
             site.configure(
                 f"[discovery]\nmdns = false\n{seeds}",
-                f"mesh_port = {port}\ndata_port = {port + 1}\nhttp_port = {port + 600}",
+                f"mesh_port = {port}\ndata_port = {port + 1}\nhttp_port = {port + 600}\ngrpc_port = 0",
             )
         make_founder(first)
         with running(first, second):

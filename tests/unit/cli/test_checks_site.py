@@ -30,7 +30,11 @@ def settings(founded: Path, tmp_path: Path) -> SiteSettings:
     found = load(founded)
     shutil.copytree(found.state_dir, tmp_path / "state")
     listen = ListenPart(
-        http_port=free_port(), mesh_host="127.0.0.1", mesh_port=free_port(), data_port=free_port()
+        http_port=free_port(),
+        grpc_port=free_port(),
+        mesh_host="127.0.0.1",
+        mesh_port=free_port(),
+        data_port=free_port(),
     )
     return replace(found, site=replace(found.site, state_dir=tmp_path / "state"), listen=listen)
 

@@ -1,0 +1,302 @@
+"""The gateway's third door: the Open Inference Protocol over gRPC, for applications.
+
+The same questions as over HTTP, asked of the same parts; only the form differs. Every failure is a
+gRPC status with the text that HTTP would give. A client's deadline is the request's deadline, and a
+client that goes away cancels its request. Metadata ``atoll-residency`` and ``atoll-request-id`` are
+what the headers of those names are over HTTP.
+
+Bounds: the size of a message, requests under way, and connections that say nothing.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import grpc
+import grpc.aio
+import orjson
+from multidict import CIMultiDict
+
+from agent.drivers.clock import monotonic_s
+from agent.foundation.errors import AtollError, ConfigError
+from agent.gateway.about import About
+from agent.gateway.grpc_messages import METHODS, SERVICE, message
+from agent.gateway.grpc_tensors import body_of, response_of
+from agent.gateway.inference import (
+    Answered,
+    Asked,
+    Inference,
+    read_deadline,
+    read_question,
+    read_request_id,
+)
+from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
+from agent.gateway.site import SiteState
+from agent.routing.policy import Question
+from agent.serving.failures import ERROR_CHARS_MAX, error_text, status_of
+
+CALLS_MAX = 256
+"""Under way at once; each may hold one message of the largest allowed size while it is read."""
+FRAME_BYTES = 64 << 10
+"""Beside the tensors: names, shapes, parameters."""
+IDLE_MS = 300_000
+"""A connection without a call is closed after five minutes."""
+DRAIN_S = 2.0
+"""Calls under way at the end have this long."""
+
+_log = logging.getLogger(__name__)
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    408: grpc.StatusCode.DEADLINE_EXCEEDED,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.UNAVAILABLE,
+    499: grpc.StatusCode.CANCELLED,
+    501: grpc.StatusCode.UNIMPLEMENTED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_TYPES = message("ModelInput").DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name
+
+Context = Any
+"""``grpc.aio.ServicerContext``; the library's own type is generic over what it does not use."""
+Method = Callable[[Any, Context], Awaitable[Any]]
+
+
+class _Failed(AtollError):
+    """A request failed with a status that another part has decided."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class GrpcDoor:
+    """The service and its listening port."""
+
+    def __init__(self, state: SiteState, inference: Inference, about: About) -> None:
+        """Needs a running loop."""
+        self._state, self._inference, self._about = state, inference, about
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def open(self, host: str, port: int) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: the address cannot be bound.
+        """
+        largest = self._state.limits.request_bytes_max + FRAME_BYTES
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=CALLS_MAX,
+            options=(
+                ("grpc.max_receive_message_length", largest),
+                ("grpc.max_send_message_length", largest),
+                ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.so_reuseport", 0),
+            ),
+        )
+        self._server.add_generic_rpc_handlers((self._service(),))
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            self.port = self._server.add_insecure_port(where)
+        except RuntimeError:
+            raise ConfigError(
+                f"cannot listen for gRPC at {where}",
+                why="the port is taken, or the address is not this machine's",
+                mend="choose another [listen] grpc_port, or 0 for no gRPC",
+            ) from None
+        await self._server.start()
+
+    async def close(self) -> None:
+        """Take no more calls; let those under way end for ``DRAIN_S``."""
+        if self._server is not None:
+            await self._server.stop(DRAIN_S)
+
+    # --- the service -----------------------------------------------------------------------------
+    def _service(self) -> grpc.GenericRpcHandler:
+        answers: dict[str, Method] = {
+            "ServerLive": self._live,
+            "ServerReady": self._ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelStatistics": self._statistics,
+            "ModelInfer": self._infer,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._control,
+            "RepositoryModelUnload": self._control,
+        }
+        handlers = {}
+        for name, (request, response, is_stream) in METHODS.items():
+            if is_stream:
+                handlers[name] = grpc.stream_stream_rpc_method_handler(
+                    self._infer_stream, request.FromString, response.SerializeToString
+                )
+            else:
+                handlers[name] = grpc.unary_unary_rpc_method_handler(
+                    partial(_answered, answers[name]),
+                    request.FromString,
+                    response.SerializeToString,
+                )
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    async def _live(self, _: Any, __: Context) -> Any:
+        return message("ServerLiveResponse")(live=True)
+
+    async def _ready(self, _: Any, __: Context) -> Any:
+        return message("ServerReadyResponse")(ready=not self._state.why_not_ready)
+
+    async def _server_metadata(self, _: Any, __: Context) -> Any:
+        return message("ServerMetadataResponse")(**self._about.server())
+
+    # --- models ----------------------------------------------------------------------------------
+    async def _model_ready(self, request: Any, context: Context) -> Any:
+        question = self._question(request.name, request.version, _headers(context))
+        return message("ModelReadyResponse")(ready=self._about.is_ready(question))
+
+    async def _model_metadata(self, request: Any, context: Context) -> Any:
+        headers = _headers(context)
+        question = self._question(request.name, request.version, headers)
+        signature = await self._about.signature(question, read_request_id(headers))
+        described = signature.description()
+        return message("ModelMetadataResponse")(**described)
+
+    async def _model_config(self, request: Any, context: Context) -> Any:
+        headers = _headers(context)
+        question = self._question(request.name, request.version, headers)
+        signature = await self._about.signature(question, read_request_id(headers))
+        config = signature.configuration()
+        policy = config.pop("version_policy")["specific"]["versions"]
+        for tensor in (*config["input"], *config["output"]):
+            tensor["data_type"] = _TYPES[tensor["data_type"]].number
+        response = message("ModelConfigResponse")(config=config)
+        numbers = [int(version) for version in policy if version.isdecimal()]
+        response.config.version_policy.specific.versions.extend(numbers)
+        return response
+
+    async def _statistics(self, request: Any, _: Context) -> Any:
+        found = self._about.statistics(request.name or None, request.version or None)
+        return message("ModelStatisticsResponse")(**found)
+
+    async def _index(self, request: Any, _: Context) -> Any:
+        models = self._about.repository(is_ready_only=request.ready)
+        return message("RepositoryIndexResponse")(models=models)
+
+    async def _control(self, _: Any, __: Context) -> Any:
+        self._about.control_repository()
+
+    def _question(self, name: str, version: str, headers: CIMultiDict[str]) -> Question:
+        return read_question(self._state, name, version or None, headers, None)
+
+    # --- inference -------------------------------------------------------------------------------
+    async def _infer(self, request: Any, context: Context) -> Any:
+        headers = _headers(context)
+        request_id = read_request_id(headers)
+        await context.send_initial_metadata(((ID_HEADER.lower(), request_id),))
+        response, served_by = await self._answer(request, context, headers, request_id)
+        context.set_trailing_metadata(((SERVED_BY_HEADER.lower(), served_by),))
+        return response
+
+    async def _infer_stream(self, requests: AsyncIterator[Any], context: Context) -> Any:
+        """Requests of one stream are answered in their order; an error does not end the stream."""
+        headers = _headers(context)
+        made = message("ModelStreamInferResponse")
+        async for request in requests:
+            try:
+                request_id = read_request_id(CIMultiDict())
+                response, _ = await self._answer(request, context, headers, request_id)
+                yield made(infer_response=response)
+            except AtollError as error:
+                failed = made(error_message=error_text(str(error)))
+                failed.infer_response.id = request.id
+                yield failed
+            except Exception:  # noqa: BLE001 - as for a single request: see _answered
+                _log.exception("request failed: ModelStreamInfer")
+                yield made(error_message="internal error of the gateway; see its log")
+
+    async def _answer(
+        self, request: Any, context: Context, headers: CIMultiDict[str], request_id: str
+    ) -> tuple[Any, str]:
+        """The response and the name of the site that made it; counted however it ends."""
+        figures, begun = self._state.figures, monotonic_s()
+        figures.requests += 1
+        question: Question | None = None
+        status = 499  # unless the code below says otherwise, the client is gone (cancelled)
+        try:
+            question = self._question(request.model_name, request.model_version, headers)
+            body, json_bytes = body_of(request)
+            asked = Asked(
+                id=request_id,
+                model=question.model,
+                question=question,
+                header=str(json_bytes),
+                body=body,
+                deadline=self._deadline(context, headers),
+            )
+            answered = await self._inference.answer(asked)
+            response = _response(answered)
+            status = answered.status
+        except AtollError as error:
+            status = _status(error)
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            if status >= 400:  # noqa: PLR2004
+                figures.errors += 1
+                if question is not None:
+                    figures.of(question.model.name, question.model.version).failed(status)
+        figures.of(question.model.name, question.model.version).succeeded(
+            round((monotonic_s() - begun) * 1e6), answered.queue_us, answered.run_us
+        )
+        return response, answered.served_by
+
+    def _deadline(self, context: Context, headers: CIMultiDict[str]) -> float:
+        allowed = read_deadline(self._state, headers, DEADLINE_HEADER)
+        left_s = context.time_remaining()
+        return allowed if left_s is None else min(allowed, monotonic_s() + left_s)
+
+
+async def _answered(method: Method, request: Any, context: Context) -> Any:
+    """The method's answer, or its failure as a gRPC status; nothing of the inside shows."""
+    try:
+        return await method(request, context)
+    except AtollError as error:
+        code = _CODES.get(_status(error), grpc.StatusCode.INTERNAL)
+        await context.abort(code, error_text(str(error)))
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # noqa: BLE001 - a fault of one request must not end the others
+        _log.exception("request failed: %s", getattr(method, "__name__", method))
+        text = "internal error of the gateway; see its log"
+        await context.abort(grpc.StatusCode.INTERNAL, text)
+
+
+def _response(answered: Answered) -> Any:
+    if answered.status >= 400:  # noqa: PLR2004
+        raise _Failed(answered.status, _error_of(answered.body))
+    return response_of(answered.body, answered.json_bytes)
+
+
+def _status(error: AtollError) -> int:
+    return error.status if isinstance(error, _Failed) else status_of(error)
+
+
+def _headers(context: Context) -> CIMultiDict[str]:
+    """The call's metadata, as HTTP's headers; binary values are nobody's."""
+    return CIMultiDict(
+        (key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)
+    )
+
+
+def _error_of(body: bytes) -> str:
+    """The text in a REST error body."""
+    try:
+        return str(orjson.loads(body)["error"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body[:ERROR_CHARS_MAX].decode("utf-8", "replace")
