@@ -19,7 +19,7 @@ from agent.gateway.bodies import Bodies
 from agent.gateway.control import Control
 from agent.gateway.endpoints import Endpoints
 from agent.gateway.inference import Inference
-from agent.gateway.listeners import open_door
+from agent.gateway.listeners import Door, open_door
 from agent.gateway.members import Callers, Members
 from agent.gateway.site import Limits, SiteState
 from agent.wire.inside import View
@@ -35,7 +35,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--http-host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8000, help="0 = any free one")
     parser.add_argument("--grpc-port", type=int, default=-1, help="0 = any free one, -1 = none")
-    parser.add_argument("--data-host", required=True)
+    parser.add_argument("--data-host", required=True, help="several with commas between")
     parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
     parser.add_argument("--identity-dir", type=Path, required=True)
     parser.add_argument("--blob-dir", type=Path, required=True)
@@ -63,22 +63,26 @@ async def serve(given: argparse.Namespace) -> None:
     endpoints = Endpoints(state, inference, Bodies(given.request_bytes_max), about)
     blobs = BlobEndpoints(state, callers, given.blob_dir)
     context = tls.server_context(keys)
-    chain = given.identity_dir / "chain.pem"
-    shown_at = chain.stat().st_mtime_ns
 
     def follow(view: View) -> None:
-        nonlocal shown_at
-        callers.revoked = frozenset(view.revoked)
-        if (changed_at := chain.stat().st_mtime_ns) != shown_at:  # renewed by the control process
-            shown_at = changed_at
-            renewed = keystore.load(given.identity_dir)
-            tls.reload_certificate(context, renewed)
-            members.renew(renewed)
+        revoked = frozenset(view.revoked)
+        if revoked == callers.revoked:
+            return
+        callers.revoked = revoked
+        count = members.close_refused() + (data.close_refused(callers.verify) if data else 0)
+        if count:
+            logging.getLogger("gateway").info("closed %d sessions of revoked sites", count)
 
-    control.on_view = follow
+    def show_renewed() -> None:
+        renewed = keystore.reload_chain(keys)
+        tls.reload_certificate(context, renewed)
+        members.renew(renewed)
+
+    data: Door | None = None
+    control.on_view, control.on_renewed = follow, show_renewed
     http = await open_door(given.http_host, given.http_port, endpoints.routes())
     data = await open_door(
-        given.data_host,
+        given.data_host.split(","),
         given.data_port,
         [*endpoints.routes(), *blobs.routes()],
         context=context,

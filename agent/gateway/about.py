@@ -93,9 +93,9 @@ class About:
                     "name": model.name,
                     "version": model.version,
                     "inference_count": figures.count,
-                    "execution_count": figures.count,
+                    "execution_count": figures.executions,
                     "inference_stats": figures.statistics(),
-                    "batch_stats": [],
+                    "batch_stats": figures.batches(),
                 }
                 for model in known
                 for figures in (self._state.figures.of(model.name, model.version),)

@@ -20,6 +20,7 @@ from agent.wire.inside import (
     Audited,
     AuditForward,
     BlobLabel,
+    CertificateRenewed,
     DetachWorker,
     GatewayReady,
     KnownModel,
@@ -42,6 +43,8 @@ class Control:
         self._audits: dict[int, asyncio.Future[str]] = {}
         self._number = 0
         self.on_view: Callable[[View], None] = lambda _: None
+        self.on_renewed: Callable[[], None] = lambda: None
+        """The identity folder holds a renewed certificate."""
 
     async def say_ready(self, http_port: int, data_port: int, grpc_port: int) -> None:
         """All doors are open; ``grpc_port`` is 0 where there is none."""
@@ -57,13 +60,15 @@ class Control:
 
     def _take(
         self,
-        message: View | AttachWorker | DetachWorker | Audited | BlobLabel,
+        message: View | AttachWorker | DetachWorker | Audited | BlobLabel | CertificateRenewed,
         descriptors: list[int],
     ) -> None:
         match message:
             case View():
                 self._state.replace_view(message)
                 self.on_view(message)
+            case CertificateRenewed():
+                self.on_renewed()
             case BlobLabel():
                 self._state.residency_of_blob[message.manifest] = message.residency
             case AttachWorker():

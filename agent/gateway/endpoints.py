@@ -218,7 +218,11 @@ class Endpoints:
             response = _response(answered)
             if status < 400:  # noqa: PLR2004
                 state.figures.of(question.model.name, question.model.version).succeeded(
-                    round((monotonic_s() - begun) * 1e6), answered.queue_us, answered.run_us
+                    round((monotonic_s() - begun) * 1e6),
+                    answered.queue_us,
+                    answered.run_us,
+                    answered.together,
+                    is_first=answered.is_first,
                 )
         except AtollError as error:
             status = status_of(error)

@@ -14,6 +14,7 @@ Family = tuple[str, str, str]
 _COUNTERS: Mapping[str, Family] = {
     "success": ("nv_inference_request_success", "counter", "Requests answered"),
     "count": ("nv_inference_count", "counter", "Inferences run here"),
+    "executions": ("nv_inference_exec_count", "counter", "Runs of the model, each of one or more"),
     "request_us": ("nv_inference_request_duration_us", "counter", "Time to answer"),
     "queue_us": ("nv_inference_queue_duration_us", "counter", "Time before the work began"),
     "run_us": ("nv_inference_compute_infer_duration_us", "counter", "Time inside the model"),
@@ -29,12 +30,25 @@ class ModelFigures:
     request_us: int = 0
     queue_us: int = 0
     run_us: int = 0
+    executions: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    sizes: dict[int, list[int]] = field(default_factory=dict)
+    """Runs and their microseconds by how many requests shared them; bounded by a worker's slots."""
 
-    def succeeded(self, request_us: int, queue_us: int, run_us: int) -> None:
-        """One request was answered; ``run_us`` is 0 if another site ran it."""
+    def succeeded(
+        self, request_us: int, queue_us: int, run_us: int, together: int, *, is_first: bool
+    ) -> None:
+        """One request was answered; ``run_us`` is 0 if another site ran it.
+
+        ``together`` requests shared its run, and ``is_first`` is true for one of them.
+        """
         self.success += 1
         self.count += run_us > 0
+        if run_us and is_first:
+            self.executions += 1
+            runs = self.sizes.setdefault(together, [0, 0])
+            runs[0] += 1
+            runs[1] += run_us
         self.request_us += request_us
         self.queue_us += queue_us
         self.run_us += run_us
@@ -52,6 +66,13 @@ class ModelFigures:
             "queue": {"count": self.count, "ns": self.queue_us * 1000},
             "compute_infer": {"count": self.count, "ns": self.run_us * 1000},
         }
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The ``batch_stats`` of the same extension: runs by how many requests shared them."""
+        return [
+            {"batch_size": size, "compute_infer": {"count": runs, "ns": total_us * 1000}}
+            for size, (runs, total_us) in sorted(self.sizes.items())
+        ]
 
 
 class Figures:

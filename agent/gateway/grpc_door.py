@@ -252,7 +252,11 @@ class GrpcDoor:
                 if question is not None:
                     figures.of(question.model.name, question.model.version).failed(status)
         figures.of(question.model.name, question.model.version).succeeded(
-            round((monotonic_s() - begun) * 1e6), answered.queue_us, answered.run_us
+            round((monotonic_s() - begun) * 1e6),
+            answered.queue_us,
+            answered.run_us,
+            answered.together,
+            is_first=answered.is_first,
         )
         return response, answered.served_by
 

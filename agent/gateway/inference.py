@@ -87,6 +87,9 @@ class Answered:
     retry_after: str | None = None
     queue_us: int = 0
     run_us: int = 0
+    together: int = 1
+    """Requests that shared the run."""
+    is_first: bool = True
 
 
 def read_question(
@@ -206,7 +209,7 @@ class Inference:
             reply = await state.least_busy_worker().infer(
                 asked.body, header_bytes, asked.model.key, asked.deadline
             )
-            run_us = reply.run_us
+            run_us = reply.run_us // reply.together  # its part of the runner's time
         finally:
             admission.release(ticket, run_us)
         if reply.status == 503:  # noqa: PLR2004 - the worker lacks the model or memory
@@ -218,6 +221,8 @@ class Inference:
             served_by=state.view.name,
             queue_us=reply.queue_us,
             run_us=reply.run_us,
+            together=reply.together,
+            is_first=reply.is_first,
         )
 
     async def _run_elsewhere(self, asked: Asked) -> Answered:

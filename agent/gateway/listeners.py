@@ -13,6 +13,8 @@ from typing import cast
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from agent.drivers.pool import close_refused
+from agent.drivers.tls import Verify
 from agent.gateway.endpoints import CALLER, Handler, errors_as_json
 from agent.gateway.members import Callers
 
@@ -53,6 +55,12 @@ class Door:
         """The port that was bound."""
         return int(self._server.sockets[0].getsockname()[1])
 
+    def close_refused(self, verify: Verify) -> int:
+        """End the sessions of sites that ``verify`` refuses now; how many there were."""
+        handlers = self._runner.server
+        assert handlers is not None, "set up when the door was opened"
+        return close_refused((one.transport for one in handlers.connections), verify)
+
     async def close(self) -> None:
         """Take no more connections; let requests end for ``DRAIN_S``."""
         self._server.close()
@@ -61,7 +69,7 @@ class Door:
 
 
 async def open_door(
-    host: str,
+    host: str | Sequence[str],
     port: int,
     routes: Sequence[web.RouteDef],
     *,

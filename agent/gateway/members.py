@@ -14,6 +14,7 @@ import aiohttp
 from agent.drivers import clock, tls
 from agent.drivers.keystore import SiteKeys
 from agent.drivers.pinned import PinnedContext, server_name
+from agent.drivers.pool import SitePool
 from agent.foundation.errors import Refused, Unreachable
 from agent.foundation.ids import SiteId, short
 from agent.identity.certificates import Identity, check_standing, read_verified_leaf
@@ -58,9 +59,14 @@ class Callers:
             Malformed: a certificate of something else.
         """
         connection = None if transport is None else transport.get_extra_info("ssl_object")
-        identity = tls.peer_identity(connection, self._read)
+        identity = tls.peer_identity(connection, self.verify)
         if identity is None:
             raise Refused("members only", why="no certificate was shown")
+        return identity
+
+    def verify(self, leaf: bytes) -> Identity:
+        """Whose certificate it is that TLS has verified, if that site may act now; as ``identify``."""
+        identity = self._read(leaf)
         check_standing(identity, clock.wall(), self.revoked)
         return identity
 
@@ -75,24 +81,31 @@ class Members:
         """Needs a running loop. ``callers`` knows what is revoked; answers are bounded too."""
         self._verify = tls.verifier(keys, lambda: callers.revoked, clock.wall)
         self._pinned = PinnedContext(keys, self._verify)
+        self._ends_at = keys.identity.not_after
         self._body_bytes_max = body_bytes_max
         self.under_way: dict[SiteId, int] = {}
+        self._pool = SitePool(
+            limit=CONNECTIONS_MAX,
+            limit_per_host=CONNECTIONS_PER_SITE_MAX,
+            keepalive_timeout=20,
+            force_close=False,
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=CONNECTIONS_MAX,
-                limit_per_host=CONNECTIONS_PER_SITE_MAX,
-                keepalive_timeout=20,
-                force_close=False,
-            ),
+            connector=self._pool,
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         )
 
+    def close_refused(self) -> int:
+        """End the sessions with sites that are refused now (revoked since); how many there were."""
+        return self._pool.close_refused(self._verify)
+
     def renew(self, keys: SiteKeys) -> None:
-        """Show the renewed certificate on new connections."""
+        """Show the renewed certificate: requests from now on use connections made with it."""
         self._pinned = PinnedContext(keys, self._verify)
+        self._ends_at = keys.identity.not_after
 
     async def call(
         self,
@@ -110,6 +123,12 @@ class Members:
             Unreachable: no connection, another site at its address, or the answer broke off.
             DeadlineExceeded: it answered too late.
         """
+        if clock.wall() > self._ends_at:
+            raise Unreachable(
+                f"site {remote.name} is not asked",
+                why=f"this site's certificate ended {self._ends_at:%Y-%m-%d %H:%M} UTC,"
+                " and with that it may only renew; atoll status shows how that goes",
+            )
         self.under_way[remote.site] = self.under_way.get(remote.site, 0) + 1
         try:
             try:

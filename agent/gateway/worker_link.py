@@ -36,6 +36,10 @@ class Reply:
     body: bytes
     queue_us: int
     run_us: int
+    together: int
+    """Requests that shared the run."""
+    is_first: bool
+    """Of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +203,15 @@ class WorkerLink:
         if not call.answered.done():
             body = bytes(self._slots.slot(call.slot)[: ring.body_bytes])
             call.answered.set_result(
-                Reply(ring.status, ring.json_bytes, body, ring.queue_us, ring.run_us)
+                Reply(
+                    ring.status,
+                    ring.json_bytes,
+                    body,
+                    ring.queue_us,
+                    ring.run_us,
+                    ring.together,
+                    ring.is_first,
+                )
             )
         self._slots.release(call.slot, max(call.used_bytes, ring.body_bytes))
         self._give_slot(call.slot)

@@ -12,7 +12,7 @@ from agent.foundation.errors import Malformed
 
 _INFER = struct.Struct("<BxHII q Q 8s d")
 _CANCEL = struct.Struct("<B7xQ")
-_ANSWER = struct.Struct("<BxHHxx q Q Q I I")
+_ANSWER = struct.Struct("<BBHHH q Q Q I I")
 RING_BYTES_MAX = 64
 """Above the largest of the three."""
 
@@ -75,14 +75,20 @@ class AnswerRing:
     """Time between the ring and the start of the work, microseconds."""
     run_us: int
     """Time inside the model, microseconds; 0 if it did not run."""
+    together: int = 1
+    """Requests that shared this run; they all tell the same ``run_us``."""
+    is_first: bool = True
+    """One of those that shared a run is its first."""
 
     def pack(self) -> bytes:
         """The ring as bytes."""
         header = -1 if self.json_bytes is None else self.json_bytes
         return _ANSWER.pack(
             _ANSWER_TAG,
+            self.is_first,
             self.slot,
             self.status,
+            self.together,
             header,
             self.number,
             self.body_bytes,
@@ -109,8 +115,10 @@ def unpack_ring(data: bytes) -> Ring:
     if tag == _CANCEL_TAG and len(data) == _CANCEL.size:
         return CancelRing(_CANCEL.unpack(data)[1])
     if tag == _ANSWER_TAG and len(data) == _ANSWER.size:
-        _, slot, status, header, number, body_bytes, queue_us, run_us = _ANSWER.unpack(data)
+        _, first, slot, status, together, header, *rest = _ANSWER.unpack(data)
+        number, body_bytes, queue_us, run_us = rest
         return AnswerRing(
-            number, slot, status, None if header < 0 else header, body_bytes, queue_us, run_us
-        )
+            number, slot, status, None if header < 0 else header, body_bytes, queue_us, run_us,
+            together, bool(first),
+        )  # fmt: skip
     raise Malformed(f"doorbell packet of {len(data)} bytes with tag {tag}")

@@ -1,27 +1,29 @@
 """Requests rung by the gateway, run by a few threads, each stopped at its deadline.
 
-Per attached gateway one thread reads rings; ``threads`` runners take them in order; one keeper
-stops runs whose time is over. A slot belongs to the worker from ring to answer ring, and every ring
-is answered exactly once, also when it was cancelled or failed.
+Per attached gateway one thread reads rings; ``threads`` runners take them in order, those of one model
+together where that pays (``serving.batching``); one keeper stops what is over time. A slot belongs to
+the worker from ring to answer ring, and every ring is answered exactly once, also when it was
+cancelled or failed.
 
-A run that does not stop within ``STUCK_AFTER_S`` of being told to ends the process: native code
-cannot be interrupted otherwise. The control process starts a new worker.
+A request that is over time inside a run of several is answered at once (its inputs were copied into
+the batch, so nothing reads its slot any more); the run goes on for the others. A run that does not
+stop within ``STUCK_AFTER_S`` of being told to ends the process: native code cannot be interrupted
+otherwise. The control process starts a new worker.
 """
 
-import contextlib
 import ctypes
 import math
 import os
-import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.drivers.shared_memory import SharedSlots
-from agent.foundation.errors import AtollError, Busy, Malformed
+from agent.foundation.errors import AtollError, Busy, Malformed, UsageError
+from agent.serving.batching import Sizes, form_of, groups, rows_of
 from agent.serving.doorbell import (
     RING_BYTES_MAX,
     AnswerRing,
@@ -30,9 +32,12 @@ from agent.serving.doorbell import (
     unpack_ring,
 )
 from agent.serving.failures import DeadlineExceeded, error_body, status_of
-from agent.serving.request import parse_request
-from agent.workers.inference_session import ModelSession, Terminated, run_options
-from agent.workers.inference_tensors import array_of, write_answer
+from agent.serving.request import InferRequest, parse_request
+from agent.workers.inference_batching import run_together
+from agent.workers.inference_queue import WorkQueue
+from agent.workers.inference_session import ModelSession, RunFailed, Terminated, run_options
+from agent.workers.inference_tensors import Array, array_of, write_answer
+from agent.workers.inference_work import Link, Run, Work
 
 EXIT_STUCK = 70
 """Exit status when native code did not stop (``EX_SOFTWARE``)."""
@@ -48,48 +53,24 @@ _libc = ctypes.CDLL(None)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model and how its answers are signed."""
+    """A model, how its answers are signed, and how many requests to run together."""
 
     session: ModelSession
     site: str
+    sizes: Sizes = field(default_factory=lambda: Sizes(1))
 
 
-@dataclass(slots=True, eq=False)
-class _Link:
-    """One attached gateway."""
+@dataclass(slots=True)
+class _Prepared:
+    """A request that fits its model."""
 
-    doorbell: socket.socket
-    slots: SharedSlots
-    pending: dict[int, "_Work"] = field(default_factory=dict)
-    is_over: bool = False
-    """The gateway has closed its end."""
-    closing: threading.Lock = field(default_factory=threading.Lock)
+    work: Work
+    request: InferRequest
+    inputs: list[Array]
 
-    def answer(self, ring: AnswerRing) -> None:
-        with contextlib.suppress(OSError):  # the gateway is gone; so is who waited
-            self.doorbell.send(ring.pack())
-
-    def close_if_idle(self) -> None:
-        """Let go of the memory once the gateway is gone and nothing runs in it."""
-        with self.closing:
-            if self.is_over and not self.pending:
-                self.doorbell.close()
-                self.slots.close()
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """One request from ring to answer."""
-
-    link: _Link
-    ring: InferRing
-    rung_at: float
-    deadline: float
-    options: Any = None
-    told_at: float = math.inf
-    """When its run was told to stop."""
-    is_cancelled: bool = False
-    run_us: int = 0
+    @property
+    def input_bytes(self) -> int:
+        return sum(array.nbytes for array in self.inputs)
 
 
 class Runner:
@@ -100,8 +81,8 @@ class Runner:
         self.threads = threads
         self.models: dict[bytes, Loaded] = {}
         self._exit = exit_process
-        self._queue: queue.SimpleQueue[_Work] = queue.SimpleQueue()
-        self._watched: set[_Work] = set()
+        self._queue = WorkQueue(threads, self._rows_max)
+        self._runs: set[Run] = set()
         self._changed = threading.Condition()
         self._next_look = math.inf
         self._trim_at = math.inf
@@ -113,7 +94,7 @@ class Runner:
         """Serve a gateway until its end of the doorbell closes."""
         doorbell.setblocking(True)
         slots.runners = self.threads
-        link = _Link(doorbell, slots)
+        link = Link(doorbell, slots)
         self._start(lambda: self._listen(link), "doorbell")
 
     def trim_soon(self) -> None:
@@ -126,8 +107,12 @@ class Runner:
     def _start(self, target: Callable[[], None], name: str) -> None:
         threading.Thread(target=target, name=name, daemon=True).start()
 
+    def _rows_max(self, key: bytes) -> int:
+        loaded = self.models.get(key)
+        return 1 if loaded is None else loaded.sizes.most
+
     # --- rings -----------------------------------------------------------------------------------
-    def _listen(self, link: _Link) -> None:
+    def _listen(self, link: Link) -> None:
         while packet := _receive(link.doorbell):
             ring = unpack_ring(packet)
             match ring:
@@ -142,114 +127,211 @@ class Runner:
         link.is_over = True
         link.close_if_idle()
 
-    def _take(self, link: _Link, ring: InferRing) -> None:
+    def _take(self, link: Link, ring: InferRing) -> None:
         if ring.slot >= link.slots.slots or ring.offset + ring.body_bytes > link.slots.slot_bytes:
             raise Malformed("a gateway rang for memory that is not there")
-        work = _Work(link, ring, time.monotonic(), ring.deadline)
+        work = Work(link, ring, time.monotonic(), ring.deadline)
         link.pending[ring.number] = work
         self._queue.put(work)
 
-    def _cancel(self, link: _Link, number: int) -> None:
+    def _cancel(self, link: Link, number: int) -> None:
         if (work := link.pending.get(number)) is not None:
             self._tell(work)
 
     # --- running ---------------------------------------------------------------------------------
     def _serve(self) -> None:
         while True:
-            self._process(self._queue.get())
+            self._process(self._queue.take())
 
-    def _process(self, work: _Work) -> None:
-        ring, link = work.ring, work.link
-        begun = time.monotonic()
-        status, json_bytes, body_bytes = 200, None, 0
-        slot = link.slots.slot(ring.slot)
-        try:
-            answer = self._infer(work, slot)
-            json_bytes, body_bytes = answer.json_bytes, answer.body_bytes
-        except Terminated:
-            late = DeadlineExceeded("the deadline passed before the answer was there")
-            status = STATUS_CANCELLED if work.is_cancelled else status_of(late)
-            body_bytes = _write_error(slot, late)
-        except AtollError as error:
-            status = status_of(error)
-            body_bytes = _write_error(slot, error)
-        except MemoryError:
-            status = 503
-            body_bytes = _write_error(slot, AtollError("the model worker is out of memory"))
-        if ring.body_bytes > LARGE_BYTES:
-            self.trim_soon()
-        link.pending.pop(ring.number, None)
-        del slot
-        link.answer(
-            AnswerRing(
-                number=ring.number,
-                slot=ring.slot,
-                status=status,
-                json_bytes=json_bytes,
-                body_bytes=body_bytes,
-                queue_us=round((begun - work.rung_at) * 1e6),
-                run_us=work.run_us,
-            )
-        )
-        link.close_if_idle()
+    def _process(self, works: list[Work]) -> None:
+        loaded = self.models.get(works[0].ring.key)
+        ready: list[_Prepared] = []
+        for work in works:
+            work.begun_at = time.monotonic()
+            try:
+                if work.is_cancelled or work.begun_at >= work.deadline:
+                    raise Terminated("too late to begin")
+                ready.append(self._prepare(work, loaded))
+            except (AtollError, MemoryError) as error:
+                self._fail(work, error)
+        if loaded is None:
+            return  # every one of them was refused
+        for group in groups([one.request for one in ready], loaded.sizes):
+            members = [ready[index] for index in group]
+            if len(members) == 1 or not self._run_together(loaded, members):
+                for one in members:
+                    if not one.work.is_answered:
+                        self._run_alone(loaded, one)
 
-    def _infer(self, work: _Work, slot: memoryview) -> Any:
-        ring = work.ring
-        loaded = self.models.get(ring.key)
+    def _prepare(self, work: Work, loaded: Loaded | None) -> _Prepared:
+        """The checked request; its arrays are views of its slot."""
         if loaded is None:
             raise Busy("the model is not loaded", why="it has just been withdrawn")
+        ring = work.ring
+        slot = work.link.slots.slot(ring.slot)
         body = slot[ring.offset : ring.offset + ring.body_bytes]
         request = parse_request(body, ring.header_bytes, loaded.session.signature)
         if request.timeout_us is not None:
             work.deadline = min(work.deadline, work.rung_at + request.timeout_us / 1e6)
-        inputs = [array_of(tensor, body) for tensor in request.inputs]
-        is_large = sum(array.nbytes for array in inputs) > LARGE_BYTES
-        work.options = run_options(is_shrinking=is_large)
-        self._watch(work)
+        return _Prepared(work, request, [array_of(tensor, body) for tensor in request.inputs])
+
+    def _run_alone(self, loaded: Loaded, one: _Prepared) -> None:
+        try:
+            found, run_us = self._run(
+                [one], lambda options: loaded.session.run(one.request, one.inputs, options)
+            )
+        except (AtollError, MemoryError) as error:
+            self._fail(one.work, error)
+            return
+        loaded.sizes.ran(form_of(one.request), rows_of(one.request), run_us)
+        self._answer(loaded, one, found, run_us)
+
+    def _run_together(self, loaded: Loaded, members: Sequence[_Prepared]) -> bool:
+        """Whether all are answered; if not, each is to be run alone.
+
+        A request that the model refuses must not cost the others their answer.
+        """
+        requests, inputs = [one.request for one in members], [one.inputs for one in members]
+        try:
+            found, run_us = self._run(
+                members, lambda options: run_together(loaded.session, requests, inputs, options)
+            )
+        except (UsageError, RunFailed, MemoryError):
+            return False
+        except Terminated as error:
+            for one in members:
+                if not one.work.is_answered:
+                    self._fail(one.work, error)
+            return True
+        if found is None:  # its rows do not stand apart after all
+            self.models[members[0].work.ring.key] = Loaded(loaded.session, loaded.site)
+            return False
+        loaded.sizes.ran(form_of(requests[0]), sum(map(rows_of, requests)), run_us)
+        is_first = True
+        for one, outputs in zip(members, found, strict=True):
+            if not one.work.is_answered:
+                self._answer(loaded, one, outputs, run_us, len(members), is_first=is_first)
+                is_first = False
+        return True
+
+    def _run(self, members: Sequence[_Prepared], run: Callable[[Any], Any]) -> tuple[Any, int]:
+        """What ``run`` gives and the microseconds it took, watched by the keeper meanwhile."""
+        is_large = sum(one.input_bytes for one in members) > LARGE_BYTES
+        works = [one.work for one in members]
+        current = Run(works, run_options(is_shrinking=is_large))
+        self._watch(current)
         try:
             begun = time.monotonic()
-            if work.is_cancelled or begun >= work.deadline:
+            if all(work.is_cancelled or begun >= work.deadline for work in works):
                 raise Terminated("too late to begin")
-            work.link.slots.note_running(ring.slot, ring.key)
-            outputs = loaded.session.run(request, inputs, work.options)
-            work.run_us = max(1, round((time.monotonic() - begun) * 1e6))
+            for work in works:
+                work.link.slots.note_running(work.ring.slot, work.ring.key)
+            found = run(current.options)
+            return found, max(1, round((time.monotonic() - begun) * 1e6))
         finally:
-            work.link.slots.note_running(ring.slot, None)
-            self._unwatch(work)
-        if is_large:
-            self.trim_soon()
-        return write_answer(
-            slot,
-            request,
-            outputs,
-            model=loaded.session.name,
-            version=loaded.session.version,
-            served_by=loaded.site,
+            for work in works:
+                work.link.slots.note_running(work.ring.slot, None)
+            self._unwatch(current)
+            if is_large:
+                self.trim_soon()
+
+    # --- answers ---------------------------------------------------------------------------------
+    def _answer(
+        self,
+        loaded: Loaded,
+        one: _Prepared,
+        outputs: Sequence[Array],
+        run_us: int,
+        together: int = 1,
+        *,
+        is_first: bool = True,
+    ) -> None:
+        slot = one.work.link.slots.slot(one.work.ring.slot)
+        session = loaded.session
+        try:
+            answer = write_answer(
+                slot, one.request, outputs,
+                model=session.name, version=session.version, served_by=loaded.site,
+            )  # fmt: skip
+        except (AtollError, MemoryError) as error:
+            self._fail(one.work, error, run_us)
+            return
+        finally:
+            del slot
+        self._ring(
+            one.work, 200, answer.json_bytes, answer.body_bytes, run_us, together, is_first=is_first
         )
 
+    def _fail(self, work: Work, error: AtollError | MemoryError, run_us: int = 0) -> None:
+        if isinstance(error, Terminated):
+            error = DeadlineExceeded("the deadline passed before the answer was there")
+            status = STATUS_CANCELLED if work.is_cancelled else status_of(error)
+        elif isinstance(error, MemoryError):
+            error = AtollError("the model worker is out of memory")
+            status = 503
+        else:
+            status = status_of(error)
+        body = error_body(str(error))
+        work.link.slots.slot(work.ring.slot)[: len(body)] = body
+        self._ring(work, status, None, len(body), run_us)
+
+    def _ring(
+        self,
+        work: Work,
+        status: int,
+        json_bytes: int | None,
+        body_bytes: int,
+        run_us: int,
+        together: int = 1,
+        *,
+        is_first: bool = True,
+    ) -> None:
+        ring, link = work.ring, work.link
+        work.is_answered = True
+        if ring.body_bytes > LARGE_BYTES:
+            self.trim_soon()
+        link.pending.pop(ring.number, None)
+        queue_us = round(((work.begun_at or time.monotonic()) - work.rung_at) * 1e6)
+        link.answer(
+            AnswerRing(
+                ring.number, ring.slot, status, json_bytes, body_bytes, queue_us, run_us,
+                together, is_first,
+            )
+        )  # fmt: skip
+        link.close_if_idle()
+
     # --- deadlines -------------------------------------------------------------------------------
-    def _watch(self, work: _Work) -> None:
+    def _watch(self, run: Run) -> None:
         with self._changed:
-            self._watched.add(work)
-            if work.deadline < self._next_look:
+            self._runs.add(run)
+            for work in run.works:
+                work.run = run
+            if min(work.deadline for work in run.works) < self._next_look:
                 self._changed.notify()
 
-    def _unwatch(self, work: _Work) -> None:
+    def _unwatch(self, run: Run) -> None:
         with self._changed:
-            self._watched.discard(work)
+            self._runs.discard(run)
+            for work in run.works:
+                work.run = None
 
-    def _tell(self, work: _Work) -> None:
+    def _tell(self, work: Work) -> None:
         """Nobody waits for it any more."""
         with self._changed:
             work.is_cancelled = True
-            if work in self._watched:
-                self._stop(work, time.monotonic())
+            if work.run is not None:
+                self._review(work.run, time.monotonic())
                 self._changed.notify()
 
-    def _stop(self, work: _Work, now: float) -> None:
-        if work.told_at == math.inf:
-            work.told_at = now
-            work.options.terminate = True
+    def _review(self, run: Run, now: float) -> None:
+        """Let go of the requests of a run that are over time; stop it when none is left."""
+        over = [work for work in run.works if work.is_cancelled or now >= work.deadline]
+        if len(run.works) > 1:
+            for work in over:
+                if not work.is_answered and now < run.told_at:
+                    self._fail(work, Terminated("over time"))
+        if len(over) == len(run.works):
+            run.stop(now)
 
     def _keep(self) -> None:
         with self._changed:
@@ -263,17 +345,17 @@ class Runner:
                 self._changed.wait(None if wake_at == math.inf else max(wake_at - now, 0.0))
 
     def _look(self, now: float) -> float:
-        """Stop what is over time; when to look again."""
+        """Review every run; when to look again."""
         next_look = math.inf
-        for work in self._watched:
-            if work.told_at == math.inf and now >= work.deadline:
-                self._stop(work, now)
-            if now >= work.told_at + STUCK_AFTER_S:
+        for run in self._runs:
+            self._review(run, now)
+            if now >= run.told_at + STUCK_AFTER_S:
                 self._exit(EXIT_STUCK)
-            next_look = min(
-                next_look,
-                work.deadline if work.told_at == math.inf else work.told_at + STUCK_AFTER_S,
-            )
+            if run.told_at < math.inf:
+                next_look = min(next_look, run.told_at + STUCK_AFTER_S)
+            else:
+                left = (work.deadline for work in run.works if not work.is_answered)
+                next_look = min(next_look, *left)
         return next_look
 
 
@@ -282,9 +364,3 @@ def _receive(doorbell: socket.socket) -> bytes:
         return doorbell.recv(RING_BYTES_MAX)
     except OSError:
         return b""
-
-
-def _write_error(slot: memoryview, error: AtollError) -> int:
-    body = error_body(str(error))
-    slot[: len(body)] = body
-    return len(body)

@@ -10,7 +10,7 @@ build claims: onnxruntime-gpu lists CUDA on machines without a GPU.
 import ctypes
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -92,25 +92,42 @@ class ModelSession:
         feeds = {
             tensor.spec.name: array for tensor, array in zip(request.inputs, inputs, strict=True)
         }
+        found = self.run_named(names, feeds, options)
+        # A graph may pass an input through: its output then lies in the slot to be written.
+        return [
+            array.copy() if any(np.may_share_memory(array, given) for given in inputs) else array
+            for array in found
+        ]
+
+    def run_named(self, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
+        """The named outputs for inputs by name; an output may share the memory of an input.
+
+        Raises:
+            UsageError, RunFailed, Terminated: as ``run``.
+        """
         try:
             if self._has_bfloat16:
                 return self._run_values(names, feeds, options)
-            found = self._session.run(names, feeds, options)
+            found: list[Array] = self._session.run(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - as above
             if options.terminate:
                 raise Terminated("the run was stopped") from None
-            if type(error).__name__ == "InvalidArgument" or _has_empty(inputs):
+            if type(error).__name__ == "InvalidArgument" or _has_empty(feeds.values()):
                 raise UsageError(
                     f"model {self.name!r} does not take this input", why=_clean(error)
                 ) from None
             raise RunFailed(
                 f"model {self.name!r} failed on this input", why=_clean(error)
             ) from None
-        # A graph may pass an input through: its output then lies in the slot to be written.
-        return [
-            array.copy() if any(np.may_share_memory(array, given) for given in inputs) else array
-            for array in found
-        ]
+        return found
+
+    def run_plain(self, feeds: dict[str, Array]) -> list[Array]:
+        """All outputs, for trying the model out; errors are ONNX Runtime's own."""
+        options = run_options()
+        if self._has_bfloat16:
+            return self._run_values([spec.name for spec in self.signature.outputs], feeds, options)
+        found: list[Array] = self._session.run(None, feeds, options)
+        return found
 
     def _run_values(self, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
         """For models with BF16, whose tensors numpy cannot name."""
@@ -135,26 +152,19 @@ class ModelSession:
         is_fixed = all(FREE not in spec.shape for spec in specs)
         reason = "its inputs are too large"
         for size in WARM_UP_SIZES[:1] if is_fixed else WARM_UP_SIZES:
-            feeds = _zeros(specs, size)
+            feeds = zeros_for(specs, size)
             if feeds is None:
                 break
             try:
-                self._run_zeros(feeds)
+                self.run_plain(feeds)
                 begun = time.perf_counter()
-                self._run_zeros(feeds)
+                self.run_plain(feeds)
                 return max(1, round((time.perf_counter() - begun) * 1e6))
             except Exception as error:  # noqa: BLE001 - as above
                 reason = _clean(error)
         if is_fixed:
             raise LoadRefused(f"the model does not run on zeros: {reason}")
         return 0
-
-    def _run_zeros(self, feeds: dict[str, Array]) -> None:
-        options = run_options()
-        if self._has_bfloat16:
-            self._run_values([spec.name for spec in self.signature.outputs], feeds, options)
-        else:
-            self._session.run(None, feeds, options)
 
 
 def run_options(*, is_shrinking: bool = False) -> Any:
@@ -211,7 +221,8 @@ def _specs(arguments: Sequence[Any], role: str) -> tuple[TensorSpec, ...]:
     return tuple(specs)
 
 
-def _zeros(specs: Sequence[TensorSpec], size: int) -> dict[str, Array] | None:
+def zeros_for(specs: Sequence[TensorSpec], size: int) -> dict[str, Array] | None:
+    """Inputs of zeros, one row, free dimensions of ``size``; None beyond ``WARM_UP_BYTES_MAX``."""
     feeds = {}
     total = 0
     for spec in specs:
@@ -236,7 +247,7 @@ def _bits(value: Any) -> Array:
     return np.array(bits, dtype="<u2").reshape(shape)
 
 
-def _has_empty(inputs: Sequence[Array]) -> bool:
+def _has_empty(inputs: Iterable[Array]) -> bool:
     return any(array.size == 0 for array in inputs)
 
 

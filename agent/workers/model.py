@@ -25,6 +25,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from agent.drivers.channel import BlockingChannel, exit_with_parent
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import AtollError, Malformed, Unreachable
+from agent.serving.batching import ROWS_MAX, Sizes
 from agent.wire.inside import (
     FROM_WORKER,
     TO_WORKER,
@@ -36,6 +37,7 @@ from agent.wire.inside import (
     WorkerReady,
 )
 from agent.workers.confine import confine
+from agent.workers.inference_batching import stand_rows_apart
 from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
 from agent.workers.inference_session import RUNTIME, ModelSession
 
@@ -104,7 +106,8 @@ class ModelWorker:
         metadata = session.signature.metadata().decode()
         if len(metadata) > _METADATA_CHARS_MAX:
             return ModelRefused(message.key, "the model's metadata is too long")
-        self._runner.models[message.key] = Loaded(session, message.site)
+        sizes = Sizes(ROWS_MAX if stand_rows_apart(session) else 1)
+        self._runner.models[message.key] = Loaded(session, message.site, sizes)
         return ModelLoaded(
             key=message.key,
             providers=session.providers,

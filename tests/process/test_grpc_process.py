@@ -1,6 +1,7 @@
 """The gateway over gRPC, spoken to by NVIDIA's client, beside the same questions over HTTP."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -110,7 +111,29 @@ def test_the_asyncio_client_works_unchanged(site: ServingSite) -> None:
 
     answers = asyncio.run(ask())
     assert len(answers) == 16
-    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+    assert all(np.allclose(answer, answers[0], atol=1e-2) for answer in answers)
+
+
+def test_under_load_everybody_gets_the_answer_to_their_own_question(site: ServingSite) -> None:
+    """Requests that wait for the same model run together; none may get a neighbour's rows."""
+
+    async def ask(client: Any, number: int) -> tuple[int, Any]:
+        given = triton.InferInput("x", [1, 3, 48, 192], "FP32")
+        given.set_data_from_numpy(np.full((1, 3, 48, 192), number, np.float32))
+        return number, (await client.infer("cls", [given])).as_numpy("mean")
+
+    async def ask_all() -> list[tuple[int, Any]]:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{site.grpc_port}") as opened:
+            return await asyncio.gather(*(ask(opened, number) for number in range(200)))
+
+    for number, mean in asyncio.run(ask_all()):
+        assert np.allclose(mean, number), number
+    statistics = site.get("/v2/models/cls/stats")[2]
+    (figures,) = json.loads(statistics)["model_stats"]
+    assert figures["inference_count"] >= 200
+    assert figures["execution_count"] < figures["inference_count"]
+    runs = sum(entry["compute_infer"]["count"] for entry in figures["batch_stats"])
+    assert runs == figures["execution_count"]
 
 
 def test_a_stream_answers_in_order_and_survives_a_wrong_request(client: Any) -> None:

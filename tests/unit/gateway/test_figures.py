@@ -6,8 +6,8 @@ from agent.gateway.figures import MODELS_MAX, Figures
 def test_counters_are_rendered_with_their_labels() -> None:
     figures = Figures()
     figures.requests = 3
-    figures.of("m", "1").succeeded(1000, 10, 900)
-    figures.of("m", "1").succeeded(2000, 0, 0)
+    figures.of("m", "1").succeeded(1000, 10, 900, 1, is_first=True)
+    figures.of("m", "1").succeeded(2000, 0, 0, 1, is_first=True)
     figures.of("m", "1").failed(503)
     figures.of('odd"\n', "1").failed(418)
     text = figures.render([("atoll_slots", "Slots", 8)])
@@ -24,13 +24,25 @@ def test_counters_are_rendered_with_their_labels() -> None:
 
 def test_statistics_are_in_nanoseconds() -> None:
     figures = Figures()
-    figures.of("m", "1").succeeded(1000, 10, 900)
+    figures.of("m", "1").succeeded(1000, 10, 900, 1, is_first=True)
     assert figures.of("m", "1").statistics() == {
         "success": {"count": 1, "ns": 1_000_000},
         "fail": {"count": 0, "ns": 0},
         "queue": {"count": 1, "ns": 10_000},
         "compute_infer": {"count": 1, "ns": 900_000},
     }
+
+
+def test_a_run_that_several_shared_is_one_execution() -> None:
+    figures = Figures().of("m", "1")
+    for is_first in (True, False, False):
+        figures.succeeded(1000, 10, 600, 3, is_first=is_first)
+    figures.succeeded(1000, 10, 500, 1, is_first=True)
+    assert (figures.count, figures.executions) == (4, 2)
+    assert figures.batches() == [
+        {"batch_size": 1, "compute_infer": {"count": 1, "ns": 500_000}},
+        {"batch_size": 3, "compute_infer": {"count": 1, "ns": 600_000}},
+    ]
 
 
 def test_label_values_are_bounded() -> None:

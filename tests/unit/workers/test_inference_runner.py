@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ import pytest
 from onnx import parser
 
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
+from agent.foundation.errors import UsageError
+from agent.serving.batching import Sizes
 from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, CancelRing, InferRing, unpack_ring
 from agent.workers import inference_runner
 from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
@@ -163,3 +165,148 @@ def test_a_run_that_does_not_stop_ends_the_process(
     ring, _ = gateway.answer()
     assert ended[0] == EXIT_STUCK
     assert ring.status == 504
+
+
+# --- several at once -----------------------------------------------------------------------------
+ROWS = b"by rows!"
+
+
+class Counting:
+    """A model of rows that says how many came at once, and can be held up or made to fail."""
+
+    def __init__(self) -> None:
+        text = """<ir_version: 8, opset_import: ["" : 13]> g (float[N] x) => (float[N] y) {
+            y = Neg(x)
+        }"""
+        content = parser.parse_model(text).SerializeToString()
+        self._inner = ModelSession(content, "rows", "1", ())
+        self.signature, self.name, self.version = self._inner.signature, "rows", "1"
+        self.sizes: list[int] = []
+        self.passes = threading.Semaphore(0)
+        self.refused: float | None = None
+
+    def run(self, request: Any, inputs: Any, options: Any) -> list[Any]:
+        return self.run_named([o.spec.name for o in request.outputs], {"x": inputs[0]}, options)
+
+    def run_named(self, names: list[str], feeds: dict[str, Any], options: Any) -> list[Any]:
+        self.sizes.append(len(feeds["x"]))
+        while not self.passes.acquire(timeout=0.005):
+            if options.terminate:
+                raise Terminated("stopped")
+        if self.refused in feeds["x"]:
+            raise UsageError("this value is not taken")
+        return self._inner.run_named(names, feeds, options)
+
+
+@pytest.fixture
+def counting(gateway: Gateway) -> Counting:
+    model = Counting()
+    gateway.runner.models[ROWS] = Loaded(model, "berlin", Sizes())  # type: ignore[arg-type]
+    return model
+
+
+def ring_rows(gateway: Gateway, slot: int, values: list[float], left_s: float = 10.0) -> int:
+    given = {"name": "x", "shape": [len(values)], "datatype": "FP32", "data": values}
+    body = json.dumps({"inputs": [given]}).encode()
+    gateway.slots.slot(slot)[: len(body)] = body
+    gateway.number += 1
+    deadline = time.monotonic() + left_s
+    gateway.doorbell.send(
+        InferRing(gateway.number, slot, 0, len(body), None, ROWS, deadline).pack()
+    )
+    return gateway.number
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 5
+    while not is_so():
+        assert time.monotonic() < end
+        threading.Event().wait(0.002)
+
+
+def wait_behind_one(gateway: Gateway, counting: Counting, *rings: Callable[[], int]) -> list[int]:
+    """While one request is inside the model these come, and wait together."""
+    ring_rows(gateway, 3, [0.0])
+    until(lambda: bool(counting.sizes))
+    numbers = [ring() for ring in rings]
+    until(lambda: len(gateway.runner._queue._works) == len(rings))
+    return numbers
+
+
+def test_what_waits_runs_together_and_each_gets_its_own_rows(
+    gateway: Gateway, counting: Counting
+) -> None:
+    first, second = wait_behind_one(
+        gateway,
+        counting,
+        lambda: ring_rows(gateway, 0, [1.0]),
+        lambda: ring_rows(gateway, 1, [2.0]),
+    )
+    counting.passes.release(2)
+    gateway.answer()
+    found = {ring.number: (ring, content) for ring, content in (gateway.answer(), gateway.answer())}
+    assert counting.sizes == [1, 2]
+    assert found[first][1]["outputs"][0]["data"] == [-1.0]
+    assert found[second][1]["outputs"][0]["data"] == [-2.0]
+    assert [(found[n][0].together, found[n][0].is_first) for n in (first, second)] == [
+        (2, True),
+        (2, False),
+    ]
+
+
+def test_a_request_that_the_model_refuses_costs_its_company_nothing(
+    gateway: Gateway, counting: Counting
+) -> None:
+    counting.refused = 66.0
+    good, bad = wait_behind_one(
+        gateway,
+        counting,
+        lambda: ring_rows(gateway, 0, [1.0]),
+        lambda: ring_rows(gateway, 1, [66.0]),
+    )
+    counting.passes.release(4)
+    found: dict[int, tuple[int, Any]] = {}
+    for _ in range(3):
+        ring, content = gateway.answer()
+        found[ring.number] = (ring.status, content)
+    assert found[good][0] == 200
+    assert found[good][1]["outputs"][0]["data"] == [-1.0]
+    assert found[bad][0] == 400
+    assert counting.sizes == [1, 2, 1, 1], "together once, then each alone"
+
+
+def test_who_is_over_time_in_company_is_told_at_once_and_the_others_go_on(
+    gateway: Gateway, counting: Counting
+) -> None:
+    hasty, patient = wait_behind_one(
+        gateway,
+        counting,
+        lambda: ring_rows(gateway, 0, [1.0], left_s=0.5),
+        lambda: ring_rows(gateway, 1, [2.0]),
+    )
+    counting.passes.release()
+    gateway.answer()
+    ring, _ = gateway.answer()
+    assert counting.sizes == [1, 2]
+    assert (ring.number, ring.status) == (hasty, 504)
+    counting.passes.release()
+    ring, content = gateway.answer()
+    assert (ring.number, ring.status) == (patient, 200)
+    assert content["outputs"][0]["data"] == [-2.0]
+    assert gateway.slots.running() == []
+
+
+def test_when_nobody_of_a_run_waits_any_more_it_stops(gateway: Gateway, counting: Counting) -> None:
+    numbers = wait_behind_one(
+        gateway,
+        counting,
+        lambda: ring_rows(gateway, 0, [1.0]),
+        lambda: ring_rows(gateway, 1, [2.0]),
+    )
+    counting.passes.release()
+    gateway.answer()
+    until(lambda: counting.sizes == [1, 2])
+    for number in numbers:
+        gateway.doorbell.send(CancelRing(number).pack())
+    assert {gateway.answer()[0].status for _ in numbers} == {499}
+    until(lambda: not gateway.slots.running())
