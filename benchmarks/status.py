@@ -40,7 +40,8 @@ def _line(row: dict[str, Any]) -> str:
     goal = (
         ""
         if row["goal"] is None
-        else f"<= {row['goal']} {row['unit']}: {'held' if row['held'] else '**missed**'}"
+        else f"{'>=' if row.get('is_least') else '<='} {row['goal']} {row['unit']}: "
+        f"{'held' if row['held'] else '**missed**'}"
     )
     peer = "" if row["peer_value"] is None else f"{row['peer']}: {row['peer_value']} {row['unit']}"
     runs = ", ".join(str(value) for value in row["runs"])

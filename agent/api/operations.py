@@ -30,6 +30,8 @@ class TokenRequest:
     roles: tuple[str, ...]
     ttl_s: float
     """Seconds from now, 60 to 604,800."""
+    life_s: int = 0
+    """How long the site's certificates live, seconds, at most 14 days; 0: 14 days."""
 
 
 class Operations(Protocol):
@@ -42,8 +44,12 @@ class Operations(Protocol):
         state (``starting`` | ``ready`` | ``isolated`` | ``draining``), reasons [str],
         members {alive, suspect, dead, left}, processes [{name, pid, state, restarts, rss_bytes}],
         hardware {profile, why, providers}, models [{name, version, state, reason}],
-        jobs [{id, state, epoch, round, rounds, aggregator}], certificate {expires_at},
-        http "host:port", store [str] (findings at boot; empty is good).
+        jobs [{id, state, epoch, round, rounds, aggregator}],
+        certificate {begins_at, expires_at, renew_at, renewed_by, problem},
+        http "host:port", store [str] (findings at boot; empty is good),
+        trust {height, head, revoked, forked_at (or None), doubt},
+        gossip {sent, received, dropped (not authentic, not new, or not a message), limited (of
+        members that send too many), malformed, forged} (datagrams; the last two are statements).
         """
         ...
 
@@ -51,7 +57,9 @@ class Operations(Protocol):
         """Every member, this site included.
 
         Keys of each: site, name, tier, region, jurisdiction, status (``alive`` | ``suspect`` |
-        ``dead`` | ``left`` | ``draining``), rtt_ms (float or None), load, endpoint "host:port",
+        ``dead`` | ``left`` | ``draining``), rtt_ms (float or None),
+        rtt_is_estimated (by coordinates, not measured), estimated_rtt_ms (by coordinates in any
+        case; float or None), load, endpoint "host:port",
         serving [str "model:version"], incarnation, self (bool).
         """
         ...
@@ -159,6 +167,28 @@ class Operations(Protocol):
 
         Raises:
             Refused: this site is not an issuer, or the claims are not in the vocabulary.
+        """
+        ...
+
+    async def release_model(self, model: str) -> Json:
+        """Try a model version again that this site refused or quarantined; its crashes are forgotten.
+
+        Args:
+            model: ``name:version``.
+
+        Returns:
+            Keys: name, version, state (as in ``models``), reason: as they were before.
+
+        Raises:
+            NotFound: this site is not to serve such a model.
+        """
+        ...
+
+    async def renew(self) -> Json:
+        """Renew this site's certificate now; keys as of ``certificate`` in ``status``.
+
+        Raises:
+            Unreachable: nobody has renewed it; says what each has answered.
         """
         ...
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 from agent.cli.checks import Finding, guarded
 from agent.cli.output import size
-from agent.config.addresses import announced_host
+from agent.config.addresses import LOOPBACK, announced_host
 from agent.config.settings import SiteSettings
 from agent.drivers.clock import wall
 
 FREE_BYTES_MIN = 1 << 30
 """A model and a round's parameters; below it fetches fail."""
 FREE_SHARE_LOW = 0.1
-EXPIRY_WARNING_S = 3 * 86_400
-"""Certificates live 14 days and are renewed after 5: three days left means that renewals fail."""
+EXPIRY_WARNING_SHARE = 0.2
+"""Certificates are renewed after a third of their life: a fifth left means that renewals fail."""
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _APPLICATION_ID = slice(68, 72)
@@ -140,8 +140,8 @@ def _certificate(settings: SiteSettings, check: str) -> Finding:
         check,
         ok=True,
         evidence=evidence,
-        mend="renewal has failed for days: is an issuer alive (`atoll members`)?"
-        if left_s < EXPIRY_WARNING_S
+        mend="renewal fails: is an issuer alive (`atoll members`)? `atoll renew` tries at once"
+        if left_s < EXPIRY_WARNING_SHARE * (identity.not_after - identity.begins_at).total_seconds()
         else "",
     )
 
@@ -186,21 +186,33 @@ def _database(settings: SiteSettings, check: str) -> Finding:
 
 
 def _address(settings: SiteSettings, check: str) -> Finding:
-    announced = announced_host(settings.listen.mesh_host)
-    return Finding(check, ok=True, evidence=f"{announced.host}: {announced.why}")
+    announced = announced_host(settings.listen.mesh_host, denied=settings.discovery.deny_interfaces)
+    is_alone = announced.is_followed and announced.host == LOOPBACK
+    return Finding(
+        check,
+        ok=True,
+        evidence=f"{announced.host}: {announced.why}",
+        mend="no other site can reach this one now: check cable and address (ip addr), and"
+        " discovery.deny_interfaces"
+        if is_alone
+        else "",
+    )
 
 
 def _ports(settings: SiteSettings, check: str, *, is_running: bool) -> Finding:
     listen = settings.listen
-    mesh = announced_host(listen.mesh_host).host
+    mesh = (
+        (listen.mesh_port, socket.SOCK_STREAM, "mesh control"),
+        (listen.mesh_port, socket.SOCK_DGRAM, "gossip"),
+        (listen.data_port, socket.SOCK_STREAM, "mesh data"),
+    )
     wanted = [
         (listen.http_host, listen.http_port, socket.SOCK_STREAM, "applications"),
-        (mesh, listen.mesh_port, socket.SOCK_STREAM, "mesh control"),
-        (mesh, listen.mesh_port, socket.SOCK_DGRAM, "gossip"),
-        (mesh, listen.data_port, socket.SOCK_STREAM, "mesh data"),
+        *((host, *one) for one in mesh for host in announced_host(listen.mesh_host).binds),
     ]
-    if listen.grpc_port:
-        wanted.insert(1, (listen.http_host, listen.grpc_port, socket.SOCK_STREAM, "gRPC"))
+    for port, purpose in ((listen.grpc_port, "gRPC"), (listen.metrics_port, "metrics")):
+        if port:
+            wanted.insert(1, (listen.http_host, port, socket.SOCK_STREAM, purpose))
     shown = ", ".join(
         f"{host}:{port}{'/udp' if kind == socket.SOCK_DGRAM else ''}"
         for host, port, kind, _ in wanted
@@ -228,6 +240,8 @@ def _bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
     found = socket.socket(family, kind)
     try:
+        if family == socket.AF_INET6:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)

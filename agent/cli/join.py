@@ -5,6 +5,9 @@ seed proves to be the token's issuer before anything of the token is used; then 
 proof and the request travel on the same connection, which is never silently opened anew: what was
 proven of one connection says nothing of the next.
 
+Where no address of the token answers, multicast DNS on this network says where else the issuer may
+be: a hint like any other. Nobody else is asked anything, and nothing outside this network is.
+
 A join that was cut off is simply repeated: the keys are kept, and the issuer knows them.
 """
 
@@ -13,7 +16,9 @@ import asyncio
 import http.client
 import ssl
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from agent.cli.client import whole
 from agent.cli.lifecycle import write_settings
@@ -54,6 +59,13 @@ SEEDS_KEY = "token_seeds"
 """Row of the store's ``meta`` table: ``host:port`` of each seed, blanks between; the agent tries
 them as discovery source ``token``."""
 SEEDS_KEPT_MAX = 16
+LOOK_S = 3.0
+"""A site on the network answers within a second, unless it is asked under a flood."""
+REFUSED = "the issuer refuses the join"
+HINT_TIMEOUT_S = 5.0
+"""For an announced address: it is on this network, or false."""
+CANDIDATES_MAX = 64
+"""Announced addresses of the issuer that are tried; anybody can announce more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ def join(asked: argparse.Namespace) -> int:
     settings = settings_to_be(asked)
     make_state_dir(settings)
     keys = prepare_join(settings.identity_dir)
-    admission = admit(token, keys, asked.timeout)
+    admission = admit(token, keys, asked.timeout, lambda: announced(token, settings))
     reply = admission.reply
     done = complete_join(
         settings.identity_dir, chain=reply.chain, root=reply.root, trust=reply.trust
@@ -112,8 +124,38 @@ def join(asked: argparse.Namespace) -> int:
     return 0
 
 
-def admit(token: Token, keys: JoinKeys, timeout_s: float) -> Admission:
-    """Ask the token's seeds in turn until one has decided.
+def announced(token: Token, settings: SiteSettings) -> tuple[tuple[str, int], ...]:
+    """Where this network says that the token's issuer is; at most ``CANDIDATES_MAX`` addresses."""
+    if not settings.discovery.mdns:
+        return ()
+    from agent.drivers.mdns import browse_once  # noqa: PLC0415 - most joins need no multicast
+
+    part = settings.discovery
+    interfaces = part.interfaces
+    if not interfaces and _is_loopback(settings.listen.mesh_host):
+        interfaces = ("127.0.0.1",)
+    try:
+        found = asyncio.run(browse_once(token.root, interfaces, LOOK_S, part.deny_interfaces))
+    except OSError:
+        return ()
+    addresses = ((one.host, one.mesh_port) for one, site in found if site == token.issuer)
+    return tuple(dict.fromkeys(addresses))[:CANDIDATES_MAX]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def admit(
+    token: Token,
+    keys: JoinKeys,
+    timeout_s: float,
+    look: Callable[[], tuple[tuple[str, int], ...]] = tuple,
+) -> Admission:
+    """Ask the token's seeds in turn until one has decided; then whoever ``look`` finds.
 
     Raises:
         Refused: the issuer said no, or whoever answered is not the issuer.
@@ -121,11 +163,17 @@ def admit(token: Token, keys: JoinKeys, timeout_s: float) -> Admission:
     """
     request = make_request(token, keys.site_private, keys.gossip_private)
     troubles = []
-    for host, port in token.seeds:
+    for host, port in _places(token, look):
+        is_hint = (host, port) not in token.seeds
         try:
-            reply = ask_seed(token, request, host, port, timeout_s)
+            reply = ask_seed(token, request, host, port, HINT_TIMEOUT_S if is_hint else timeout_s)
         except (Unreachable, OutcomeUnknown) as error:
-            troubles.append(f"{host}:{port}: {error.why}")
+            troubles.append(f"{_address(host, port)}: {error.why}")
+            continue
+        except (Refused, Malformed) as error:
+            if not is_hint or error.what == REFUSED:
+                raise  # the operator's own address, or the issuer's word
+            troubles.append(f"{_address(host, port)} (announced): {error}")
             continue
         identity, _ = accept_reply(token, request, reply, wall())
         addresses = (*token.seeds, *reply.seeds)
@@ -133,10 +181,19 @@ def admit(token: Token, keys: JoinKeys, timeout_s: float) -> Admission:
         return Admission(reply, identity.claims.region, seeds[:SEEDS_KEPT_MAX])
     raise Unreachable(
         "no issuer in the token answered",
-        why="\n  ".join(["", *troubles]),
+        why="\n  ".join(["", *troubles])
+        or "it names no address, and none is announced on this network",
         mend="check that the issuer runs (`atoll status` there) and that its mesh port is open to"
         " this machine; then run the same command again",
     )
+
+
+def _places(
+    token: Token, look: Callable[[], tuple[tuple[str, int], ...]]
+) -> Iterator[tuple[str, int]]:
+    """The token's addresses; only when they are used up, what is announced on this network."""
+    yield from token.seeds
+    yield from (place for place in look() if place not in token.seeds)
 
 
 def ask_seed(
@@ -184,7 +241,7 @@ def _exchange(
         return data
     said = clean(data[:REFUSAL_BYTES_MAX].decode("utf-8", "replace"))
     if response.status == http.client.FORBIDDEN:
-        raise Refused("the issuer refuses the join", why=said)
+        raise Refused(REFUSED, why=said)
     raise Malformed(
         f"{connection.host}:{connection.port} answers {response.status} to {method} {path}",
         why=said,

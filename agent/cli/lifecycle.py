@@ -25,7 +25,13 @@ def init(asked: argparse.Namespace) -> int:
 
 def create_token(asked: argparse.Namespace) -> int:
     """Print a token that admits one site, once."""
-    answer = admin_client(asked).post(
+    client = admin_client(asked)
+    living = [
+        row["site"][:8]
+        for row in client.get("/1/members")["members"]
+        if row["name"] == asked.name and row["status"] in ("alive", "draining", "suspect")
+    ]
+    answer = client.post(
         "/1/tokens",
         {
             "name": asked.name,
@@ -34,12 +40,19 @@ def create_token(asked: argparse.Namespace) -> int:
             "jurisdiction": asked.jurisdiction,
             "roles": asked.roles,
             "ttl_s": asked.ttl,
+            "life_s": int(asked.life),
         },
     )
     if asked.json:
         print_json(answer)
         return 0
     print(answer["token"])
+    if living:
+        print(
+            f"note: {asked.name} ({', '.join(living)}) is alive now; whoever joins with this token"
+            " takes its place, and it is retired",
+            file=sys.stderr,
+        )
     if sys.stdout.isatty():
         print(
             f"Within {span(asked.ttl)}, on the machine that is to be {asked.name}:\n"
@@ -52,7 +65,10 @@ def create_token(asked: argparse.Namespace) -> int:
 
 def run(asked: argparse.Namespace) -> int:
     """Run the agent until it is told to stop."""
-    from agent.daemon.run import main as run_agent  # noqa: PLC0415 - the whole agent
+    from agent.drivers import memory  # noqa: PLC0415 - not for the other verbs
+
+    with memory.importing():
+        from agent.daemon.run import main as run_agent  # noqa: PLC0415 - the whole agent
 
     return run_agent(settings(asked))
 
@@ -65,6 +81,18 @@ def drain(asked: argparse.Namespace) -> int:
 def undrain(asked: argparse.Namespace) -> int:
     """Take work from other sites again."""
     return _set_draining(asked, draining=False)
+
+
+def release_model(asked: argparse.Namespace) -> int:
+    """Try a model again that this site refused or quarantined."""
+    before = admin_client(asked).post("/1/models/release", {"model": asked.model})
+    if asked.json:
+        print_json(before)
+    elif before["state"] == "refused":
+        print(f"{asked.model} is tried again; it was refused: {before['reason']}")
+    else:
+        print(f"{asked.model} is {before['state']}: nothing held it back")
+    return 0
 
 
 def _set_draining(asked: argparse.Namespace, *, draining: bool) -> int:

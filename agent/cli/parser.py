@@ -56,6 +56,13 @@ def model(text: str) -> str:
     return text
 
 
+def model_version(text: str) -> str:
+    """``NAME:VERSION``."""
+    if ":" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} names no version; write NAME:VERSION")
+    return model(text)
+
+
 def job(text: str) -> str:
     """A job's id: ``name-xxxxxxxx``."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", text):
@@ -89,6 +96,9 @@ def build() -> argparse.ArgumentParser:
     _looking(verbs)
     _models(verbs)
     _training(verbs)
+    from agent.cli import parser_trust  # noqa: PLC0415 - it is made of this module's parts
+
+    parser_trust.add(verbs)
     _verb(verbs, DEMO, "lifecycle:demo", "Run a small cluster on this machine and show it.")
     return top
 
@@ -160,6 +170,10 @@ def _life(verbs: Verbs) -> None:
     create.add_argument(
         "--ttl", type=seconds, default=3600.0, metavar="TIME", help="valid for this long (1h)"
     )
+    create.add_argument(
+        "--life", type=seconds, default=0.0, metavar="TIME",
+        help="how long each of the site's certificates lives, 30 s to 14 days (14d)",
+    )  # fmt: skip
     join = _verb(
         verbs, "join", "join:join", "Make this machine a site of the cluster a token is from."
     )
@@ -171,6 +185,7 @@ def _life(verbs: Verbs) -> None:
     _verb(
         verbs, "run", "lifecycle:run", "Run this site's agent in the foreground, as systemd does."
     )
+    _verb(verbs, "renew", "renew:renew", "Renew this site's certificate now instead of in time.")
     _verb(verbs, "drain", "lifecycle:drain", "Take no more work from other sites.")
     _verb(verbs, "undrain", "lifecycle:undrain", "Take work from other sites again.")
     _verb(verbs, "leave", "lifecycle:leave", "Say goodbye to the other sites and stop the agent.")
@@ -215,6 +230,11 @@ def _models(verbs: Verbs) -> None:
     )
     _admin_key(push)
     _verb(models, "list", "reading:models", "Model versions, and where each is ready.")
+    release = _verb(
+        models, "release", "lifecycle:release_model",
+        "Try a model again that this site refused or quarantined.",
+    )  # fmt: skip
+    release.add_argument("model", type=model_version, metavar="NAME:VERSION")
 
     infer = _verb(verbs, "infer", "infer:infer", "Ask a model through this site.")
     infer.add_argument("model", type=model, metavar="MODEL[:VERSION]")

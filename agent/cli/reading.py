@@ -35,7 +35,7 @@ def members(asked: argparse.Namespace) -> int:
                 row["region"],
                 row["jurisdiction"],
                 row["status"],
-                _number(row["rtt_ms"], 1),
+                ("~" if row["rtt_is_estimated"] else "") + _number(row["rtt_ms"], 1),
                 _number(row["load"], 2),
                 row["endpoint"],
                 row["serving"],
@@ -54,9 +54,9 @@ def peers(asked: argparse.Namespace) -> int:
         print_json(answer)
         return 0
     now = wall()
-    columns = ["source", "target", "name", "outcome", "last", "tries"]
+    columns = ["source", "target", "name", "outcome", "cause", "last", "tries"]
     if asked.why:
-        columns += ["why", "try"]
+        columns += ["in words", "try"]
     rows = []
     for row in answer["peers"]:
         cells = [
@@ -64,10 +64,12 @@ def peers(asked: argparse.Namespace) -> int:
             row["target"],
             row["name"] or (row["site"] or "")[:8],
             row["outcome"],
+            row.get("cause", ""),
             ago(row["last_at"], now) + " ago" if row["last_at"] is not None else "never",
             row["attempts"],
         ]
-        rows.append([*cells, row["reason"], row["mend"]] if asked.why else cells)
+        words = "" if row["reason"] == row.get("cause") else row["reason"]
+        rows.append([*cells, words, row["mend"]] if asked.why else cells)
     print_table(
         columns,
         rows,

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+from datetime import UTC, datetime
 from typing import Any
 
 from agent.cli.output import clean, print_json, size, span
@@ -36,6 +37,7 @@ def lines(answer: dict[str, Any]) -> list[str]:
         f"site      {clean(answer['site'][:16])}  {place}",
         f"cluster   {clean(answer['cluster'][:16])}  {counts}",
         f"http      {clean(answer['http'])}",
+        f"identity  {_certificate(answer['certificate'])}",
         f"hardware  {clean(hardware['profile'])} ({clean(hardware['why'])}); {provided}",
     ]
     found += _list(
@@ -64,6 +66,18 @@ def lines(answer: dict[str, Any]) -> list[str]:
     )
     found += [f"store     {clean(finding)}" for finding in answer["store"][:LINES_PER_LIST_MAX]]
     return found
+
+
+def _certificate(certificate: dict[str, Any]) -> str:
+    until = (
+        f"{_shown(certificate['expires_at'])}, renewed from {_shown(certificate['renew_at'])} on"
+    )
+    by = f", last by {clean(certificate['renewed_by'])}" if certificate["renewed_by"] else ""
+    return f"certificate until {until}{by}"
+
+
+def _shown(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _list(title: str, rows: list[str]) -> list[str]:

@@ -1,107 +1,134 @@
-"""Which address this site announces when the operator left it to us.
+"""Which address this site announces, and which it binds, when the operator left it to us.
 
-``auto`` means: the address of the interface that holds the default route, else of the first usable
-interface. Interfaces of containers and virtual machines on this host are never announced: other
-sites cannot reach them (seen in the field: exo 858, edgemesh 446).
+``auto`` means: bind every address of this machine, and announce that of the interface that holds the
+default route, else of the first usable interface. So a changed address needs no new socket. Both
+ports are safe to bind everywhere: a call needs a certificate of the cluster, a gossip packet opens
+only under a key of two members, and nothing is answered before. Interfaces of containers and virtual
+machines on this host are never announced: other sites cannot reach them.
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-import psutil
+from agent.drivers.bridges import BRIDGES
+from agent.drivers.interfaces import Interface, choose_interfaces, read_interfaces
 
-from agent.foundation.errors import ConfigError
-
-BRIDGE_PREFIXES = (
-    "docker", "br-", "veth", "virbr", "vnet", "cni", "flannel", "cali", "podman", "lxc", "lxdbr", "kube",
-)  # fmt: skip
-"""Names that container and virtual machine software gives its interfaces."""
 ROUTES_READ_MAX = 4096
 """Lines of the kernel's routing table that are looked at for the default route."""
+LOOPBACK = "127.0.0.1"
+_V4 = 4
+_GATEWAY = "00000000000000000000000000000000"
 
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The address to bind and announce, and why this one."""
+    """The address to announce, and why this one."""
 
     host: str
     why: str
+    binds: tuple[str, ...]
+    """What to listen at: the address itself, or one wildcard of each family."""
+    others: tuple[str, ...] = ()
+    """Further addresses at which others may reach this site, the best first."""
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether the address is another when this machine's interfaces change."""
+        return self.host not in self.binds
 
 
-def announced_host(mesh_host: str, *, proc: Path = Path("/proc")) -> Announced:
-    """The address for ``listen.mesh_host``, ``auto`` resolved against this machine.
+def announced_host(
+    mesh_host: str,
+    *,
+    proc: Path = Path("/proc"),
+    denied: Sequence[str] = BRIDGES,
+    interfaces: Sequence[Interface] | None = None,
+) -> Announced:
+    """The address for ``listen.mesh_host``, ``auto`` resolved against this machine now.
 
-    Raises:
-        ConfigError: ``auto``, and no interface but loopback and container bridges is up.
+    Without any network ``auto`` is loopback: the site serves its own applications until a link comes
+    up, and then announces that.
+
+    Args:
+        mesh_host: the setting.
+        proc: where the kernel tells of its routes.
+        denied: ``discovery.deny_interfaces``.
+        interfaces: what this machine has; read now if None.
     """
     if mesh_host != "auto":
-        return Announced(mesh_host, "listen.mesh_host names it")
-    return choose(usable_addresses(), default_route_interface(proc))
+        return Announced(mesh_host, "listen.mesh_host names it", (mesh_host,))
+    if interfaces is None:
+        interfaces = read_interfaces(proc)
+    return choose(usable_addresses(interfaces, denied), default_route_interface(proc, denied))
 
 
 def choose(addresses: Mapping[str, tuple[str, ...]], default_interface: str | None) -> Announced:
-    """The address to announce, of the ``addresses`` by interface.
+    """The address to announce, of the ``addresses`` by interface."""
+    has_default = default_interface is not None and default_interface in addresses
+    first = [default_interface] if has_default and default_interface is not None else []
+    order = [*first, *sorted(set(addresses) - set(first))]
+    every = tuple(dict.fromkeys(address for name in order for address in addresses[name]))
+    if not every:
+        why = "no interface but loopback and denied ones is up; it is followed"
+        return Announced(LOOPBACK, why, wildcards())
+    why = "has the default route" if first else "is up; there is no default route"
+    return Announced(every[0], f"{order[0]} {why}", wildcards(), every[1:])
 
-    Raises:
-        ConfigError: there is none.
+
+def usable_addresses(
+    interfaces: Sequence[Interface], denied: Sequence[str] = BRIDGES
+) -> dict[str, tuple[str, ...]]:
+    """Addresses that can stand in a site's record, by interface that is up, the best first.
+
+    Not among them: loopback, denied interfaces, and IPv6 link-local addresses, which mean nothing
+    without an interface (IPv4 ones, 169.254/16, are the last choice).
     """
-    if default_interface is not None and addresses.get(default_interface):
-        return Announced(
-            addresses[default_interface][0], f"{default_interface} has the default route"
+    found = {}
+    for one in choose_interfaces(interfaces, (), denied).used:
+        usable = tuple(
+            str(address.ip)
+            for address in one.usable
+            if address.ip.version == _V4 or not address.ip.is_link_local
         )
-    for interface, found in sorted(addresses.items()):
-        if found:
-            return Announced(found[0], f"{interface} is up; there is no default route")
-    raise ConfigError(
-        "no address of this machine can be announced to other sites",
-        why="no interface but loopback and container bridges is up",
-        mend="set listen.mesh_host to the address at which other sites reach this one",
-    )
-
-
-def usable_addresses() -> dict[str, tuple[str, ...]]:
-    """Addresses by interface that is up, IPv4 before IPv6; no loopback, bridges, link-local."""
-    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
-    found: dict[str, tuple[str, ...]] = {}
-    for name, entries in psutil.net_if_addrs().items():
-        if name not in up or name.startswith(BRIDGE_PREFIXES):
-            continue
-        usable = [
-            address
-            for entry in entries
-            if entry.family in {socket.AF_INET, socket.AF_INET6}
-            and (address := _usable(entry.address)) is not None
-        ]
         if usable:
-            usable.sort(key=lambda address: address.version)
-            found[name] = tuple(str(address) for address in usable)
+            found[one.name] = usable
     return found
 
 
-def default_route_interface(proc: Path = Path("/proc")) -> str | None:
-    """The interface of the IPv4 default route with the lowest metric; None without one."""
+def wildcards() -> tuple[str, ...]:
+    """What "every address" is here: IPv4, and IPv6 where the kernel has it."""
     try:
-        lines = (proc / "net/route").read_text("ascii", "replace").splitlines()
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind(("::", 0))
     except OSError:
-        return None
-    best: tuple[int, str] | None = None
-    for line in lines[1:ROUTES_READ_MAX]:  # Iface Destination Gateway Flags RefCnt Use Metric Mask
+        return ("0.0.0.0",)  # noqa: S104 - on purpose, see the module's text
+    return ("0.0.0.0", "::")  # noqa: S104 - the same
+
+
+def default_route_interface(
+    proc: Path = Path("/proc"), denied: Sequence[str] = BRIDGES
+) -> str | None:
+    """The interface of the default route with the lowest metric, IPv4 before IPv6; None without one."""
+    found = []
+    for line in _lines(proc / "net/route")[1:]:  # Iface Destination Gateway Flags ... Metric Mask
         columns = line.split()
-        if len(columns) < 8 or columns[1] != "00000000" or columns[7] != "00000000":  # noqa: PLR2004 - columns above
-            continue
-        if columns[6].isdigit() and not columns[0].startswith(BRIDGE_PREFIXES):
-            best = min(best or (int(columns[6]), columns[0]), (int(columns[6]), columns[0]))
-    return best[1] if best else None
+        is_default = len(columns) > 7 and columns[1] == columns[7] == "00000000"  # noqa: PLR2004 - columns above
+        if is_default and columns[6].isdigit():
+            found.append((_V4, int(columns[6]), columns[0]))
+    for line in _lines(proc / "net/ipv6_route"):  # destination length ... metric ... interface
+        columns = line.split()
+        is_default = len(columns) > 9 and columns[0] == _GATEWAY and columns[1] == "00"  # noqa: PLR2004 - columns above
+        if is_default and columns[9] != "lo":
+            found.append((6, int(columns[5], 16), columns[9]))
+    usable = [one for one in found if not any(fnmatchcase(one[2], entry) for entry in denied)]
+    return min(usable)[2] if usable else None
 
 
-def _usable(text: str) -> IPv4Address | IPv6Address | None:
+def _lines(path: Path) -> list[str]:
     try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    if address.is_loopback or address.is_link_local or address.is_unspecified:
-        return None
-    return address
+        return path.read_text("ascii", "replace").splitlines()[:ROUTES_READ_MAX]
+    except OSError:
+        return []

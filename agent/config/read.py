@@ -70,12 +70,15 @@ def _problems_together(settings: SiteSettings) -> Iterator[Problem]:
             ("listen", "http_port"),
             f"listen.http_port {listen.http_port} is a port of the mesh too; give each its own",
         )
-    if listen.grpc_port in {listen.http_port, listen.mesh_port, listen.data_port}:
-        yield Problem(
-            ("listen", "grpc_port"),
-            f"listen.grpc_port {listen.grpc_port} is another port of this site; give each its own"
-            " (0: no gRPC)",
-        )
+    taken = {listen.http_port, listen.mesh_port, listen.data_port}
+    for key in ("grpc_port", "metrics_port"):
+        port = getattr(listen, key)
+        if port in taken:
+            yield Problem(
+                ("listen", key),
+                f"listen.{key} {port} is another port of this site; give each its own (0: none)",
+            )
+        taken.add(port or -1)
     if listen.mesh_host in {"0.0.0.0", "::"}:  # noqa: S104 - refused here, not bound
         yield Problem(
             ("listen", "mesh_host"),

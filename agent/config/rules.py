@@ -17,6 +17,8 @@ _NAME_TOLD = (
     "a name starts with a lower-case letter or digit and goes on with lower-case letters, digits,"
     f" '.', '_' or '-', {NAME_CHARS_MAX} characters at most"
 )
+_INTERFACE = re.compile(r"[A-Za-z0-9_.@:*?\[\]-]{1,32}")
+"""Linux allows 15 characters; a pattern may have more."""
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 IS_NAME = Matches(re.compile(_NAME), _NAME_TOLD)
@@ -36,6 +38,25 @@ class IsHost:
         if (self.or_auto and text == "auto") or is_host(text):
             return None
         return f"is {text!r}; it must be an IP address or a host name"
+
+
+@dataclass(frozen=True, slots=True)
+class IsInterface:
+    """A network interface: its name, a pattern of names, or one of its addresses."""
+
+    def problem(self, value: object) -> str | None:
+        """None for something that an interface may match."""
+        text = str(value)
+        try:
+            ip_address(text)
+        except ValueError:
+            if _INTERFACE.fullmatch(text):
+                return None
+            return (
+                f"is {text!r}; it must be the name of a network interface (eth0), a pattern of names"
+                " (eth*), or an IP address of this machine"
+            )
+        return None
 
 
 @dataclass(frozen=True, slots=True)

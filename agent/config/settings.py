@@ -16,8 +16,10 @@ from agent.config.rules import (
     IsAbsolute,
     IsHost,
     IsHostPort,
+    IsInterface,
     split_host_port,
 )
+from agent.drivers.bridges import BRIDGES
 from agent.foundation.toml_reading import AtMost, Between, Doc, Each, Keys
 
 STATE_DIR = Path("/var/lib/atoll")
@@ -67,15 +69,34 @@ class ListenPart:
         ),
     ] = "127.0.0.1"
     http_port: Annotated[int, Between(1, 65_535), Doc("TCP port for applications.")] = 8000
+    http_names: Annotated[
+        tuple[str, ...],
+        AtMost(16),
+        Each(IsHost()),
+        Doc(
+            "Names by which browsers and programs may call this machine, besides its addresses and"
+            " local names. A request for any other name is refused (DNS rebinding)."
+        ),
+    ] = ()
     grpc_port: Annotated[
         int, Between(0, 65_535), Doc("The same over gRPC, at `http_host`. 0: no gRPC.")
     ] = 8001
+    metrics_port: Annotated[
+        int,
+        Between(0, 65_535),
+        Doc(
+            "TCP port of `/metrics` (Prometheus) alone, at `http_host`; they are at `http_port` too."
+            " 0: none."
+        ),
+    ] = 8002
     mesh_host: Annotated[
         str,
         IsHost(or_auto=True),
         Doc(
-            "Address that is bound and announced to the other sites. `auto`: the address of the"
-            " interface with the default route (container bridges are skipped)."
+            "Address that is bound and announced to the other sites. `auto`: every address is bound,"
+            " and the one of the interface with the default route is announced (never one of"
+            " discovery.deny_interfaces); it is followed when it changes. Strangers get nothing at"
+            " either port: calls need a certificate of the cluster, gossip a key."
         ),
     ] = "auto"
     mesh_port: Annotated[
@@ -94,11 +115,21 @@ class DiscoveryPart:
     interfaces: Annotated[
         tuple[str, ...],
         AtMost(16),
-        Each(IsHost()),
+        Each(IsInterface()),
         Doc(
-            "Addresses of the interfaces used for multicast DNS. Empty: all but container bridges."
+            "The network interfaces used for multicast DNS: names (`eth0`), patterns (`eth*`) or"
+            " addresses. Empty: all that are not denied. Interfaces that appear later count too."
         ),
     ] = ()
+    deny_interfaces: Annotated[
+        tuple[str, ...],
+        AtMost(32),
+        Each(IsInterface()),
+        Doc(
+            "Interfaces that are never used for multicast DNS nor announced, written the same way;"
+            " this wins over `interfaces`. Default: bridges of containers and virtual machines."
+        ),
+    ] = BRIDGES
     seeds: Annotated[
         tuple[str, ...],
         AtMost(64),
@@ -150,6 +181,14 @@ class ServingPart:
             " or gets 503 with Retry-After."
         ),
     ] = 1.0
+    sessions_bytes: Annotated[
+        int,
+        Between(0, 1 << 50),
+        Doc(
+            "Memory for all loaded models together, bytes. Beyond it the one used longest ago is let"
+            " go, and loaded again when it is asked for. 0: 40 % of the machine's memory."
+        ),
+    ] = 0
     worker_memory_bytes: Annotated[
         int,
         Between(0, 1 << 50),

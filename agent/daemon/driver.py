@@ -28,16 +28,17 @@ from agent.site.events import (
     GatewayChanged,
     IsolationChanged,
     LoadModel,
+    MeshLeft,
     Noted,
     Persist,
     Resolved,
     SiteEffect,
     SiteEvent,
+    TrustChanged,
     UnloadModel,
 )
 from agent.site.site import Site
 
-LAG_CHECK_S = 0.25
 LAG_WORTH_TELLING_S = 0.2
 """Below this a late timer is ordinary scheduling noise of a loaded machine."""
 TICK_S = 0.001
@@ -69,14 +70,14 @@ class Driver:
         outside.connect(self.feed, self.spawn)
 
     def start(self) -> None:
-        """Arm the first timer and watch the loop."""
+        """Arm the first timer."""
         self._rearm()
-        self.spawn(self._watch_loop())
 
     def feed(self, event: SiteEvent) -> None:
         """One event, now."""
-        effects = self.site.step(event, monotonic_s())
-        self._take(effects)
+        now = monotonic_s()
+        self._tell_lag(now)
+        self._take(self.site.step(event, now))
         self._rearm()
 
     def _take(self, effects: list[SiteEffect]) -> None:
@@ -187,6 +188,10 @@ class Driver:
                 outside.model(effect)
             case GatewayChanged():
                 outside.gateway_changed()
+            case MeshLeft(reason):
+                outside.leave_mesh(reason)
+            case TrustChanged():
+                outside.trust_changed()
             case job.Label():
                 outside.label(effect)
             case IsolationChanged(is_isolated):
@@ -213,20 +218,24 @@ class Driver:
             self._timer = loop.call_at(max(at, loop.time() + TICK_S), self._wake)
 
     def _wake(self) -> None:
+        self._tell_lag(monotonic_s())
         self._timer = None
         self._take(self.site.step(Woke(), max(monotonic_s(), self.site.wake_at())))
         self._rearm()
 
-    async def _watch_loop(self) -> None:
-        """Tell membership when this process stood still: what it missed then proves nothing."""
-        last = monotonic_s()
-        while True:
-            await asyncio.sleep(LAG_CHECK_S)
-            now = monotonic_s()
-            lag_s = now - last - LAG_CHECK_S
-            last = now
-            if lag_s > LAG_WORTH_TELLING_S:
-                self.feed(LoopLagged(lag_s))
+    def _tell_lag(self, now: float) -> None:
+        """Tell membership first when this process stood still: what it missed then proves nothing.
+
+        A stall in which the machine wanted nothing made it miss nothing, so its own timer is measure
+        enough, and the process need not wake to look at the clock.
+        """
+        if self._timer is None:
+            return
+        lag_s = now - self._timer.when()
+        if lag_s > LAG_WORTH_TELLING_S:
+            self._timer.cancel()
+            self._timer = None
+            self._take(self.site.step(LoopLagged(lag_s), now))
 
     # --- tasks and watchers ----------------------------------------------------------------------
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -147,6 +147,10 @@ class Inference:
         message = inside.BlobLabel(digest, residency)
         self.gateway.post(inside.TO_GATEWAY.pack(message))
 
+    def certificate_renewed(self) -> None:
+        """The gateway, if it runs, is to show the renewed certificate; a new one reads it anyway."""
+        self.gateway.post(inside.TO_GATEWAY.pack(inside.CertificateRenewed()))
+
     def push_view(self) -> None:
         """Push the view now; one at a time, so that a gateway that is behind gets only the last."""
         if self._view_timer is not None:
@@ -204,7 +208,8 @@ class Inference:
                 self._feed(WorkerUp())
             case inside.ModelLoaded():
                 self._loading.discard(message.key)
-                self._warn_of_fall_back(message)
+                for reason in message.passed_over:
+                    _log.warning("a model runs on %s: %s", message.providers[0], reason)
                 self._feed(
                     ModelReady(message.key, message.providers, message.metadata, message.service_us)
                 )
@@ -213,14 +218,6 @@ class Inference:
                 self._feed(ModelFailed(message.key, message.reason))
             case _:
                 assert_never(message)
-
-    def _warn_of_fall_back(self, message: inside.ModelLoaded) -> None:
-        first = self._providers[0] if self._providers else ""
-        if first and message.providers and message.providers[0] != first:
-            _log.warning(
-                "a model runs on %s although the hardware profile prefers %s",
-                message.providers[0], first,
-            )  # fmt: skip
 
     def _connect(self) -> None:
         """New memory and doorbell for both."""

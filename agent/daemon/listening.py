@@ -6,6 +6,7 @@ so they are tried here first.
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from agent.config.settings import ListenPart
@@ -41,20 +42,27 @@ def mesh_address(host: str) -> str:
     return address
 
 
-def require_free(listen: ListenPart, mesh_host: str) -> None:
+def require_free(listen: ListenPart, mesh_hosts: Sequence[str]) -> None:
     """Every port of this site can be bound.
 
     Raises:
         ConfigError: names each that cannot, with its setting.
     """
+    mesh = (
+        (listen.mesh_port, socket.SOCK_DGRAM, "gossip", "mesh_port"),
+        (listen.mesh_port, socket.SOCK_STREAM, "members", "mesh_port"),
+        (listen.data_port, socket.SOCK_STREAM, "members' data", "data_port"),
+    )
     wanted = [
-        (mesh_host, listen.mesh_port, socket.SOCK_DGRAM, "gossip", "mesh_port"),
-        (mesh_host, listen.mesh_port, socket.SOCK_STREAM, "members", "mesh_port"),
-        (mesh_host, listen.data_port, socket.SOCK_STREAM, "members' data", "data_port"),
+        *((host, *one) for one in mesh for host in mesh_hosts),
         (listen.http_host, listen.http_port, socket.SOCK_STREAM, "applications", "http_port"),
     ]
-    if listen.grpc_port:
-        wanted.append((listen.http_host, listen.grpc_port, socket.SOCK_STREAM, "gRPC", "grpc_port"))
+    for port, purpose, key in (
+        (listen.grpc_port, "gRPC", "grpc_port"),
+        (listen.metrics_port, "metrics", "metrics_port"),
+    ):
+        if port:
+            wanted.append((listen.http_host, port, socket.SOCK_STREAM, purpose, key))
     troubles: list[tuple[str, str, str]] = []
     for host, port, kind, purpose, key in wanted:
         try:
@@ -76,6 +84,8 @@ def _bind(host: str, port: int, kind: socket.SocketKind) -> None:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
     with ExitStack() as stack:
         probe = stack.enter_context(socket.socket(family, kind))
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(address)

@@ -19,6 +19,9 @@ from agent.daemon.inference import Inference
 from agent.daemon.joining import Joining
 from agent.daemon.listening import shown
 from agent.daemon.outside import Outside
+from agent.daemon.peers import counters, peer_rows
+from agent.daemon.renewing import Renewing
+from agent.daemon.trust_operations import TrustDesk
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s, wall_s
 from agent.drivers.mdns import Mdns
@@ -34,7 +37,13 @@ from agent.identity.trust import TrustLog
 from agent.membership.member import Member
 from agent.routing.explain import explain
 from agent.routing.policy import is_within
-from agent.site.events import BlobStored, DrainRequested, LeaveRequested, Submitted
+from agent.site.events import (
+    BlobStored,
+    DrainRequested,
+    LeaveRequested,
+    ModelReleased,
+    Submitted,
+)
 from agent.site.site import Site
 from agent.site.view import view_of
 from agent.wire.documents import Document, Job, Stamp, key_of
@@ -59,6 +68,8 @@ class Parts:
     trainers: Trainers
     trust: TrustLog
     joining: Joining
+    renewing: Renewing
+    desk: TrustDesk
     hardware: Hardware
     mdns: Mdns | None
     http: str
@@ -102,9 +113,15 @@ class DaemonOperations:
                 for item in site.shelf.items.values()
             ],
             "jobs": self.jobs(),
-            "certificate": {"expires_at": site.identity.not_after.timestamp()},
+            "certificate": parts.renewing.summary(),
+            "trust": parts.desk.summary(),
             "http": parts.http,
             "store": self._store_troubles(),
+            "gossip": {
+                **parts.outside.gossip_counts(), "malformed": site.swim.malformed,
+                "forged": site.swim.forged,
+            },
+            "discovery": counters(parts.site, parts.mdns),
         }  # fmt: skip
 
     def _state(self) -> tuple[str, list[str]]:
@@ -112,7 +129,10 @@ class DaemonOperations:
         reasons = list(parts.hardware.findings)
         if parts.driver.fault:
             reasons.append(f"the disk refuses writes: {parts.driver.fault}")
-        if parts.site.workshop.barred_because:
+        reasons += parts.desk.reasons()
+        reasons += parts.renewing.reasons(parts.site.swim.members())
+        reasons += parts.site.duplicates.reports(monotonic_s())
+        if parts.site.workshop.barred_because not in ("", *reasons):
             reasons.append(parts.site.workshop.barred_because)
         if starting := parts.fallback_reason():
             return "starting", [starting, *reasons]
@@ -164,6 +184,7 @@ class DaemonOperations:
             "site": site.me.hex(), "name": claims.name, "tier": claims.tier,
             "region": claims.region, "jurisdiction": claims.jurisdiction,
             "status": "draining" if site.is_draining else "alive", "rtt_ms": 0.0,
+            "rtt_is_estimated": False, "estimated_rtt_ms": 0.0,
             "load": record.load, "endpoint": shown(record.endpoint.host, record.endpoint.mesh_port),
             "serving": self._serving(record.serving), "incarnation": record.incarnation,
             "self": True,
@@ -176,12 +197,16 @@ class DaemonOperations:
         claims = identity.claims if identity is not None else None
         record = member.record
         is_draining = member.state == "alive" and record.status == "draining"
+        swim = self._parts.site.swim
+        rtt_s, placed_s = swim.distance_s(member.site), swim.estimated_s(member.site)
         return {
             "site": member.site.hex(), "name": claims.name if claims else short(member.site),
             "tier": claims.tier if claims else "", "region": claims.region if claims else "",
             "jurisdiction": claims.jurisdiction if claims else "",
             "status": "draining" if is_draining else member.state,
-            "rtt_ms": None if member.rtt_s is None else round(member.rtt_s * 1000, 3),
+            "rtt_ms": None if rtt_s is None else round(rtt_s * 1000, 3),
+            "rtt_is_estimated": rtt_s is not None and rtt_s != member.rtt_s,
+            "estimated_rtt_ms": None if placed_s is None else round(placed_s * 1000, 3),
             "load": record.load, "endpoint": shown(record.endpoint.host, record.endpoint.mesh_port),
             "serving": self._serving(record.serving), "incarnation": record.incarnation,
             "self": False, "relayed": member.is_relayed,
@@ -196,31 +221,7 @@ class DaemonOperations:
     def peers(self) -> list[Json]:
         """See ``Operations.peers``."""
         parts, now = self._parts, monotonic_s()
-        offset = wall_s() - now
-        found: list[Json] = []
-        if parts.mdns is not None:
-            found.append({
-                "source": "mdns", "target": "this network", "site": None, "name": None,
-                "outcome": "connected" if parts.mdns.outcome.startswith("announced") else "failed",
-                "reason": parts.mdns.outcome, "mend": "", "last_at": None, "next_at": None,
-                "attempts": 1,
-            })  # fmt: skip
-        for hint in parts.site.discovery.hints:
-            is_met = hint.outcome in ("answered", "a living member")
-            identity = parts.site.roll.get(hint.site) if hint.site is not None else None
-            outcome = "connected" if is_met else "waiting" if hint.last_at is None else "failed"
-            mend = "is the daemon there running, and are UDP and TCP of that port open to it?"
-            found.append({
-                "source": "peer-book" if hint.mechanism == "book" else hint.mechanism,
-                "target": shown(hint.endpoint.host, hint.endpoint.mesh_port),
-                "site": hint.site.hex() if hint.site is not None else None,
-                "name": identity.claims.name if identity is not None else None,
-                "outcome": outcome, "reason": hint.outcome,
-                "mend": mend if outcome == "failed" else "",
-                "last_at": None if hint.last_at is None else hint.last_at + offset,
-                "next_at": hint.next_at + offset, "attempts": hint.failures,
-            })  # fmt: skip
-        return found
+        return peer_rows(parts.site, parts.mdns, now, wall_s() - now)
 
     def models(self) -> list[Json]:
         """See ``Operations.models``."""
@@ -440,6 +441,26 @@ class DaemonOperations:
         """See ``Operations.create_token``."""
         return await self._parts.joining.create_token(request)
 
+    async def release_model(self, model: str) -> Json:
+        """See ``Operations.release_model``."""
+        name, _, version = model.partition(":")
+        key = model_key(name, version)
+        item = self._parts.site.shelf.items.get(key)
+        if item is None:
+            raise NotFound(
+                f"this site is not to serve {model!r}",
+                mend="name a model and its version as atoll model list shows them",
+            )
+        before = {
+            "name": name, "version": version, "state": _stage(item.stage), "reason": item.reason,
+        }  # fmt: skip
+        self._parts.driver.feed(ModelReleased(key))
+        return before
+
+    async def renew(self) -> Json:
+        """See ``Operations.renew``."""
+        return await self._parts.renewing.renew_now()
+
     async def set_draining(self, draining: bool) -> None:  # noqa: FBT001 - the protocol's signature
         """See ``Operations.set_draining``."""
         self._parts.driver.feed(DrainRequested(draining))
@@ -459,7 +480,6 @@ class DaemonOperations:
         parts = self._parts
         isolated = parts.driver.is_isolated
         worker = parts.inference.worker
-        fork = parts.trust.fork
         checks = [
             ("members", not isolated, f"{len(parts.site.swim.members())} other sites known",
              "look at atoll peers --why"),
@@ -473,9 +493,9 @@ class DaemonOperations:
             ("voting", not parts.site.workshop.barred_because,
              parts.site.workshop.barred_because or "this site votes in its jobs' registers",
              "drain this site, remove its state folder and join again"),
-            ("trust log", fork is None, f"{parts.trust.height} entries" if fork is None else
-             f"forked at height {fork.height}", "remove the issuer that signed both entries"),
         ]  # fmt: skip
+        checks += [parts.site.duplicates.check(monotonic_s()), *parts.renewing.checks()]
+        checks += parts.desk.checks()
         checks += [(f"hardware: {text[:40]}", False, text, "") for text in parts.hardware.findings]
         return [
             {"check": name, "ok": ok, "evidence": evidence, "mend": "" if ok else mend}

@@ -16,6 +16,7 @@ from agent.federation import events as job
 from agent.foundation.errors import AtollError, OutcomeUnknown, Unreachable
 from agent.foundation.ids import Digest, SiteId
 from agent.membership.events import SendGossip
+from agent.site.causes import Cause
 from agent.site.events import (
     Answer,
     Ask,
@@ -32,7 +33,7 @@ from agent.site.events import (
     UnloadModel,
 )
 from agent.training.contract import UpdatesRejected
-from agent.wire.mesh import Call, Reply
+from agent.wire.mesh import Call, Declined, Reply
 
 SMALL_BLOB_BYTES_MAX = 4 << 20
 """Contributions of 10,000 sites; larger blobs are never read into this process."""
@@ -60,11 +61,14 @@ class Outside:
         self._me, self._gossip, self._mesh = me, gossip, mesh
         self._blobs, self._trainers, self._datasets = blobs, trainers, datasets
         self.inference: Inference | None = None
+        self.on_trust: list[Callable[[], object]] = []
+        """Called when the trust log has grown, durably."""
         self._feed: Feed = lambda _: None
         self._spawn: Spawn | None = None
         self._answers: dict[int, asyncio.Future[Reply]] = {}
         self._resolutions: dict[int, asyncio.Future[tuple[str, ...]]] = {}
         self._last = 0
+        self._left_because = ""
 
     def connect(self, feed: Feed, spawn: Spawn) -> None:
         """Where results go, and how to run beside the loop."""
@@ -75,13 +79,32 @@ class Outside:
         self._spawn(work)
 
     # --- mesh ------------------------------------------------------------------------------------
+    def gossip_counts(self) -> dict[str, int]:
+        """Datagrams since the start: sent, received, and why those that were not heard were not."""
+        gossip = self._gossip
+        return {
+            "sent": gossip.sent, "received": gossip.received, "dropped": gossip.dropped,
+            "limited": gossip.limited,
+        }  # fmt: skip
+
     def gossip(self, effect: SendGossip) -> None:
         """One packet."""
-        self._gossip.send(effect.target, effect.endpoint, effect.message)
+        if not self._left_because:
+            self._gossip.send(effect.target, effect.endpoint, effect.message)
 
     def ask(self, effect: Ask) -> None:
         """One call; always ends in ``CallEnded``."""
-        self._run(self._ask(effect))
+        if self._left_because:
+            self._run(self._end_unasked(effect))
+        else:
+            self._run(self._ask(effect))
+
+    def leave_mesh(self, reason: str) -> None:
+        """From now on no packet and no call leaves, and members are told why; until a new start."""
+        self._left_because = reason[:400]
+
+    async def _end_unasked(self, effect: Ask) -> None:
+        self._feed(CallEnded(effect.call, effect.site, None, self._left_because))
 
     async def _ask(self, effect: Ask) -> None:
         try:
@@ -89,12 +112,15 @@ class Outside:
                 effect.site, effect.endpoint, effect.message, effect.timeout_s
             )
         except AtollError as error:
-            self._feed(CallEnded(effect.call, effect.site, None, str(error)))
+            cause = getattr(error, "cause", "") or Cause.OTHER
+            self._feed(CallEnded(effect.call, effect.site, None, str(error), Cause(cause)))
         else:
             self._feed(CallEnded(effect.call, site, reply))
 
     async def handle(self, sender: SiteId, message: Call) -> Reply:
         """A member's call: what the site answers."""
+        if self._left_because:
+            return Declined(self._left_because)
         self._last += 1
         call = self._last
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -268,6 +294,11 @@ class Outside:
         """Let the gateway give a blob to other sites from now on."""
         if self.inference is not None:
             self.inference.label(effect.digest, effect.residency)
+
+    def trust_changed(self) -> None:
+        """Tell everybody who keeps connections or keys that the trust log has grown."""
+        for told in self.on_trust:
+            told()
 
     def gateway_changed(self) -> None:
         """Push the view to the gateway soon."""

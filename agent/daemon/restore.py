@@ -22,7 +22,9 @@ from agent.federation.value import Contributions, JobValue
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.writes import Delete, Put, Write
-from agent.site.stored import Stored
+from agent.membership.coordinates import Coordinate
+from agent.site.duplicates import COPIED, DUPLICATE, MEND
+from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY, Stored
 from agent.wire.documents import Document
 from agent.wire.mesh import Introduction
 from agent.wire.records import Passport, Signed
@@ -31,7 +33,6 @@ from agent.wire.schema import unpack
 Row = dict[str, Any]
 T = TypeVar("T")
 BOOT_EPOCH = "boot_epoch"
-VOTING_BARRED = "voting_barred"
 JOIN_SEEDS = "token_seeds"
 BOOT_EPOCH_JUMP = 1 << 16
 """After a damaged database: far beyond any epoch that may have been used and forgotten."""
@@ -54,7 +55,9 @@ async def raise_boot_epoch(store: Store, me: SiteId) -> int:
     jump = BOOT_EPOCH_JUMP if store.findings else 1
     writes: list[Write] = [Put("meta", {"key": BOOT_EPOCH, "value": last + jump})]
     if store.findings:
-        writes.append(Put("meta", {"key": VOTING_BARRED, "value": f"{me.hex()} {wall():%Y-%m-%d}"}))
+        writes.append(
+            Put("meta", {"key": VOTING_BARRED_KEY, "value": f"{me.hex()} {wall():%Y-%m-%d}"})
+        )
         writes.append(Delete("meta", (FINDING,)))
     await store.commit(writes)
     return last + jump
@@ -64,12 +67,17 @@ async def barred_because(store: Store, me: SiteId) -> str:
     """Why ``me`` must not vote in any register; empty if it may."""
     rows: list[Row] = await store.read(
         lambda database: list(
-            database.query("SELECT value FROM meta WHERE key = ?", [VOTING_BARRED])
+            database.query("SELECT value FROM meta WHERE key = ?", [VOTING_BARRED_KEY])
         )
     )
-    barred, _, day = str(rows[0]["value"] if rows else "").partition(" ")
+    barred, day, why, *_ = (*str(rows[0]["value"] if rows else "").split(" "), "", "", "")
     if barred != me.hex():
         return ""
+    if why == COPIED:
+        return (
+            f"{DUPLICATE}: on {day} another process was found to use this site's key, so what it"
+            f" promised is not known here and it does not vote; {MEND}"
+        )
     return (
         f"this site does not vote: its database was damaged and moved aside on {day}, and with it "
         "went what it had promised; drain it, remove its state folder and join again"
@@ -104,8 +112,21 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
         jobs=_jobs(rows, blobs, held),
         crashes={row["key"]: row["crashes"] for row in rows["models"]},
         blobs=held,
+        coordinate=await _coordinate(store),
         barred_because=await barred_because(store, me),
     )
+
+
+async def _coordinate(store: Store) -> bytes:
+    rows = await store.read(
+        lambda database: list(
+            database.query("SELECT value FROM meta WHERE key = ?", [COORDINATE_KEY])
+        )
+    )
+    value = rows[0]["value"] if rows else b""
+    # Whatever it is, a site without a place finds one in a minute.
+    is_place = isinstance(value, bytes) and Coordinate.unpack(value) is not None
+    return bytes(value) if is_place else b""
 
 
 def _jobs(

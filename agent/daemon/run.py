@@ -13,22 +13,27 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from ipaddress import ip_address
 from pathlib import Path
 from random import SystemRandom
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.api.admin import AdminServer
+from agent.api.trust import routes
 from agent.config.addresses import announced_host
 from agent.config.settings import SiteSettings
 from agent.daemon import listening
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
+from agent.daemon.issuing import Issuing
 from agent.daemon.joining import Joining
+from agent.daemon.links import Links
 from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
+from agent.daemon.renewing import Renewing, Shown
 from agent.daemon.restore import raise_boot_epoch, restore, token_seeds
-from agent.drivers import keystore, tls
+from agent.daemon.trust_operations import TrustDesk
+from agent.daemon.trust_store import open_trust
+from agent.drivers import keystore, memory, tls
 from agent.drivers.audit_log import AuditLog
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s, wall, wall_s
@@ -41,15 +46,16 @@ from agent.drivers.shared_memory import ALIGNMENT
 from agent.drivers.store import Store
 from agent.drivers.systemd import Notifier
 from agent.drivers.trainers import Trainers
-from agent.foundation.errors import AtollError, ConfigError, Corruption, StoreFault
+from agent.foundation.errors import AtollError, ConfigError, StoreFault
 from agent.foundation.ids import SiteId
 from agent.hardware.detect import Hardware
-from agent.identity.envelope import Sealer
+from agent.identity.envelope import COUNTER_START_MAX, Sealer
 from agent.identity.registry import Roll, SiteNotary
 from agent.identity.trust import TrustLog
 from agent.membership.events import Heard, PortRefused, SendFailed
 from agent.membership.settings import Settings as SwimSettings
-from agent.site.events import Discovered, WallClock
+from agent.site.duplicates import MARK_BYTES
+from agent.site.events import Discovered, LeaveRequested, WallClock
 from agent.site.site import Site
 from agent.site.stored import SiteSettings as StoredSettings
 from agent.site.view import view_of
@@ -62,6 +68,7 @@ STOP_TIMEOUT_S = 4.0
 GATEWAY_TIMEOUT_S = 20.0
 """A gateway that is not up by then is reported; the daemon goes on trying."""
 
+T = TypeVar("T")
 _log = logging.getLogger("atoll")
 
 
@@ -72,6 +79,7 @@ def main(settings: SiteSettings) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     os.umask(0o077)
+    memory.hold_little()
     try:
         return asyncio.run(_Daemon(settings).run())
     except AtollError:
@@ -99,6 +107,10 @@ class _Daemon:
         try:
             await self._start()
             await self._stopping.wait()
+            if self._code == 0:
+                # Said before anything closes, so that nobody has to find out; it goes on spreading
+                # while the children end. A site that starts again takes it back with its first record.
+                self._driver.feed(LeaveRequested())
         finally:
             self._notifier.stopping("stopping")
             await self._close()
@@ -124,15 +136,14 @@ class _Daemon:
     async def _start(self) -> None:
         settings, started_at = self._settings, monotonic_s()
         keys = keystore.load(settings.identity_dir)
-        host = listening.mesh_address(announced_host(settings.listen.mesh_host).host)
-        listening.require_free(settings.listen, host)
+        host, binds = self._addresses()
         for folder in (settings.state_dir, settings.runtime_dir, settings.jobs_dir):
             _make(folder)
         store = await self._opened(Store.open(settings.store_path), "close")
         hardware = await asyncio.to_thread(
             detect_hardware, settings.hardware.profile, settings.hardware.profiles_dir
         )
-        trust = await _trust(store, keys)
+        trust = await open_trust(store, keys)
         boot_epoch = await raise_boot_epoch(store, keys.site)
         blobs = BlobStore(settings.blobs_dir)
         await blobs.sweep()
@@ -145,58 +156,82 @@ class _Daemon:
         site = Site(
             identity=keys.identity, passport=keys.passport, endpoint=endpoint,
             boot_epoch=boot_epoch, settings=_abilities(settings, hardware),
-            swim_settings=_swim_settings(settings), notary=notary, roll=roll, admins=trust.admins,
+            swim_settings=_swim_settings(settings), notary=notary, roll=roll, trust=trust,
             stored=stored, rng=SystemRandom(), now=monotonic_s(),
-            wall_offset_s=wall_s() - monotonic_s(),
+            wall_offset_s=wall_s() - monotonic_s(), mark=os.urandom(MARK_BYTES),
         )  # fmt: skip
-        verify = tls.verifier(keys, trust.revoked, wall)
-        threads = settings.training.threads or hardware.training_threads
-        trainers = Trainers(
-            jobs_dir=settings.jobs_dir, threads=threads,
-            memory_bytes=settings.training.memory_bytes or None,
-        )  # fmt: skip
-        self._closers.append(trainers.close)
-        mesh = MeshClient(keys, verify)
-        self._closers.append(mesh.close)
+        verify = tls.verifier(keys, trust.reasons, wall, roll.require_current)
+        trainers = self._kept(_trainers(settings, hardware), "close")
+        mesh = self._kept(MeshClient(keys, verify), "close")
         gossip = self._gossip(site, keys, roll, boot_epoch)
         outside = Outside(
             me=keys.site, gossip=gossip, mesh=mesh, blobs=blobs, trainers=trainers,
             datasets=dict(settings.datasets),
         )  # fmt: skip
-        driver = Driver(site, store, outside)
-        self._driver = driver
-        self._closers.append(driver.stop)
-        await gossip.open(host, settings.listen.mesh_port)
-        joining = Joining(keys, trust, store, ((host, settings.listen.mesh_port),))
-        server = MeshServer(keys, verify, outside.handle, joining.shown_chain, joining.join)
+        driver = self._driver = self._kept(Driver(site, store, outside), "stop")
+        await gossip.open(binds, settings.listen.mesh_port)
+        renewing = self._kept(
+            Renewing(keys, trust, roll, stored.peers, SystemRandom(), driver.spawn), "stop"
+        )
+        mesh_seeds = ((host, settings.listen.mesh_port),)
+        joining = Joining(keys, trust, roll, store, mesh_seeds, stored.peers)
+        issuing = Issuing(trust, renewing, joining)
+        server = MeshServer(
+            keys, verify, issuing.handling(outside.handle), joining.shown_chain, joining.join,
+            lambda: {one.record.endpoint.host for one in site.swim.members().values()},
+            renewing.answer,
+        )  # fmt: skip
         self._closers.append(server.stop)
-        await server.start(host, settings.listen.mesh_port)
-        audit = await AuditLog.open(store, site=keys.site, notary=notary)
-        self._closers.append(audit.close)
+        outside.on_trust += [
+            server.close_refused, mesh.close_refused, lambda: driver.spawn(issuing.look())
+        ]  # fmt: skip
+        await server.start(binds[-1], settings.listen.mesh_port)  # of wildcards the last takes all
+        opening = AuditLog.open(store, site=keys.site, notary=notary)
+        audit = await self._opened(opening, "close")
         await trainers.tidy([job for job, one in site.workshop.machines.items() if not one.is_over])
-        inference = self._inference(host, hardware, blobs, audit, driver, trust, keys)
-        outside.inference = inference
-        self._closers.append(inference.stop)
+        inference = outside.inference = self._kept(
+            self._inference(binds, hardware, blobs, audit, driver, trust, keys), "stop"
+        )
         driver.start()
+        driver.spawn(issuing.look())
         inference.start()
-        mdns = await self._discover(keys, endpoint, site, driver, await token_seeds(store))
+        renewing.start(
+            site, Shown(mesh, server, joining, driver.feed, inference.certificate_renewed)
+        )
+        mdns = self._discover(keys, endpoint, site, driver, await token_seeds(store), joining)
         http = listening.shown(settings.listen.http_host, settings.listen.http_port)
+        desk = TrustDesk(trust, driver, outside, mesh, issuing)
         parts = Parts(
             site=site, driver=driver, outside=outside, store=store, blobs=blobs,
             inference=inference, trainers=trainers, trust=trust, joining=joining,
+            renewing=renewing, desk=desk,
             hardware=hardware, mdns=mdns, http=http, stop=self._stop, started_at=started_at,
             fallback_reason=lambda: self._not_ready,
         )  # fmt: skip
-        admin = await AdminServer.start(DaemonOperations(parts), settings.admin_socket)
-        self._closers.append(admin.close)
+        serving = AdminServer.start(DaemonOperations(parts), settings.admin_socket, routes(desk))
+        await self._opened(serving, "close")
         driver.spawn(self._follow_clocks(driver))
         driver.spawn(self._watchdog())
         await self._become_ready(inference, site)
 
+    def _addresses(self) -> tuple[str, tuple[str, ...]]:
+        """The address to announce, and those to bind, which are free."""
+        settings = self._settings
+        announced = announced_host(
+            settings.listen.mesh_host, denied=settings.discovery.deny_interfaces
+        )
+        host = listening.mesh_address(announced.host)
+        binds = announced.binds if announced.is_followed else (host,)
+        listening.require_free(settings.listen, binds)
+        return host, binds
+
+    def _kept(self, made: T, closer: str) -> T:
+        """To be closed at the end, by this method of it."""
+        self._closers.append(getattr(made, closer))
+        return made
+
     async def _opened(self, opening: Any, closer: str) -> Any:
-        opened = await opening
-        self._closers.append(getattr(opened, closer))
-        return opened
+        return self._kept(await opening, closer)
 
     def _gossip(self, site: Site, keys: SiteKeys, roll: Roll, boot_epoch: int) -> GossipSocket:
         def epoch_of(target: SiteId) -> int:
@@ -204,8 +239,9 @@ class _Daemon:
             return member.record.boot_epoch if member is not None else 0
 
         sealer = Sealer(
-            keys.site, keys.gossip_private, boot_epoch, roll.gossip_key, epoch_of, roll.resolve
-        )
+            keys.site, keys.gossip_private, boot_epoch, roll.gossip_key, epoch_of, roll.resolve,
+            counter=SystemRandom().randrange(COUNTER_START_MAX),
+        )  # fmt: skip
         gossip = GossipSocket(
             sealer,
             heard=lambda sender, message: self._driver.feed(Heard(sender, message)),
@@ -225,7 +261,7 @@ class _Daemon:
 
     def _inference(
         self,
-        host: str,
+        binds: tuple[str, ...],
         hardware: Hardware,
         blobs: BlobStore,
         audit: AuditLog,
@@ -239,46 +275,57 @@ class _Daemon:
         gateway = [
             "--http-host", listen.http_host, "--http-port", str(listen.http_port),
             "--grpc-port", str(listen.grpc_port or -1),
-            "--data-host", host, "--data-port", str(listen.data_port),
+            "--metrics-port", str(listen.metrics_port or -1),
+            *(part for name in listen.http_names for part in ("--http-name", name)),
+            "--data-host", ",".join(binds), "--data-port", str(listen.data_port),
             "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
             "--request-bytes-max", str(serving.request_bytes_max),
             "--queue-max-s", str(serving.queue_max_s),
         ]  # fmt: skip
         worker = ["--threads", str(threads)]
+        if serving.sessions_bytes:
+            worker += ["--sessions-bytes", str(serving.sessions_bytes)]
         if serving.worker_memory_bytes:
             worker += ["--memory-bytes", str(serving.worker_memory_bytes)]
         return Inference(
             gateway_arguments=gateway, worker_arguments=worker, slots=serving.slots,
             slot_bytes=serving.request_bytes_max + ALIGNMENT, providers=hardware.providers,
             site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
-            view=lambda: view_of(driver.site, tuple(SiteId(one) for one in sorted(trust.revoked()))),
+            view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             feed=driver.feed, spawn=driver.spawn,
         )  # fmt: skip
 
-    async def _discover(
+    def _discover(
         self,
         keys: SiteKeys,
         endpoint: Endpoint,
         site: Site,
         driver: Driver,
         token_seeds: tuple[tuple[str, int], ...],
+        joining: Joining,
     ) -> Mdns | None:
         for host, port in self._settings.seeds:
             driver.feed(Discovered(Endpoint(host, port, endpoint.data_port), "seed"))
         for host, port in token_seeds:
             driver.feed(Discovered(Endpoint(host, port, endpoint.data_port), "token"))
-        if not self._settings.discovery.mdns:
-            return None
+        mdns = None
+        if self._settings.discovery.mdns:
+            mdns = Mdns(
+                keys.site,
+                keys.cluster,
+                lambda seen: driver.feed(
+                    Discovered(seen.endpoint, "mdns", seen.site, seen.sender, seen.sequence)
+                ),
+                SystemRandom(),
+            )
+            self._closers.append(mdns.stop)
 
-        def found(where: Endpoint, who: SiteId | None) -> None:
-            driver.feed(Discovered(where, "mdns", who))
+        def moved(where: Endpoint) -> None:
+            joining.seeds = ((where.host, where.mesh_port),)
 
-        mdns = Mdns(keys.site, keys.cluster, endpoint, found)
-        self._closers.append(mdns.stop)
-        interfaces = self._settings.discovery.interfaces
-        if not interfaces and ip_address(endpoint.host).is_loopback:
-            interfaces = ("127.0.0.1",)
-        driver.spawn(mdns.start(interfaces, site.swim.record.sequence))
+        links = Links(self._settings, site, mdns, driver.feed, moved, driver.spawn)
+        self._closers.append(links.close)
+        links.start()
         return mdns
 
     async def _become_ready(self, inference: Inference, site: Site) -> None:
@@ -298,6 +345,7 @@ class _Daemon:
 
     def _ready(self, site: Site) -> None:
         self._not_ready = ""
+        memory.give_back()
         claims = site.identity.claims
         text = f"site {claims.name} ({claims.jurisdiction}) is ready"
         _log.info("%s", text)
@@ -341,22 +389,13 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-async def _trust(store: Store, keys: SiteKeys) -> TrustLog:
-    """The trust log from the database; from the identity folder at the first start or after damage."""
-    rows = await store.read(
-        lambda database: [
-            (int(row["height"]), bytes(row["entry"])) for row in database["trust"].rows
-        ]
+def _trainers(settings: SiteSettings, hardware: Hardware) -> Trainers:
+    part = settings.training
+    return Trainers(
+        jobs_dir=settings.jobs_dir,
+        threads=part.threads or hardware.training_threads,
+        memory_bytes=part.memory_bytes or None,
     )
-    if rows:
-        try:
-            return TrustLog.restore(keys.cluster, rows)
-        except Corruption as error:
-            _log.warning("%s; the copy of founding or joining is used", error)
-    log = TrustLog(keys.cluster)
-    writes = [write for entry in keys.trust for write in log.append(entry)]
-    await store.commit(writes)
-    return log
 
 
 def _abilities(settings: SiteSettings, hardware: Hardware) -> StoredSettings:
@@ -371,6 +410,11 @@ def _abilities(settings: SiteSettings, hardware: Hardware) -> StoredSettings:
         datasets={name: part.jobs for name, part in settings.datasets.items()},
         can_train=not why_not, why_not=why_not, capacity=hardware.capacity,
     )  # fmt: skip
+
+
+def _refused(trust: TrustLog, roll: Roll) -> tuple[SiteId, ...]:
+    """Whose requests the gateway turns away."""
+    return tuple(SiteId(one) for one in sorted(trust.revoked() | roll.retired()))
 
 
 def _swim_settings(settings: SiteSettings) -> SwimSettings:

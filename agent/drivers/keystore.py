@@ -13,6 +13,7 @@ file                       holds
 ``root.pem``               the cluster's root certificate
 ``trust.log``              the trust log as of founding or joining; the store's table takes over
 ``issuer.key, .pem``       on sites that admit others
+``issuer.new.key``         made here, and not certified by the root yet
 ``admin.key``              where an operator works: signs documents and revocations
 ``operator/root.key``      encrypted; move it (with ``operator/root.pem``) off the site
 =========================  =========================================================================
@@ -24,8 +25,8 @@ import os
 import shutil
 import stat
 from base64 import b64encode
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -59,8 +60,9 @@ from agent.identity.certificates import (
     site_id,
 )
 from agent.identity.claims import Claims, check_place
-from agent.identity.trust import TrustLog, sign_entry
+from agent.identity.trust import TrustLog
 from agent.identity.trust_entries import ENTRY_BYTES_MAX, HEIGHT_MAX, Genesis
+from agent.identity.trust_signing import sign_entry
 from agent.wire.records import Passport
 from agent.wire.schema import AtMost, pack, unpack
 
@@ -69,6 +71,7 @@ PASSPHRASE_CHARS_MIN = 8
 FILE_BYTES_MAX = 16 << 20
 """The largest file here is the trust log."""
 
+_ISSUER_TO_BE = "issuer.new.key"
 _PRIVATE = 0o600
 _FOLDER = 0o700
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 2**15, 8, 1
@@ -191,7 +194,8 @@ def found_cluster(
     leaf = issue_site(issuer, site.public_key(), claims, now)
     log = TrustLog(cluster)
     admin_raw = admin.public_key().public_bytes_raw()
-    action = Genesis(root.certificate, issuer.certificate, admin_raw, jurisdictions)
+    founder = bytes(site_id(site.public_key()))
+    action = Genesis(root.certificate, issuer.certificate, admin_raw, jurisdictions, founder)
     genesis = sign_entry(log, action, root.private_key, now)
     log.append(genesis)
     staged = directory.with_name(directory.name + ".founding")
@@ -259,18 +263,73 @@ def complete_join(
 
 
 def store_chain(keys: SiteKeys, chain: tuple[bytes, ...]) -> SiteKeys:
-    """Replace the certificate after a renewal, and load the folder again.
+    """Replace the certificate after a renewal; the keys with it.
+
+    The keys stay, so whenever the power goes the folder holds the old pair or the new one.
 
     Raises:
         ConfigError: the folder cannot be written.
         Malformed, Refused: the chain is not this cluster's; nothing was written.
     """
     renewed = read_passport(Passport(chain), keys.root)
-    if renewed.site != keys.site:
+    own = keys.identity
+    if (renewed.site, renewed.claims.gossip_key) != (own.site, own.claims.gossip_key):
         raise ConfigError("the renewed certificate is for another key", mend="renew again")
     with _explained(keys.directory):
         _write(keys.directory / "chain.pem", _pem(*chain))
-    return load(keys.directory)
+    return replace(keys, chain=chain, identity=renewed)
+
+
+def reload_chain(keys: SiteKeys) -> SiteKeys:
+    """The keys with the certificate that is in the folder now: another process has renewed it.
+
+    Raises:
+        ConfigError: the file is missing or damaged, or is not for these keys.
+    """
+    path = keys.directory / "chain.pem"
+    chain = _load_certificates(path)
+    try:
+        identity = read_passport(Passport(chain), keys.root)
+    except AtollError as error:
+        raise _damaged(path, str(error)) from error
+    own = keys.identity
+    if (identity.site, identity.claims.gossip_key) != (own.site, own.claims.gossip_key):
+        raise _damaged(path, "it does not certify this site's keys")
+    return replace(keys, chain=chain, identity=identity)
+
+
+def prepare_issuer(keys: SiteKeys, removed: Collection[bytes] = ()) -> Ed25519PrivateKey:
+    """The key with which this site is, or may become, an issuer; durable when this returns.
+
+    It is the one that the root has certified already, else one that is kept in ``issuer.new.key``
+    until then. One of the ``removed`` keys is never offered again.
+
+    Raises:
+        ConfigError: the folder cannot be read or written.
+    """
+    if keys.issuer is not None and key_id(keys.issuer.private_key.public_key()) not in removed:
+        return keys.issuer.private_key
+    path = keys.directory / _ISSUER_TO_BE
+    with _explained(keys.directory):
+        if path.exists():
+            made = _load_ed25519(path)
+            if key_id(made.public_key()) not in removed:
+                return made
+        made = Ed25519PrivateKey.generate()
+        _write(path, _private_pem(made))
+    return made
+
+
+def issuer_to_be(keys: SiteKeys) -> Ed25519PrivateKey | None:
+    """The key of ``prepare_issuer`` that waits for its certificate, else the certified one.
+
+    Raises:
+        ConfigError: a file is there and cannot be used.
+    """
+    path = keys.directory / _ISSUER_TO_BE
+    if path.exists():
+        return _load_ed25519(path)
+    return None if keys.issuer is None else keys.issuer.private_key
 
 
 def store_issuer(keys: SiteKeys, issuer: IssuerKey) -> SiteKeys:
@@ -283,9 +342,14 @@ def store_issuer(keys: SiteKeys, issuer: IssuerKey) -> SiteKeys:
     if read_issuer(issuer.certificate, keys.root) != key_id(issuer.private_key.public_key()):
         raise ConfigError("the issuer certificate is for another key", mend="certify this one")
     with _explained(keys.directory):
+        # Between the two lines the pair would not fit: the certificate of the former key is first
+        # taken away, and a key without certificate is no issuer (``_load_issuer``).
+        if keys.issuer is None or keys.issuer.private_key != issuer.private_key:
+            (keys.directory / "issuer.pem").unlink(missing_ok=True)
         _write(keys.directory / "issuer.key", _private_pem(issuer.private_key))
         _write(keys.directory / "issuer.pem", _pem(issuer.certificate))
-    return load(keys.directory)
+        (keys.directory / _ISSUER_TO_BE).unlink(missing_ok=True)
+    return replace(keys, issuer=issuer)
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -361,7 +425,7 @@ def load_root(path: Path, passphrase: str) -> RootKey:
 
 
 def _load_issuer(directory: Path, root: bytes) -> IssuerKey | None:
-    if not (directory / "issuer.key").exists():
+    if not (directory / "issuer.key").exists() or not (directory / "issuer.pem").exists():
         return None
     key = _load_ed25519(directory / "issuer.key")
     certificate = _load_certificates(directory / "issuer.pem")[0]

@@ -1,21 +1,29 @@
 """Calls between sites: HTTP/1.1 over mutual TLS 1.3 on the mesh port, MessagePack bodies.
 
 Only a member's certificate opens ``/mesh/1/call``; the two join routes are for a site that has a
-token and no certificate yet. The caller is who its certificate says.
+token and no certificate yet, the renewal route for one whose certificate may have ended. The caller
+is who its certificate says.
 """
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import count
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from agent.drivers import tls
+from agent.drivers.clock import wall
+from agent.drivers.door import Door, Familiar
 from agent.drivers.keystore import SiteKeys
 from agent.drivers.pinned import PinnedContext, server_name
+from agent.drivers.pool import SitePool, close_refused
+from agent.drivers.reachability import cause_of, cause_of_refusal
 from agent.foundation.errors import (
     AtollError,
     ConfigError,
@@ -26,6 +34,7 @@ from agent.foundation.errors import (
 )
 from agent.foundation.ids import Digest, SiteId, short
 from agent.identity.certificates import Identity
+from agent.site.causes import Cause
 from agent.wire.limits import CHUNK_BYTES, MESH_BODY_BYTES_MAX, PROTOCOL_VERSION
 from agent.wire.mesh import CALLS, REPLIES, Call, Reply
 from agent.wire.records import Endpoint
@@ -33,6 +42,7 @@ from agent.wire.records import Endpoint
 CALL_PATH = f"/mesh/{PROTOCOL_VERSION}/call"
 JOIN_PATH = "/join/1"
 CHAIN_PATH = "/join/1/chain"
+RENEWAL_PATH = "/renew/1"
 CALLS_WAITING_MAX = 20_000
 """Every member of the largest mesh may hold one watch open, and one more call."""
 ANSWER_TIMEOUT_S = 90.0
@@ -41,10 +51,13 @@ CONNECT_TIMEOUT_S = 3.0
 JOIN_BODY_BYTES_MAX = 16 << 10
 IDLE_S = 75.0
 """Also how long a connection may take to send a request's headers."""
-HANDSHAKE_TIMEOUT_S = 5.0
 CONNECTIONS_MAX = 4096
-"""More than one from each member of a large mesh; strangers who only hold the door open are cut off by
-the time-outs, and must not use up the process's files before."""
+"""More than one from each member of a large mesh; what strangers can hold is bounded by ``Door``."""
+STRANGER_REQUESTS_MAX = 4
+"""Requests on one connection without certificate: a join takes two. More need a new handshake, and those
+are few a second."""
+REFUSALS_MAX = 16
+"""Enough to tell a person who says what."""
 CONNECTIONS_PER_SITE_MAX = 64
 """A watch for each of fifty jobs, and calls beside them; more calls wait for a free one."""
 
@@ -62,16 +75,28 @@ class _TurnedAway(asyncio.Protocol):
 
 
 class MeshServer:
-    """Listens for members' calls and for joiners."""
+    """Listens for members' calls, for joiners, and for those who renew their certificate."""
 
     def __init__(
-        self, keys: SiteKeys, verify: tls.Verify, handle: Handle, chain: bytes, join: Join
+        self,
+        keys: SiteKeys,
+        verify: tls.Verify,
+        handle: Handle,
+        chain: bytes,
+        join: Join,
+        familiar: Familiar = tuple,
+        renew: Join | None = None,
     ) -> None:
-        """``chain``: this site's chain for joiners, packed; ``join`` answers a packed request."""
-        self._keys, self._verify, self._handle = keys, verify, handle
-        self._chain, self._join = chain, join
+        """``chain``: this site's chain for joiners, packed; ``join`` answers a packed request.
+
+        ``familiar`` lists the addresses of known members (see ``Door``). ``renew`` answers a packed
+        ``RenewalRequest``; None: nobody is renewed here.
+        """
+        self._verify, self._handle, self._familiar = verify, handle, familiar
+        self._context = tls.server_context(keys)
+        self._chain, self._join, self._renew = chain, join, renew
         self._runner: web.AppRunner | None = None
-        self._server: asyncio.Server | None = None
+        self.door: Door | None = None
         self._waiting = 0
         self.refused = 0
         """Connections and calls turned away: no certificate, revoked, or not decodable."""
@@ -82,10 +107,13 @@ class MeshServer:
         Raises:
             ConfigError: the address cannot be bound.
         """
-        app = web.Application(client_max_size=MESH_BODY_BYTES_MAX)
+        app = web.Application(
+            client_max_size=MESH_BODY_BYTES_MAX, middlewares=[_strangers_ask_little()]
+        )
         app.router.add_post(CALL_PATH, self._call)
         app.router.add_get(CHAIN_PATH, self._show_chain)
         app.router.add_post(JOIN_PATH, self._joined)
+        app.router.add_post(RENEWAL_PATH, self._renewed)
         runner = self._runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=IDLE_S, lingering_time=1.0, max_headers=32,
             shutdown_timeout=0.5,
@@ -98,11 +126,9 @@ class MeshServer:
             is_full = len(protocols.connections) >= CONNECTIONS_MAX
             return _TurnedAway() if is_full else protocols()
 
+        self.door = Door(accept, self._context, self._familiar)
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                accept, host, port, ssl=tls.server_context(self._keys), backlog=512,
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            )  # fmt: skip
+            self.door.open(host, port)
         except OSError as error:
             raise ConfigError(
                 f"cannot listen for members at {host} TCP port {port}",
@@ -110,10 +136,22 @@ class MeshServer:
                 mend="stop what holds the port (ss -ltnp), or choose another [listen] mesh_port",
             ) from None
 
+    def recertified(self, keys: SiteKeys, chain: bytes) -> None:
+        """Show the renewed certificate on new connections; those that are open stay."""
+        tls.reload_certificate(self._context, keys)
+        self._chain = chain
+
+    def close_refused(self) -> int:
+        """End the sessions of sites that are refused now (revoked since); how many there were."""
+        if self._runner is None or self._runner.server is None:
+            return 0
+        open_now = (one.transport for one in self._runner.server.connections)
+        return close_refused(open_now, self._verify)
+
     async def stop(self) -> None:
         """Close the listener and every connection."""
-        if self._server is not None:
-            self._server.close()
+        if self.door is not None:
+            await self.door.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -150,10 +188,19 @@ class MeshServer:
         return web.Response(body=self._chain, content_type="application/msgpack")
 
     async def _joined(self, request: web.Request) -> web.Response:
+        return await self._stranger(request, self._join)
+
+    async def _renewed(self, request: web.Request) -> web.Response:
+        if self._renew is None:
+            return web.Response(status=403, text="nobody is renewed here")
+        return await self._stranger(request, self._renew)
+
+    async def _stranger(self, request: web.Request, answer_to: Join) -> web.Response:
+        """For somebody whose certificate says nothing: the request itself is the proof."""
         if request.content_length is None or request.content_length > JOIN_BODY_BYTES_MAX:
-            return web.Response(status=413, text="a join request is at most 16 KiB")
+            return web.Response(status=413, text="a request is at most 16 KiB")
         try:
-            answer = await self._join(await request.read())
+            answer = await answer_to(await request.read())
         except Malformed as error:
             return web.Response(status=400, text=str(error))
         except AtollError as error:
@@ -161,20 +208,73 @@ class MeshServer:
         return web.Response(body=answer, content_type="application/msgpack")
 
 
+def _strangers_ask_little() -> Middleware:
+    asked: WeakKeyDictionary[asyncio.BaseTransport, int] = WeakKeyDictionary()
+
+    @web.middleware
+    async def count_requests(request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        if transport is None or transport.get_extra_info("peercert"):
+            return await handler(request)
+        asked[transport] = asked.get(transport, 0) + 1
+        if asked[transport] > STRANGER_REQUESTS_MAX:
+            response: web.StreamResponse = web.Response(status=429, text="connect anew")
+        else:
+            response = await handler(request)
+        if asked[transport] >= STRANGER_REQUESTS_MAX:
+            response.force_close()
+        return response
+
+    return count_requests
+
+
 class MeshClient:
     """Calls members; one pool of connections, each pinned to the site it was opened for."""
 
     def __init__(self, keys: SiteKeys, verify: tls.Verify) -> None:
         """``verify``: who is a member now."""
+        self._verify = verify
         self._pinned = PinnedContext(keys, verify)
+        self._ends_at = keys.identity.not_after
         self._greetings = count()
-        connector = aiohttp.TCPConnector(
-            ssl=self._pinned.context, limit=0, limit_per_host=CONNECTIONS_PER_SITE_MAX,
-            keepalive_timeout=IDLE_S / 2, use_dns_cache=False,
+        self.refusals: OrderedDict[str, str] = OrderedDict()
+        """What members said who refused this site, by address; until one there takes a call."""
+        self._pool = connector = SitePool(
+            limit=0, limit_per_host=CONNECTIONS_PER_SITE_MAX, keepalive_timeout=IDLE_S / 2,
+            use_dns_cache=False,
         )  # fmt: skip
         self._session = aiohttp.ClientSession(
             connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
         )
+
+    def recertified(self, keys: SiteKeys) -> None:
+        """Show the renewed certificate on new connections.
+
+        What is under way ends on the old ones; no new call uses them, because members look at the
+        certificate of a connection again at every call, and the old one will end.
+        """
+        self._pinned = PinnedContext(keys, self._verify)
+        self._ends_at = keys.identity.not_after
+
+    def close_refused(self) -> int:
+        """End the sessions with sites that are refused now (revoked since); how many there were."""
+        return self._pool.close_refused(self._verify)
+
+    def _require_certificate(self) -> None:
+        if wall() > self._ends_at:
+            raise Unreachable(
+                "other sites are not called",
+                why=f"this site's certificate ended {self._ends_at:%Y-%m-%d %H:%M} UTC,"
+                " and with that it may only renew",
+                mend="atoll status shows how the renewal goes",
+                cause=Cause.WE_EXPIRED,
+            )
+
+    def _refused(self, where: str, said: str) -> None:
+        self.refusals[where] = said
+        self.refusals.move_to_end(where)
+        if len(self.refusals) > REFUSALS_MAX:
+            self.refusals.popitem(last=False)
 
     async def call(
         self, site: SiteId | None, endpoint: Endpoint, message: Call, timeout_s: float
@@ -185,26 +285,36 @@ class MeshClient:
             Unreachable: no connection, another site, or no answer in time.
             Malformed: the answer does not decode.
         """
+        self._require_certificate()
+        pinned, where = self._pinned, _who(None, endpoint)
         name = f"greeting-{next(self._greetings)}" if site is None else server_name(site)
         url = f"https://{_host(endpoint.host)}:{endpoint.mesh_port}{CALL_PATH}"
         headers = {"Connection": "close"} if site is None else {}
         try:
             async with self._session.post(
-                url, data=CALLS.pack(message), headers=headers, server_hostname=name,
-                allow_redirects=False, timeout=_timeout(timeout_s),
+                url, data=CALLS.pack(message), headers=headers, ssl=pinned.context,
+                server_hostname=name, allow_redirects=False, timeout=_timeout(timeout_s),
             ) as response:  # fmt: skip
                 body = await _body(response, MESH_BODY_BYTES_MAX)
                 if response.status != 200:  # noqa: PLR2004 - HTTP OK
                     text = body[:300].decode("utf-8", "replace")
-                    raise Unreachable(f"{_who(site, endpoint)} refused the call", why=text)
+                    if response.status == 403:  # noqa: PLR2004 - HTTP Forbidden
+                        self._refused(where, text)
+                    raise Unreachable(
+                        f"{_who(site, endpoint)} refused the call", why=text,
+                        cause=cause_of_refusal(response.status, text),
+                    )  # fmt: skip
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(
-                f"{_who(site, endpoint)} does not answer", why=_reason(error)
+                f"{_who(site, endpoint)} does not answer",
+                why=_reason(error),
+                cause=cause_of(error),
             ) from None
         if site is None:
-            identity = self._pinned.greeted(name)
+            identity = pinned.greeted(name)
             assert identity is not None, "checked in the handshake"
             site = identity.site
+        self.refusals.pop(where, None)
         return site, REPLIES.unpack(body, MESH_BODY_BYTES_MAX)
 
     async def get_blob_part(
@@ -216,11 +326,12 @@ class MeshClient:
             NotFound: the site does not have it, or may not give it to this one.
             Unreachable: no connection, or not in time.
         """
+        self._require_certificate()
         url = f"https://{_host(endpoint.host)}:{endpoint.data_port}{path}"
         try:
             async with self._session.get(
-                url, server_hostname=server_name(site), allow_redirects=False,
-                timeout=_timeout(30.0),
+                url, ssl=self._pinned.context, server_hostname=server_name(site),
+                allow_redirects=False, timeout=_timeout(30.0),
             ) as response:  # fmt: skip
                 body = await _body(response, bytes_max)
                 if response.status != 200:  # noqa: PLR2004 - HTTP OK
@@ -285,7 +396,7 @@ def _host(host: str) -> str:
 
 
 def _who(site: SiteId | None, endpoint: Endpoint) -> str:
-    where = f"{endpoint.host}:{endpoint.mesh_port}"
+    where = f"{_host(endpoint.host)}:{endpoint.mesh_port}"
     return f"{short(site)} at {where}" if site is not None else where
 
 

@@ -60,6 +60,12 @@ def open_examined(path: Path) -> tuple[Database, tuple[Corruption, ...]]:
         OSError, sqlite3.Error: the disk does not let the file be opened or created.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.access(path.parent, os.W_OK | os.X_OK):  # SQLite would only speak of an I/O error
+        raise ConfigError(
+            f"{path.parent} cannot be written",
+            why="its file system is read-only, or it belongs to another user",
+            mend="mount it for writing, or run the agent as the owner of its state_dir",
+        )
     if path.is_symlink():
         raise ConfigError(f"{path} is a symbolic link", mend="put the database itself there")
     if not path.exists():

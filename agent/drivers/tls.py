@@ -20,6 +20,8 @@ from agent.foundation.ids import SiteId, short
 from agent.identity.certificates import Identity, check_standing, read_verified_leaf
 
 ALPN = "atoll/1"
+NO_CHECK_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h), which Python does not name."""
 
 Verify = Callable[[bytes], Identity]
 """Reads a leaf certificate (DER) that TLS has verified; raises Refused or Malformed."""
@@ -60,33 +62,43 @@ def join_context() -> ssl.SSLContext:
 
 
 def renew_context(keys: SiteKeys) -> ssl.SSLContext:
-    """For a site whose certificate has expired: verifies the issuer's site, shows no certificate."""
+    """For renewal: verifies that a site of this cluster answers, and shows no certificate.
+
+    Dates are not looked at: where one clock is wrong the asked site says by how much. Nothing secret
+    is sent, and what comes back proves itself (``agent.identity.renewal.check_renewed``).
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     _harden(context)
+    context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
     context.load_verify_locations(cadata=keys.root)
     return context
 
 
 def reload_certificate(context: ssl.SSLContext, keys: SiteKeys) -> None:
-    """Let new connections of a live context show the renewed certificate."""
+    """Let new connections of a live context show the renewed certificate of the same key."""
     context.load_cert_chain(keys.directory / "chain.pem", keys.directory / "site.key")
 
 
 def verifier(
-    keys: SiteKeys, revoked: Callable[[], Collection[bytes]], clock: Callable[[], datetime]
+    keys: SiteKeys,
+    revoked: Callable[[], Collection[bytes]],
+    clock: Callable[[], datetime],
+    require_current: Callable[[Identity], None] = lambda _: None,
 ) -> Verify:
-    """The ``verify`` of ``peer_identity``: this cluster, not revoked, in its time.
+    """The ``verify`` of ``peer_identity``: this cluster, not revoked, in its time, not replaced.
 
     Args:
         keys: whose root decides.
         revoked: ids of revoked sites and removed issuers as of now (``TrustLog.revoked``).
         clock: wall-clock time, with time zone.
+        require_current: refuses identities whose place another has taken (``Roll.require_current``).
     """
 
     def verify(leaf: bytes) -> Identity:
         identity = read_verified_leaf(leaf, keys.root)
+        require_current(identity)
         check_standing(identity, clock(), revoked())
         return identity
 

@@ -203,6 +203,10 @@ class JobMachine:
             if not isinstance(effect, ForgetBlob) or not self.needs(effect.digest)
         ]
 
+    def bar(self, reason: str) -> None:
+        """Vote and propose no more under this identity."""
+        self._register.bar(reason)
+
     def needs(self, digest: Digest) -> bool:
         """Whether this job still needs the blob at this site, whatever else has served."""
         update, participant = self.participant.update, self.participant

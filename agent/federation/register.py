@@ -83,6 +83,7 @@ class Register:
         self._conversations: dict[int, tuple[Proposer | Reader, Then]] = {}
         self._unsaved: dict[int, AcceptorAnswer] = {}
         self._own_votes: dict[int, int] = {}
+        self._mute = ""
         self._highest = self._acceptor.state.promised.number
 
     def read(self, now: float, then: Then) -> None:
@@ -95,6 +96,9 @@ class Register:
 
     def change(self, change: Change, now: float, then: Then, *, is_retry: bool = False) -> None:
         """Apply ``change`` to the committed value; ``is_retry``: its outcome was unknown before."""
+        if self._mute:
+            then(Unknown(self._mute), now)
+            return
         proposer = Proposer(
             job=self._job.id, committee=self._job.committee, me=self._me,
             boot_epoch=self._boot_epoch, rng=self._rng, now=now, change=change,
@@ -146,6 +150,10 @@ class Register:
         for number, (machine, _) in list(self._conversations.items()):
             if now >= machine.wake_at():
                 self._perform(number, machine.step(Woke(), now), now)
+
+    def bar(self, reason: str) -> None:
+        """Vote and propose no more: another process votes and proposes under this identity too."""
+        self._barred_because = self._mute = reason[:400]
 
     def hush(self) -> None:
         """The job is over: let go of every conversation; this site goes on voting."""

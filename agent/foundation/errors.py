@@ -67,6 +67,11 @@ class Malformed(RemoteFault):
 class Unreachable(RemoteFault):
     """A peer could not be reached or did not answer in time."""
 
+    def __init__(self, what: str, *, why: str = "", mend: str = "", cause: str = "") -> None:
+        """As the base; ``cause`` is one of ``agent.site.causes``, where it is known."""
+        super().__init__(what, why=why, mend=mend)
+        self.cause = cause
+
 
 class OutcomeUnknown(AtollError):
     """A change may or may not have taken effect."""

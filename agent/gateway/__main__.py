@@ -34,6 +34,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--http-host", default="127.0.0.1")
     parser.add_argument("--http-port", type=int, default=8000, help="0 = any free one")
+    parser.add_argument(
+        "--http-name", action="append", default=[], help="answered besides addresses"
+    )
+    parser.add_argument("--metrics-port", type=int, default=-1, help="as --grpc-port")
     parser.add_argument("--grpc-port", type=int, default=-1, help="0 = any free one, -1 = none")
     parser.add_argument("--data-host", required=True, help="several with commas between")
     parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
@@ -80,7 +84,9 @@ async def serve(given: argparse.Namespace) -> None:
 
     data: Door | None = None
     control.on_view, control.on_renewed = follow, show_renewed
-    http = await open_door(given.http_host, given.http_port, endpoints.routes())
+    http = await open_door(
+        given.http_host, given.http_port, endpoints.routes(), names=given.http_name
+    )
     data = await open_door(
         given.data_host.split(","),
         given.data_port,
@@ -88,14 +94,20 @@ async def serve(given: argparse.Namespace) -> None:
         context=context,
         callers=callers,
     )
+    metrics: Door | None = None
+    if given.metrics_port >= 0:
+        metrics = await open_door(
+            given.http_host, given.metrics_port, endpoints.metrics_routes(), names=given.http_name
+        )
     grpc = await _open_grpc(given, state, inference, about)
-    await control.say_ready(http.port, data.port, grpc.port if grpc is not None else 0)
+    others = (door.port if door is not None else 0 for door in (grpc, metrics))
+    await control.say_ready(http.port, data.port, *others)
     report = asyncio.create_task(control.report())
     try:
         await control.serve()
     finally:
         report.cancel()
-        doors = [door.close() for door in (http, data, grpc) if door is not None]
+        doors = [door.close() for door in (http, data, grpc, metrics) if door is not None]
         await asyncio.gather(report, *doors, return_exceptions=True)
         for index in tuple(state.workers):
             state.detach(index)

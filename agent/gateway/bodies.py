@@ -10,8 +10,10 @@ from aiohttp.http_exceptions import HttpProcessingError
 from agent.foundation.errors import Busy, UsageError
 from agent.serving.failures import TooLarge, TooSlow
 
-BODY_TIMEOUT_S = 60.0
-"""64 MB in a minute is 9 Mbit/s: below that a request is not made for this site."""
+BODY_TIMEOUT_S = 10.0
+"""Before this nobody is too slow; afterwards a body must have come at ``BODY_BYTES_PER_S_MIN``."""
+BODY_BYTES_PER_S_MIN = 128 << 10
+"""1 Mbit/s: below that a request is not made for this site."""
 BODIES_AT_ONCE = 4
 """Bodies of the largest allowed size that may lie in memory together."""
 
@@ -31,7 +33,7 @@ class Bodies:
 
         Raises:
             TooLarge: more than ``bytes_max``, as announced or as it came.
-            TooSlow: not complete within ``BODY_TIMEOUT_S``.
+            TooSlow: slower than ``BODY_BYTES_PER_S_MIN``.
             UsageError: it breaks off or does not decompress.
             Busy: the bodies of other requests fill the memory set aside.
         """
@@ -46,18 +48,24 @@ class Bodies:
 
     async def _read(self, request: web.Request, chunks: list[bytes]) -> None:
         size = 0
+        begun = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
+            async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
                 while chunk := await request.content.readany():
                     chunks.append(chunk)
                     size += len(chunk)
+                    limit.reschedule(begun + BODY_TIMEOUT_S + size / BODY_BYTES_PER_S_MIN)
                     self._held += len(chunk)
                     if size > self.bytes_max:
                         raise self._too_large()
                     if self._held > self._held_max:
                         raise Busy("too many large requests at once", mend="try again later")
         except TimeoutError:
-            raise TooSlow(f"the body was not complete after {BODY_TIMEOUT_S:.0f} s") from None
+            raise TooSlow(
+                "the body comes too slowly",
+                why=f"{size} bytes in {asyncio.get_running_loop().time() - begun:.0f} s, the least is"
+                f" {BODY_BYTES_PER_S_MIN} bytes a second after {BODY_TIMEOUT_S:.0f} s",
+            ) from None
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise UsageError("the body cannot be read", why=_text(error)) from None
 

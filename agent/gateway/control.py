@@ -46,9 +46,11 @@ class Control:
         self.on_renewed: Callable[[], None] = lambda: None
         """The identity folder holds a renewed certificate."""
 
-    async def say_ready(self, http_port: int, data_port: int, grpc_port: int) -> None:
-        """All doors are open; ``grpc_port`` is 0 where there is none."""
-        ready = GatewayReady(http_port, data_port, grpc_port)
+    async def say_ready(
+        self, http_port: int, data_port: int, grpc_port: int, metrics_port: int
+    ) -> None:
+        """All doors are open; the last two are 0 where there is none."""
+        ready = GatewayReady(http_port, data_port, grpc_port, metrics_port)
         await self._channel.send(FROM_GATEWAY.pack(ready))
 
     async def serve(self) -> None:

@@ -91,6 +91,10 @@ class Endpoints:
         self._bodies = bodies
         self._about = about
 
+    def metrics_routes(self) -> list[web.RouteDef]:
+        """The counters alone, for a port of their own."""
+        return [web.get("/metrics", self.metrics)]
+
     def routes(self) -> list[web.RouteDef]:
         """All routes of the protocol, and the counters."""
         model = "/v2/models/{model}"
@@ -103,7 +107,7 @@ class Endpoints:
             web.post("/v2/repository/index", self.repository_index),
             web.post("/v2/repository/models/{model}/load", self.no_repository_control),
             web.post("/v2/repository/models/{model}/unload", self.no_repository_control),
-            web.get("/metrics", self.metrics),
+            *self.metrics_routes(),
         ]
         for base in (model, model + "/versions/{version}"):
             routes += [

@@ -291,6 +291,8 @@ class Inference:
             for remote in self._state.serving(question.model.key)
         ]
         ranked = rank(verdicts, under_way=self._members.under_way)
+        avoided = self._members.is_avoided
+        ranked.sort(key=lambda pair: avoided(pair[0].site))
         return [(verdict, verdict.remote) for verdict, _ in ranked if verdict.remote is not None]
 
     def _nobody(self, question: Question) -> AtollError:

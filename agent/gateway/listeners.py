@@ -1,13 +1,13 @@
 """The gateway's two doors: plain HTTP for applications, mutual TLS for members.
 
-Bounds on what a client can hold: connections; 30 s to send a request's headers or to stay idle
-(aiohttp's keep-alive timer runs until a request is complete); headers of 8 KiB a line, 64 lines;
-bodies as ``bodies`` says.
+Bounds on what a client can hold: connections; 10 s from connecting to a first request's end of
+headers, then 30 s to stay idle or to send the headers of the next (aiohttp's keep-alive timer runs until
+they are complete); headers of 8 KiB a line, 64 lines; bodies as ``bodies`` says.
 """
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 from aiohttp import web
@@ -16,11 +16,17 @@ from aiohttp.typedefs import Middleware
 from agent.drivers.pool import close_refused
 from agent.drivers.tls import Verify
 from agent.gateway.endpoints import CALLER, Handler, errors_as_json
+from agent.gateway.guard import local_names_only
 from agent.gateway.members import Callers
 
 CONNECTIONS_MAX = 1024
 """Of each door; below the usual limit of open files together with everything else."""
-HEADERS_TIMEOUT_S = 30.0
+HEADERS_TIMEOUT_S = 10.0
+"""To a connection's first request; aiohttp itself never ends one that sends nothing."""
+IDLE_TIMEOUT_S = 30.0
+"""Between requests; longer than the clients' own, so that it is they who close."""
+REVIEW_S = 2.0
+"""How often connections without a request are looked at, while there are any."""
 HANDSHAKE_TIMEOUT_S = 5.0
 BACKLOG = 256
 DRAIN_S = 2.0
@@ -75,22 +81,28 @@ async def open_door(
     *,
     context: ssl.SSLContext | None = None,
     callers: Callers | None = None,
+    names: Collection[str] = (),
 ) -> Door:
     """Listen; with ``context`` and ``callers`` for members only.
+
+    ``names``: by which applications may call this machine, besides its addresses.
 
     Raises:
         OSError: the address cannot be bound.
     """
-    middlewares: list[Middleware] = [errors_as_json]
+    newcomers = _Newcomers()
+    middlewares: list[Middleware] = [newcomers.middleware(), errors_as_json]
     if callers is not None:
         middlewares.append(_members_only(callers))
+    else:
+        middlewares.append(local_names_only(names))
     application = web.Application(middlewares=middlewares)
     application.add_routes(routes)
     runner = web.AppRunner(
         application,
         access_log=None,
         handler_cancellation=True,
-        keepalive_timeout=HEADERS_TIMEOUT_S,
+        keepalive_timeout=IDLE_TIMEOUT_S,
         lingering_time=1.0,
         max_headers=64,
         shutdown_timeout=DRAIN_S,
@@ -100,7 +112,11 @@ async def open_door(
     assert handlers is not None
 
     def accept() -> asyncio.Protocol:
-        return handlers() if len(handlers.connections) < CONNECTIONS_MAX else _TurnedAway()
+        if len(handlers.connections) >= CONNECTIONS_MAX:
+            return _TurnedAway()
+        handler = handlers()
+        newcomers.add(handler)
+        return handler
 
     try:
         server = await asyncio.get_running_loop().create_server(
@@ -115,6 +131,41 @@ async def open_door(
         await runner.cleanup()
         raise
     return Door(runner, server)
+
+
+class _Newcomers:
+    """Connections that have not sent a whole request yet; each has ``HEADERS_TIMEOUT_S`` to do so."""
+
+    def __init__(self) -> None:
+        self._until: dict[web.RequestHandler, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, handler: web.RequestHandler) -> None:
+        """A connection comes; bounded by ``CONNECTIONS_MAX``."""
+        loop = asyncio.get_running_loop()
+        self._until[handler] = loop.time() + HEADERS_TIMEOUT_S
+        if self._timer is None:
+            self._timer = loop.call_later(min(REVIEW_S, HEADERS_TIMEOUT_S), self._review)
+
+    def middleware(self) -> Middleware:
+        """Strikes out whoever has sent a request."""
+
+        @web.middleware
+        async def served(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self._until.pop(request.protocol, None)
+            return await handler(request)
+
+        return served
+
+    def _review(self) -> None:
+        loop = asyncio.get_running_loop()
+        now, self._timer = loop.time(), None
+        for handler, until in tuple(self._until.items()):
+            if now >= until:
+                del self._until[handler]
+                handler.force_close()
+        if self._until:
+            self._timer = loop.call_later(min(REVIEW_S, HEADERS_TIMEOUT_S), self._review)
 
 
 def _members_only(callers: Callers) -> Middleware:

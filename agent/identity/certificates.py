@@ -18,8 +18,9 @@ Serial numbers are hashes of what is certified, so that issuing needs no randomn
 """
 
 import hashlib
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 
@@ -33,7 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, SignatureAlgorit
 from agent.foundation.errors import Malformed, Refused
 from agent.foundation.ids import ID_BYTES, SiteId, short
 from agent.foundation.randomness import Entropy
-from agent.identity.claims import Claims, is_jurisdiction, is_name
+from agent.identity.claims import LIFE_S_MAX, Claims, is_jurisdiction, is_name
 from agent.wire.records import Passport
 from agent.wire.schema import pack, unpack
 
@@ -45,11 +46,11 @@ CERTIFICATE_BYTES_MAX = 2048
 
 ROOT_LIFE = timedelta(days=7300)
 ISSUER_LIFE = timedelta(days=1825)
-SITE_LIFE = timedelta(days=14)
-"""Bounds how long a partitioned group trusts a key that was revoked elsewhere."""
+SITE_LIFE = timedelta(seconds=LIFE_S_MAX)
 BACKDATE = timedelta(hours=1)
 """A receiver whose clock is up to an hour behind accepts a fresh certificate."""
-RENEWAL_AFTER = SITE_LIFE / 3
+RENEWAL_SHARE = 1 / 3
+"""The part of a certificate's life after which its site renews it."""
 EXPIRED_GRACE = timedelta(days=90)
 """How long an expired, unrevoked site may still ask for renewal: an offline site heals itself."""
 
@@ -96,9 +97,14 @@ class Identity:
     not_before: datetime
     not_after: datetime
 
+    @property
+    def begins_at(self) -> datetime:
+        """When it was issued: ``not_before`` without the back-dating."""
+        return min(self.not_before + BACKDATE, self.not_after)
+
     def renew_at(self) -> datetime:
         """When a third of the certificate's life has passed."""
-        return self.not_before + BACKDATE + RENEWAL_AFTER
+        return self.begins_at + (self.not_after - self.begins_at) * RENEWAL_SHARE
 
 
 def key_id(public_key: Ed25519PublicKey | X25519PublicKey) -> bytes:
@@ -191,7 +197,7 @@ def certify_issuer(root: RootKey, public_key: Ed25519PublicKey, now: datetime) -
 def issue_site(
     issuer: IssuerKey, public_key: Ed25519PublicKey, claims: Claims, now: datetime
 ) -> bytes:
-    """The site certificate (DER) for ``claims``, valid 14 days from ``now``.
+    """The site certificate (DER) for ``claims``, valid from ``now`` for as long as they say.
 
     Raises:
         Refused: the issuer's own certificate ends before ``now``.
@@ -202,7 +208,8 @@ def issue_site(
     body = pack(claims)
     moment = now.replace(microsecond=0)
     start = max(moment - BACKDATE, authority.not_valid_before_utc)
-    end = min(moment + SITE_LIFE, authority.not_valid_after_utc)
+    life = timedelta(seconds=claims.life_s) if claims.life_s else SITE_LIFE
+    end = min(moment + life, authority.not_valid_after_utc)
     if end <= moment:
         raise Refused(
             "this issuer can no longer certify",
@@ -281,7 +288,9 @@ def check_standing(
     """
     who = f"certificate of {identity.claims.name} ({short(identity.site)})"
     if identity.site in revoked:
-        raise Refused(f"{who} is revoked", mend="join again with a new key and a new token")
+        reason = revoked[identity.site] if isinstance(revoked, Mapping) else ""
+        mend = "join again with a new key and a new token"
+        raise Refused(f"{who} is revoked", why=reason, mend=mend)
     if identity.issuer in revoked:
         raise Refused(
             f"{who} is revoked",
@@ -337,6 +346,16 @@ def read_verified_leaf(leaf_der: bytes, root_der: bytes) -> Identity:
         Refused: another cluster's.
     """
     return _leaf(leaf_der, root_der)[0]
+
+
+def issuer_end(issuer_der: bytes, root_der: bytes) -> datetime:
+    """When an issuer's certificate ends.
+
+    Raises:
+        Malformed: no issuer certificate of this protocol.
+        Refused: not signed by this root.
+    """
+    return _issuer(issuer_der, root_der).not_valid_after_utc
 
 
 def read_issuer(issuer_der: bytes, root_der: bytes) -> bytes:
@@ -396,7 +415,7 @@ def _leaf(leaf_der: bytes, root_der: bytes) -> tuple[Identity, x509.Certificate]
         raise Malformed("site certificate claims to be an authority")
     if not isinstance(statement, x509.UnrecognizedExtension):
         raise Malformed("site certificate has no claims")
-    claims = unpack(Claims, statement.value, CERTIFICATE_BYTES_MAX)
+    claims = _frugal(unpack(Claims, statement.value, CERTIFICATE_BYTES_MAX), cluster)
     _require_usable(claims)
     if claims.cluster != cluster:
         raise Refused(
@@ -412,6 +431,17 @@ def _leaf(leaf_der: bytes, root_der: bytes) -> tuple[Identity, x509.Certificate]
     if end - start > SITE_LIFE + BACKDATE:
         raise Malformed("site certificate lives too long", why=f"the bound is {SITE_LIFE}")
     return Identity(site, claims, public_key, issuer, start, end), certificate
+
+
+def _frugal(claims: Claims, cluster: bytes) -> Claims:
+    """The same, with one copy of what most sites of a cluster have in common."""
+    return replace(
+        claims,
+        cluster=cluster if claims.cluster == cluster else claims.cluster,
+        region=sys.intern(claims.region),
+        jurisdiction=sys.intern(claims.jurisdiction),
+        roles=tuple(map(sys.intern, claims.roles)),
+    )
 
 
 def _require_usable(claims: Claims) -> None:

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from agent.foundation.errors import UsageError
-from agent.wire.records import Identifier, Name
-from agent.wire.schema import AtMost
+from agent.wire.records import Identifier, Name, Site
+from agent.wire.schema import AtMost, Range
 
 Tier = Literal["edge", "regional", "core"]
 TIERS: tuple[Tier, ...] = ("edge", "regional", "core")
 ROLES_MAX = 8
 """Keeps a certificate below 2 KiB, the bound of a passport's parts."""
+
+REPLACES_MAX = 8
+"""Reinstallations of one name that a certificate names (34 bytes each); older ones have expired."""
+LIFE_S_MAX = 14 * 86_400
+"""Bounds how long a partitioned group trusts a key that was revoked elsewhere."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
@@ -36,6 +41,11 @@ class Claims:
     roles: Annotated[tuple[Name, ...], AtMost(ROLES_MAX)]
     gossip_key: Identifier
     """Raw X25519 public key of the gossip envelope."""
+    replaces: Annotated[tuple[Site, ...], AtMost(REPLACES_MAX)] = ()
+    """Identities of the same name that this one takes the place of: retired for ever, wherever this
+    certificate is known (``agent.identity.retirement``)."""
+    life_s: Annotated[int, Range(0, LIFE_S_MAX)] = 0
+    """How long its certificates live, seconds; 0: ``LIFE_S_MAX``. Kept by every renewal."""
 
 
 def is_name(text: str) -> bool:

@@ -45,19 +45,24 @@ BODY_BYTES_MAX = PACKET_BYTES_MAX - OVERHEAD_BYTES
 REPLAY_WINDOW = 1024
 """Counters are shared by all receivers, so this spans about 30 s at 33 packets a second."""
 LINKS_MAX = MEMBERS_MAX
-"""Derived keys and replay windows kept: one for each member there can be; about 1 KiB each."""
+"""Derived keys and replay windows kept: one for each member there can be; about 0.5 KiB each."""
 COUNTER_MAX = 2**64 - 1
+COUNTER_START_MAX = 2**63
 
 _INFO = b"atoll gossip 1"
 
 
 @dataclass(slots=True)
 class _Link:
-    """Keys between this site and one other; derived again when its public key changes."""
+    """Keys between this site and one other; derived again when its public key changes.
+
+    Bytes, not ciphers: OpenSSL makes one of them in a microsecond and keeps 2.4 KiB for it, which for
+    thousands of members is more than everything else that is known of them.
+    """
 
     public: bytes
-    outgoing: AESGCM
-    incoming: AESGCM
+    outgoing: bytes
+    incoming: bytes
 
 
 @dataclass(slots=True)
@@ -93,6 +98,7 @@ class Sealer:
         lookup: Callable[[SiteId], bytes | None],
         epoch_of: Callable[[SiteId], int],
         resolve: Callable[[bytes], SiteId | None],
+        counter: int = 0,
     ) -> None:
         """Start a boot.
 
@@ -103,11 +109,14 @@ class Sealer:
             lookup: raw X25519 public key of a known, unrevoked site (``Roll.gossip_key``).
             epoch_of: boot epoch in the newest record of a site, 0 if there is none.
             resolve: the known site with this short id (``Roll.resolve``).
+            counter: where counting starts: at random (below ``COUNTER_START_MAX``), so that two copies
+                of one state folder, which start the same boot, do not use one nonce twice.
         """
         self._me, self._private, self._boot_epoch = me, gossip_private, boot_epoch
         self._lookup, self._epoch_of, self._resolve = lookup, epoch_of, resolve
         self._prefix = bytes((PROTOCOL_VERSION,)) + me[:SHORT_ID_BYTES] + _u32(boot_epoch)
-        self._counter = 0
+        assert counter < COUNTER_START_MAX
+        self._counter = counter
         self._links: OrderedDict[SiteId, _Link] = OrderedDict()
         self._windows: dict[SiteId, _Window] = {}
 
@@ -134,7 +143,7 @@ class Sealer:
         window = self._windows.get(target)
         epoch = max(self._epoch_of(target), 0 if window is None else window.boot_epoch)
         nonce = header[-12:]
-        return header + link.outgoing.encrypt(nonce, body, header + target + _u32(epoch))
+        return header + AESGCM(link.outgoing).encrypt(nonce, body, header + target + _u32(epoch))
 
     def open(self, packet: bytes) -> tuple[SiteId, bytes]:
         """Who sealed the packet, and its body.
@@ -163,7 +172,7 @@ class Sealer:
             raise Malformed(f"packet of {short(sender)}, whose key is not known")
         aad = header + self._me + _u32(self._boot_epoch)
         try:
-            body = link.incoming.decrypt(header[9:], packet[HEADER_BYTES:], aad)
+            body = AESGCM(link.incoming).decrypt(header[9:], packet[HEADER_BYTES:], aad)
         except InvalidTag:
             raise Malformed(f"packet of {short(sender)} is not authentic") from None
         if window is None or boot_epoch > window.boot_epoch:
@@ -199,9 +208,7 @@ class Sealer:
             shared = self._private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:  # a point of small order: the certificate holds no usable key
             return None
-        link = _Link(
-            public, AESGCM(_key(shared, self._me, site)), AESGCM(_key(shared, site, self._me))
-        )
+        link = _Link(public, _key(shared, self._me, site), _key(shared, site, self._me))
         self._links[site] = link
         if len(self._links) > LINKS_MAX:
             self._links.popitem(last=False)

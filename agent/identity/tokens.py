@@ -45,7 +45,7 @@ from agent.identity.certificates import (
     site_id,
     verify_passport,
 )
-from agent.identity.claims import Claims, check_place
+from agent.identity.claims import LIFE_S_MAX, Claims, check_place
 from agent.identity.trust import TrustLog
 from agent.identity.trust_entries import ENTRY_BYTES_MAX, HEIGHT_MAX
 from agent.wire.records import Identifier, Name, Passport, Port, Site
@@ -54,6 +54,8 @@ from agent.wire.schema import AtMost, Length, Range, pack, unpack
 TTL_S_DEFAULT = 3600.0
 TTL_S_MAX = 7 * 86_400.0
 """A token is a password in somebody's clipboard."""
+LIFE_S_MIN = 30
+"""Below it a site would be busy renewing."""
 WRONG_TRIES_MAX = 5
 SEEDS_MAX = 4
 TOKEN_CHARS_MAX = 1024
@@ -81,7 +83,7 @@ class Token:
     secret: Annotated[bytes, Length(16)] = field(repr=False)
     name: Name
     seeds: Seeds
-    """Where the issuer listens (host, mesh port), best first."""
+    """Where the issuer listens (host, mesh port), best first; none: it is looked for by multicast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class TokenRow:
     state: Literal["open", "spent", "burned"] = "open"
     spent_by: Annotated[bytes, AtMost(32)] = b""
     """The site that redeemed it; empty before."""
+    life_s: Annotated[int, Range(0, LIFE_S_MAX)] = 0
+    """Of the site's certificates; 0: the longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,7 @@ def mint(
     now: datetime,
     ttl_s: float = TTL_S_DEFAULT,
     vocabulary: tuple[str, ...] = (),
+    life_s: int = 0,
 ) -> tuple[str, TokenRow]:
     """A new token: its text for the operator, shown once, and the row to make durable.
 
@@ -173,9 +178,10 @@ def mint(
         now: wall-clock time, with time zone.
         ttl_s: how long it may be redeemed, seconds, at most a week.
         vocabulary: the labels issuers may use (``TrustLog.jurisdictions``); empty = any.
+        life_s: how long each of the site's certificates lives, seconds; 0: the longest.
 
     Raises:
-        UsageError: a name, label, address or the lifetime cannot be used.
+        UsageError: a name, label, address or a lifetime cannot be used.
         Refused: the jurisdiction is not in the cluster's vocabulary.
     """
     known_tier = check_place(name, region, tier, jurisdiction, roles)
@@ -187,8 +193,13 @@ def mint(
         )
     if not 0 < ttl_s <= TTL_S_MAX:
         raise UsageError(f"a lifetime of {ttl_s:g} s", why=f"it is above 0, at most {TTL_S_MAX:g}")
-    if not 1 <= len(seeds) <= SEEDS_MAX:
-        raise UsageError(f"{len(seeds)} seed addresses", why=f"a token holds 1 to {SEEDS_MAX}")
+    if life_s and not LIFE_S_MIN <= life_s <= LIFE_S_MAX:
+        raise UsageError(
+            f"certificates that live {life_s} s",
+            why=f"they live {LIFE_S_MIN} s to {LIFE_S_MAX // 86_400} days",
+        )
+    if len(seeds) > SEEDS_MAX:
+        raise UsageError(f"{len(seeds)} seed addresses", why=f"a token holds at most {SEEDS_MAX}")
     token = Token(cluster, issuer, entropy(8), entropy(16), name, seeds)
     row = TokenRow(
         cluster,
@@ -201,6 +212,7 @@ def mint(
         jurisdiction,
         roles,
         now.timestamp() + ttl_s,
+        life_s=life_s,
     )
     return encode_token(token), row
 
@@ -214,7 +226,7 @@ def redeem(
         row: the row of ``request.token_id``; None if this issuer has none.
         request: as received.
         now: wall-clock time, with time zone.
-        revoked: ids that must not come back (``TrustLog.revoked``).
+        revoked: ids that must not come back (``TrustLog.revoked``, ``Roll.retired``).
 
     Returns:
         The row as it must stand now, and either the claims to ``certify`` or why not.
@@ -255,7 +267,9 @@ def _grant(
     if site is None:
         return row, Refused("the request is not signed by the key it asks to certify")
     if site in revoked:
-        return row, Refused("this key is revoked", mend="empty the identity folder for a new key")
+        return row, Refused(
+            "this key is revoked or retired", mend="empty the identity folder for a new key"
+        )
     if request.name != row.name:
         return row, Refused(
             f"the token is not for a site named {request.name}",
@@ -276,8 +290,14 @@ def _grant(
         row.jurisdiction,
         row.roles,
         request.gossip_public_key,
+        life_s=row.life_s,
     )
     return replace(row, state="spent", spent_by=bytes(site)), claims
+
+
+def joiner_of(request: JoinRequest) -> SiteId:
+    """Whom a request that was granted is from."""
+    return site_id(Ed25519PublicKey.from_public_bytes(request.site_public_key))
 
 
 def certify(
@@ -324,8 +344,6 @@ def decode_token(text: str) -> Token:
         token = unpack(Token, body, TOKEN_CHARS_MAX)
     except Malformed as error:
         raise _mangled(str(error)) from None
-    if not token.seeds:
-        raise UsageError("the join token names no address", mend="make a new token")
     return token
 
 
@@ -393,8 +411,7 @@ def accept_reply(
     if cluster_id(reply.root) != token.root:
         raise Refused("the issuer answered for another cluster", mend="do not go on; ask it again")
     log = TrustLog(token.root)
-    for entry in reply.trust:
-        log.append(entry)
+    log.learn(reply.trust)
     if log.height == 0:
         raise Refused("the issuer sent no trust log", mend="ask it again")
     identity = verify_passport(Passport(reply.chain), reply.root, now, log.revoked())

@@ -14,19 +14,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from agent.foundation.errors import Malformed
 from agent.identity.certificates import key_id
+from agent.wire.limits import TRUST_ENTRIES_MAX, TRUST_ENTRY_BYTES_MAX
 from agent.wire.records import Counter, Identifier, Name, Site
 from agent.wire.schema import AtMost, Length, Range, Tagged, pack, unpack
 
-HEIGHT_MAX = 10_000
-"""As MEMBERS_MAX: one revocation for each member a cluster can have; about 3 MB in all."""
-ENTRY_BYTES_MAX = 8192
-"""A genesis with two certificates and a full vocabulary (64 labels) fits."""
+HEIGHT_MAX = TRUST_ENTRIES_MAX
+ENTRY_BYTES_MAX = TRUST_ENTRY_BYTES_MAX
 
 _DOMAIN = b"atoll trust entry 1\0"
 """Starts with a byte that no packed document or record starts with, so a signature fits one use."""
 
 Der = Annotated[bytes, AtMost(2048)]
 Vocabulary = Annotated[tuple[Name, ...], AtMost(64)]
+Holder = Annotated[bytes, AtMost(32)]
+"""The site that keeps an issuer's key, so that a person finds it by name; decides nothing."""
+MEND_REVOKED_MAX = 200
+"""A mend that restates this many revocations fits ``ENTRY_BYTES_MAX``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Genesis:
     admin: Identifier
     """Raw Ed25519 public key."""
     jurisdictions: Vocabulary
+    site: Holder = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class AddIssuer:
     """This certificate's holder may admit and renew."""
 
     certificate: Der
+    site: Holder = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,8 @@ class RevokeSite:
 
     site: Site
     reason: Annotated[str, AtMost(200)] = ""
+    name: Name = ""
+    """What the site was called; nobody who refuses it need remember its certificate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class SetJurisdictions:
 class MendFork:
     """The entry before this one is in the log, and nothing else of its height or above is."""
 
-    revoked: Annotated[tuple[Identifier, ...], AtMost(200)]
+    revoked: Annotated[tuple[Identifier, ...], AtMost(MEND_REVOKED_MAX)]
     """What only the dropped branch revoked: it stays revoked."""
 
 

@@ -18,6 +18,7 @@ from agent.membership.probes import OpenProbes, Probe, ProbeOrder, Relay
 from agent.membership.roster import Roster
 from agent.membership.settings import Settings
 from agent.membership.syncs import SyncPlan
+from agent.membership.whereabouts import Whereabouts
 from agent.wire.gossip import Ack, Nack, Ping, PingRequest
 from agent.wire.records import Signed
 
@@ -39,29 +40,36 @@ class FailureDetector:
         rng: Rng,
         now: float,
         accuse: Callable[[Peer, bool, float], None],
+        where: Whereabouts,
     ) -> None:
         """``accuse(peer, is_refused, now)`` is called for each probe that ends in evidence."""
         self._me, self._roster, self._post, self._syncs = me, roster, post, syncs
-        self._settings, self._rng, self._accuse = settings, rng, accuse
+        self._settings, self._rng = settings, rng
+        self._accuse, self._where = accuse, where
+        self._lagged_at = float("-inf")
         self.health = LocalHealth(settings.health_max)
         self.order = ProbeOrder(me, rng)
         self._open = OpenProbes(settings.probes_max)
-        self._next_at = now + rng.uniform(0, settings.probe_interval_s)
+        self.period_at = now + rng.uniform(0, settings.probe_interval_s)
+        """When the next protocol period begins."""
 
     def wake_at(self) -> float:
         """When ``run`` wants to be called."""
-        next_at = self._next_at if self._roster.reachable() else NEVER
+        next_at = self.period_at if self._roster.is_anybody_reachable else NEVER
+        if not self._open.is_any:
+            return next_at
         return min(next_at, self._open.wake_at())
 
     def run(self, now: float) -> None:
         """Begin the next protocol period and end what is due."""
-        for relay in self._open.relays_due(now):
-            self._run_relay(relay, now)
-        for probe in self._open.due(now):
-            self._run_probe(probe, now)
-        if self._next_at <= now:
+        if self._open.is_any:
+            for relay in self._open.relays_due(now):
+                self._run_relay(relay, now)
+            for probe in self._open.due(now):
+                self._run_probe(probe, now)
+        if self.period_at <= now:
             interval_s = self._settings.probe_interval_s * self.health.scale
-            self._next_at = now + interval_s * self._rng.uniform(0.95, 1.05)
+            self.period_at = now + interval_s * self._rng.uniform(0.95, 1.05)
             target = self.order.next(self._roster.reachable())
             peer = None if target is None else self._roster.get(target)
             if peer is not None and peer.state in ("alive", "suspect"):
@@ -76,7 +84,8 @@ class FailureDetector:
         probe = self._open.open(peer.site, now, now + timeout_s * self.health.scale)
         if probe is None:
             return False
-        self._post.send(peer, partial(Ping, probe.number), now)
+        ping = partial(Ping, probe.number, is_place_wanted=self._where.is_wanted(peer))
+        self._post.send(peer, ping, now)
         return True
 
     def ping_lost(self, peer: Peer, now: float) -> None:
@@ -98,11 +107,15 @@ class FailureDetector:
 
     def _go_indirect(self, probe: Probe, peer: Peer, now: float) -> None:
         """Ask others to probe, ask again ourselves, and try TCP."""
-        probe.stage, probe.repeat_at = "indirect", NEVER
+        probe.stage = "indirect"
+        if probe.repeat_at <= now:  # else the repetition that a refusal asked for still comes
+            probe.repeat_at = NEVER
         probe.due_at = now + self._settings.indirect_timeout_s * self.health.scale
-        others = [site for site in self._roster.reachable() if site != probe.target]
-        count = min(self._settings.indirect_probes, len(others))
-        for site in self._rng.sample(others, count):
+        reachable = self._roster.reachable()
+        at = reachable.index(probe.target)
+        count = min(self._settings.indirect_probes, len(reachable) - 1)
+        for place in self._rng.sample(range(len(reachable) - 1), count):
+            site = reachable[place if place < at else place + 1]
             relay = self._roster.get(site)
             if relay is not None and relay.state == "alive":
                 probe.relays.add(site)
@@ -110,9 +123,14 @@ class FailureDetector:
                 self._post.send(relay, build, now)
         self._post.send(peer, partial(Ping, probe.number), now)
         self._syncs.try_silent(peer.site, "no answer over UDP", now)
+        beyond = self.order.beyond(probe.target, reachable)
+        if beyond is not None and (following := self._roster.get(beyond)) is not None:
+            self.probe(following, now)
 
     def _fail(self, probe: Probe, peer: Peer, now: float, *, is_refused: bool = False) -> None:
         self._open.close(probe)
+        if self._is_excused(peer, now, is_refused=is_refused):
+            return
         if not is_refused:
             silent = len(probe.relays) - len(probe.nacks)
             self.health.note(silent if probe.relays else 1)
@@ -121,13 +139,19 @@ class FailureDetector:
             return
         self._accuse(peer, is_refused, now)
 
+    def _is_excused(self, peer: Peer, now: float, *, is_refused: bool) -> bool:
+        """Whether its silence says nothing: it may be starting as we are, or it answers over TCP."""
+        if peer.heard_at is None and now < peer.excused_until:
+            return True
+        return not is_refused and now < peer.called_at + 2 * self._settings.sync_spacing_s
+
     # --- answers ---------------------------------------------------------------------------------
     def acked(self, sender: SiteId, ack: Ack, now: float) -> None:
         """An ack ends the probe that it answers; strangers' acks are ignored."""
         probe = self._open.get(ack.number)
         if probe is not None and probe.target == ack.subject:
             if sender == probe.target:
-                self._succeed(probe, now, is_relayed=False)
+                self._succeed(probe, now, is_relayed=False, coordinate=ack.coordinate)
             elif sender in probe.relays:
                 self._succeed(probe, now, is_relayed=True)
             return
@@ -138,16 +162,25 @@ class FailureDetector:
             if asker is not None:
                 self._post.send(asker, partial(Ack, relay.asked_number, relay.subject), now)
 
-    def _succeed(self, probe: Probe, now: float, *, is_relayed: bool) -> None:
+    def _succeed(
+        self, probe: Probe, now: float, *, is_relayed: bool, coordinate: bytes = b""
+    ) -> None:
         self._open.close(probe)
+        was_healthy = self.health.score == 0
         self.health.note(-1)
         peer = self._roster.get(probe.target)
         if peer is None:
             return
-        if not is_relayed and probe.stage == "direct":
+        peer.coordinate = coordinate or peer.coordinate
+        if not is_relayed and probe.stage == "indirect":
             # An ack after a repeated ping cannot be matched to one of them (Karn's rule).
-            peer.round_trip.add(now - probe.sent_at)
-        peer.is_relayed = is_relayed
+            peer.round_trip.late()
+        elif not is_relayed and probe.refused_at is None and probe.sent_at > self._lagged_at:
+            # What we were busy with ourselves is no distance.
+            peer.round_trip.add(now - probe.sent_at, now)
+            if was_healthy:
+                self._where.measured(peer, now)
+        peer.is_relayed, peer.called_at = is_relayed, float("-inf")
         self._roster.refresh(peer)
 
     def nacked(self, sender: SiteId, nack: Nack) -> None:
@@ -189,7 +222,8 @@ class FailureDetector:
         if suspicion is not None and self._me in suspicion.accusers:
             return
         probe = self._open.of(peer.site)
-        if suspicion is not None and suspicion.refusals() > 0:
+        is_confirmed = suspicion is not None and suspicion.refusals() > 0
+        if is_confirmed and not self._is_excused(peer, now, is_refused=True):
             if probe is not None:
                 self._open.close(probe)
             self._accuse(peer, True, now)
@@ -213,12 +247,18 @@ class FailureDetector:
         if probe is not None:
             probe.has_send_failed = True
 
-    def reached_over_tcp(self, peer: Peer) -> None:
-        """A sync succeeded while the probe waited: it lives, but datagrams do not come back."""
-        if (probe := self._open.of(peer.site)) is not None and probe.stage == "indirect":
-            self._open.close(probe)
-            peer.is_relayed = True
+    def called(self, peer: Peer, now: float, *, succeeded: bool) -> None:
+        """A sync over TCP has ended: if it answered and datagrams do not come back, that is a life too."""
+        probe = self._open.of(peer.site)
+        is_waiting = probe is not None and probe.stage == "indirect"
+        is_mine = peer.suspicion is not None and self._me in peer.suspicion.accusers
+        if not succeeded:
+            peer.called_at = float("-inf")
+        elif is_waiting or is_mine or peer.is_relayed:
+            peer.called_at, peer.is_relayed = now, True
             self._roster.refresh(peer)
+            if probe is not None and is_waiting:
+                self._open.close(probe)
 
     def forget(self) -> None:
         """Nobody answered for a while: the probes of that time prove nothing."""
@@ -226,5 +266,6 @@ class FailureDetector:
 
     def lagged(self, now: float) -> None:
         """We stood still: what we did not hear meanwhile is no evidence."""
+        self._lagged_at = now
         self._open.hold(now + self._settings.probe_timeout_s)
-        self._next_at = max(self._next_at, now)
+        self.period_at = max(self.period_at, now)

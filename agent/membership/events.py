@@ -4,7 +4,7 @@ Effects are carried out in list order. None of them must be durable before the n
 membership believes is evidence, never a promise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.foundation.ids import SiteId
@@ -28,6 +28,13 @@ class Introduced:
     """Statements came by join, state sync or from the peer book; the notary knows their keys."""
 
     signed: tuple[Signed, ...]
+    is_from_book: bool = False
+    """They are what this site knew when it stopped; who they describe may be starting just now."""
+    is_by_sync: bool = False
+    """They came by a sync that is under way, and its end will be told if this site began it."""
+    is_caller: bool = False
+    """It is the record of a member that began a sync with this site: news to others too, even while
+    this site has not joined itself (it may be the seed of all)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,13 @@ class SyncEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """These keys are refused from now on: forget the members that held them."""
+
+    sites: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """This site goes for good; step once, send what is asked, then stop."""
 
@@ -84,6 +98,7 @@ SwimEvent = (
     | LoopLagged
     | LocalChanged
     | SyncEnded
+    | Revoked
     | Leave
     | Woke
 )
@@ -125,6 +140,13 @@ class RememberPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberPlace:
+    """Write this site's coordinate, so that it starts from there after a restart; once a minute at most."""
+
+    coordinate: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SyncWith:
     """Run one state sync over TLS and report its end with ``SyncEnded``."""
 
@@ -145,6 +167,7 @@ class IdentityCloned:
     """Alarm: a record signed by our own key is newer than ours: a second copy runs, or state was rolled back."""
 
     sequence: int
+    record: SiteRecord | None = field(default=None, compare=False)
 
 
 SwimEffect = (
@@ -152,6 +175,7 @@ SwimEffect = (
     | MemberChanged
     | RecordChanged
     | RememberPeer
+    | RememberPlace
     | SyncWith
     | IsolationChanged
     | IdentityCloned

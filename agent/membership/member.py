@@ -39,6 +39,8 @@ class Peer:
     state: State
     changed_at: float
     round_trip: RoundTrip = field(default_factory=RoundTrip)
+    coordinate: bytes = b""
+    """Where it lies, as it told last, by its record or an ack; empty if it never did."""
     suspicion: Suspicion | None = None
     """Evidence of a suspect, kept while dead: it is what the member must be shown to refute."""
     heard_at: float | None = None
@@ -48,6 +50,10 @@ class Peer:
     refreshed_at: float = float("-inf")
     """When we last repeated the evidence of its death."""
     is_relayed: bool = False
+    called_at: float = float("-inf")
+    """When a call over TCP last succeeded although datagrams did not come back."""
+    excused_until: float = float("-inf")
+    """Known from the peer book only: until then its silence is no evidence, unless it was heard."""
     retry_at: float = 0.0
     retry_delay_s: float = 0.0
 

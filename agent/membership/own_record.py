@@ -4,7 +4,8 @@ Rule: ``sequence`` rises with every record, ``incarnation`` only at start and to
 status, models and catalog are told at once; load and service times only when they matter.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 from typing import Literal
 
 from agent.foundation.machine import NEVER
@@ -14,6 +15,10 @@ from agent.membership.settings import Settings
 from agent.wire.records import STATEMENTS, Served, Signed, SiteRecord
 
 SEQUENCE_MAX = 2**63 - 1
+_SAID = attrgetter(
+    *(one.name for one in fields(SiteRecord) if one.name not in ("sequence", "coordinate"))
+)
+"""What a record says but for its number and its place."""
 
 
 class OwnRecord:
@@ -65,6 +70,14 @@ class OwnRecord:
         assert sequence <= SEQUENCE_MAX, "2**32 records in one boot"
         self._next(sequence, sequence, now)
 
+    def move(self, coordinate: bytes, now: float) -> bool:
+        """Tell a new coordinate; True if that made a record, False if one is due anyway."""
+        self._wanted = replace(self._wanted, coordinate=coordinate)
+        if self._due_at != NEVER:
+            return False
+        self._next(self.record.sequence + 1, self.record.incarnation, now)
+        return True
+
     def leave(self, now: float) -> None:
         """Say goodbye: the last record of this life."""
         status: Literal["left"] = "left"
@@ -100,6 +113,11 @@ class OwnRecord:
     def _is_slower_or_faster(self, told: Served, current: Served) -> bool:
         change = abs(current.service_us - told.service_us)
         return change > self._settings.service_step * max(1, told.service_us)
+
+
+def is_quiet(before: SiteRecord, after: SiteRecord) -> bool:
+    """Whether ``after`` says nothing new but where its site lies: worth a sync, not a rumor."""
+    return bool(_SAID(before) == _SAID(after))
 
 
 def _named(record: SiteRecord) -> list[tuple[bytes, bool]]:

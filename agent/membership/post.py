@@ -12,7 +12,7 @@ from agent.membership.events import RecordChanged, SendGossip, SwimEffect
 from agent.membership.member import Peer
 from agent.membership.own_record import OwnRecord
 from agent.membership.roster import Roster
-from agent.membership.rumors import Rumors
+from agent.membership.rumors import BUDGET_BYTES, PER_PACKET_MAX, Rumors, wire_bytes
 from agent.membership.settings import Settings
 from agent.wire.gossip import Gossip, GossipMessage
 from agent.wire.records import Signed
@@ -21,6 +21,17 @@ Build = Callable[[tuple[Signed, ...]], GossipMessage]
 
 INTRODUCE_FOR_S = 10.0
 """After a start our record goes with the first message to each member; later rumor has spread it."""
+
+
+def fitting(statements: list[Signed]) -> list[Signed]:
+    """Those that fit one packet together, in their order: whoever made one of them long silences only it."""
+    room = BUDGET_BYTES
+    chosen: list[Signed] = []
+    for signed in statements:
+        if (size := wire_bytes(signed)) <= room and len(chosen) < PER_PACKET_MAX:
+            room -= size
+            chosen.append(signed)
+    return chosen
 
 
 class Post:
@@ -41,12 +52,16 @@ class Post:
         self._me, self._own, self._roster, self._rumors = me, own, roster, rumors
         self._settings, self._out, self._started_at = settings, out, now
         self.is_isolated = False
+        self._sites, self._transmissions = 0, 0
 
     def send(self, peer: Peer, build: Build, now: float, extra: tuple[Signed, ...] = ()) -> None:
         """Send what ``build`` makes of the statements that fit: first ours, ``extra``, then rumors."""
         first = self._first(peer, now)
-        first += [signed for signed in extra if signed not in first]
-        statements = self._rumors.take(first, self._settings.transmissions(self._roster.sites))
+        if extra or len(first) > 1:
+            first = fitting([*first, *(signed for signed in extra if signed not in first)])
+        if (sites := self._roster.sites) != self._sites:
+            self._sites, self._transmissions = sites, self._settings.transmissions(sites)
+        statements = self._rumors.take(first, self._transmissions)
         self._out.append(SendGossip(peer.site, peer.record.endpoint, build(statements)))
 
     def tell(self, peer: Peer, statements: tuple[Signed, ...]) -> None:

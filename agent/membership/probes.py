@@ -53,6 +53,8 @@ class ProbeOrder:
         self._queue: list[SiteId] = []
         self._ring_for: tuple[SiteId, ...] = ()
         self._successor: SiteId | None = None
+        self._beyond: SiteId | None = None
+        """The last of the successors that were silent one after the other, or the first after them."""
         self._is_ring_turn = False
 
     def next(self, reachable: tuple[SiteId, ...]) -> SiteId | None:
@@ -71,6 +73,18 @@ class ProbeOrder:
             self._rng.shuffle(self._queue)
         return self._queue.pop()
 
+    def beyond(self, silent: SiteId, reachable: tuple[SiteId, ...]) -> SiteId | None:
+        """Who comes after a silent successor: its own watcher may be gone with it.
+
+        None for members that are not ours to watch, and once the ring is through.
+        """
+        if silent not in (self._successor, self._beyond):
+            return None
+        above = [site for site in reachable if site > silent]
+        following = min(above or reachable)
+        self._beyond = None if following in (silent, self._successor) else following
+        return self._beyond
+
     def insert(self, site: SiteId) -> None:
         """A new member enters the present round at a random place (SWIM section 4.3)."""
         self._queue.insert(self._rng.randint(0, len(self._queue)), site)
@@ -86,6 +100,11 @@ class OpenProbes:
         self._probes: dict[int, Probe] = {}
         self._by_target: dict[SiteId, int] = {}
         self._relays: dict[int, Relay] = {}
+
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is open at all."""
+        return bool(self._probes or self._relays)
 
     def number(self) -> int:
         """The next message number."""

@@ -50,7 +50,7 @@ class Recovery:
         """Try one lost member if it is time."""
         if self._next_at > now:
             return
-        lost = [peer for peer in self._roster.peers() if peer.state in ("dead", "left")]
+        lost = self._roster.lost()
         if not lost:
             self._next_at = NEVER
             return

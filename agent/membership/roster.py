@@ -15,7 +15,7 @@ Rule: sequence and incarnation of a member never fall, and only its own signatur
 """
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
@@ -28,6 +28,7 @@ from agent.wire.limits import MEMBERS_MAX
 from agent.wire.records import Accusation, Signed, SiteRecord
 
 REACHABLE: frozenset[State] = frozenset(("alive", "suspect"))
+LOST: frozenset[State] = frozenset(("dead", "left"))
 
 
 class Verdict(enum.Enum):
@@ -59,7 +60,16 @@ class Roster:
         self.views: dict[SiteId, Member] = {}
         self._reachable: tuple[SiteId, ...] | None = ()
         self._counts: dict[State, int] = {"alive": 0, "suspect": 0, "dead": 0, "left": 0}
-        self._suspects: dict[SiteId, None] = {}
+        self.members = 0
+        """Members known, in any state."""
+        self.alive = 0
+        """Members believed alive, this site not included."""
+        self.is_anybody_reachable = False
+        self.sites = 1
+        """Size of the cluster: reachable members and this site."""
+        self._suspects: dict[SiteId, tuple[Peer, Suspicion]] = {}
+        self._lost: list[Peer] | None = []
+        """Dead and departed members; None if they have to be looked for."""
         self._due: float | None = NEVER
         """A lower bound of the earliest deadline; None if it has to be looked for."""
 
@@ -84,16 +94,6 @@ class Roster:
         return self._reachable
 
     @property
-    def sites(self) -> int:
-        """Size of the cluster: reachable members and this site."""
-        return self._counts["alive"] + self._counts["suspect"] + 1
-
-    @property
-    def alive(self) -> int:
-        """Members believed alive, this site not included."""
-        return self._counts["alive"]
-
-    @property
     def is_anybody_expected(self) -> bool:
         """Whether any member has not said goodbye."""
         return len(self._peers) > self._counts["left"]
@@ -101,6 +101,12 @@ class Roster:
     def suspects(self) -> list[Peer]:
         """Members under suspicion."""
         return [self._peers[site] for site in self._suspects]
+
+    def lost(self) -> list[Peer]:
+        """Dead and departed members, in the order in which they became known."""
+        if self._lost is None:
+            self._lost = [peer for peer in self._peers.values() if peer.state in LOST]
+        return self._lost
 
     def needed(self) -> int:
         """Distinct accusers that make a suspect dead: this site and the alive members can speak."""
@@ -122,6 +128,7 @@ class Roster:
         if record.incarnation < before.incarnation:
             return Verdict.FORGED
         peer.record, peer.signed = record, signed
+        peer.coordinate = record.coordinate or peer.coordinate
         self._out.append(RecordChanged(peer.site, record))
         if (
             before.endpoint != record.endpoint
@@ -138,9 +145,13 @@ class Roster:
             return Verdict.STALE
         state: State = "left" if record.status == "left" else "alive"
         peer = Peer(record.site, record, signed, state, now)
+        peer.coordinate = record.coordinate
         self._peers[record.site] = peer
         self._count(state, 1)
-        self._reachable = None
+        if state in LOST:
+            self._lost = None
+        elif self._reachable is not None:
+            self._reachable = (*self._reachable, peer.site)
         self.refresh(peer)
         self._out.append(MemberChanged(peer.site, None, state))
         self._out.append(RecordChanged(peer.site, record))
@@ -186,7 +197,7 @@ class Roster:
             return Verdict.STALE
         self._move(peer, "suspect", now)
         if self._due is not None:
-            self._due = min(self._due, self._deadline(peer.site, self.needed(), self.sites))
+            self._due = min(self._due, self._deadline(suspicion))
         relayed = len(suspicion.accusers) <= self._settings.accusers_needed
         return Verdict.NEWS if relayed or accusation.accuser == self._me else Verdict.STALE
 
@@ -207,14 +218,38 @@ class Roster:
             and self._me in suspicion.accusers
         )
 
+    def remove(self, peer: Peer) -> None:
+        """Its key was revoked: nothing of it counts any more, not even that it was here."""
+        self._count(peer.state, -1)
+        self._suspects.pop(peer.site, None)
+        del self._peers[peer.site], self.views[peer.site]
+        self._reachable = self._due = self._lost = None
+
+    def discount(self, accusers: Sequence[SiteId], now: float) -> None:
+        """Void what revoked keys said of others; whom nobody else accuses is alive.
+
+        The accused believes no revoked key either, so it would never refute such an accusation.
+        """
+        for peer in list(self._peers.values()):
+            if peer.suspicion is None:
+                continue
+            peer.suspicion.discount(accusers)
+            if not peer.suspicion.accusers:
+                self._move(peer, "alive", now)
+        self._due = None
+
     # --- verdicts --------------------------------------------------------------------------------
     @property
     def due_at(self) -> float:
         """The earliest deadline of a suspicion."""
         if self._due is None:
-            needed, sites = self.needed(), self.sites
+            needed, floor_s = self.needed(), self._floor_s()
             self._due = min(
-                (self._deadline(site, needed, sites) for site in self._suspects), default=NEVER
+                [
+                    one.deadline(self._settings, needed, floor_s)
+                    for _, one in self._suspects.values()
+                ],
+                default=NEVER,
             )
         return self._due
 
@@ -222,44 +257,53 @@ class Roster:
         """Suspects whose time is over."""
         if self.due_at > now:
             return []
-        self._due = None
-        needed, sites = self.needed(), self.sites
-        return [
-            self._peers[site]
-            for site in self._suspects
-            if self._deadline(site, needed, sites) <= now
-        ]
+        needed, floor_s = self.needed(), self._floor_s()
+        over: list[Peer] = []
+        self._due = NEVER
+        for peer, suspicion in self._suspects.values():
+            at = suspicion.deadline(self._settings, needed, floor_s)
+            if at <= now:
+                over.append(peer)
+            elif at < self._due:
+                self._due = at
+        return over
 
     def hold(self, peer: Peer, until: float) -> None:
-        """Give a suspect no verdict before ``until``."""
+        """Give a suspect whose time was over no verdict before ``until``."""
         assert peer.suspicion is not None, "only a suspect can be held"
         peer.suspicion.held_until = max(peer.suspicion.held_until, until)
-        self._due = None
+        if self._due is not None:
+            self._due = min(self._due, self._deadline(peer.suspicion))
 
     def hold_all(self, lag_s: float, until: float) -> None:
         """We stood still: every suspect gets the lost time back."""
-        for site in self._suspects:
-            suspicion = self._peers[site].suspicion
-            assert suspicion is not None, "a suspect has a suspicion"
+        for _, suspicion in self._suspects.values():
             suspicion.started_at += lag_s
             suspicion.held_until = max(suspicion.held_until, until)
         self._due = None
+
+    def excuse_all(self, until: float) -> None:
+        """Nobody's silence is evidence before ``until``, as long as it was never heard."""
+        for peer in self._peers.values():
+            peer.excused_until = until
 
     def condemn(self, peer: Peer, now: float) -> None:
         """The time is over and enough accusers have spoken."""
         peer.retry_delay_s = self._settings.recovery_interval_s
         peer.retry_at = now + peer.retry_delay_s
         self._move(peer, "dead", now)
+        self._due = None
 
     # --- bookkeeping -----------------------------------------------------------------------------
     def refresh(self, peer: Peer) -> None:
         """Renew the frozen view of a member."""
         self.views[peer.site] = peer.view()
 
-    def _deadline(self, site: SiteId, needed: int, sites: int) -> float:
-        suspicion = self._peers[site].suspicion
-        assert suspicion is not None, "a suspect has a suspicion"
-        return suspicion.deadline(self._settings, needed, sites)
+    def _deadline(self, suspicion: Suspicion) -> float:
+        return suspicion.deadline(self._settings, self.needed(), self._floor_s())
+
+    def _floor_s(self) -> float:
+        return self._settings.suspicion_floor_s(self.sites)
 
     def _move(self, peer: Peer, after: State, now: float) -> None:
         before = peer.state
@@ -269,12 +313,18 @@ class Roster:
             return
         self._count(before, -1)
         self._count(after, 1)
-        if (before in REACHABLE) != (after in REACHABLE):
+        if after not in REACHABLE and before in REACHABLE and self._reachable is not None:
+            at = self._reachable.index(peer.site)
+            self._reachable = (*self._reachable[:at], *self._reachable[at + 1 :])
+        elif (before in REACHABLE) != (after in REACHABLE):
             self._reachable = None
+        if before in LOST or after in LOST:
+            self._lost = None
         if before == "suspect":
             del self._suspects[peer.site]
         elif after == "suspect":
-            self._suspects[peer.site] = None
+            assert peer.suspicion is not None, "a suspect has a suspicion"
+            self._suspects[peer.site] = peer, peer.suspicion
         peer.state, peer.changed_at = after, now
         if after == "left":
             peer.retry_delay_s = self._settings.retry_cap_max_s
@@ -284,6 +334,11 @@ class Roster:
 
     def _count(self, state: State, by: int) -> None:
         needed = self.needed()
-        self._counts[state] += by
+        counts = self._counts
+        counts[state] += by
+        self.members += by
+        self.alive = counts["alive"]
+        self.sites = self.alive + counts["suspect"] + 1
+        self.is_anybody_reachable = self.sites > 1
         if self.needed() != needed:
             self._due = None

@@ -5,8 +5,8 @@ a tier, so fresh news overtakes what is nearly spread and nothing starves. Every
 what it returns, not the length of the queue.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 
 from agent.foundation.ids import SiteId
 from agent.wire.limits import PACKET_BYTES_MAX
@@ -14,8 +14,8 @@ from agent.wire.records import Signed
 
 ENVELOPE_BYTES = 37
 """Version, sender, boot epoch, counter and the authentication tag."""
-MESSAGE_BYTES = 60
-"""The largest message without its rumors: an Ack with tag, number and subject."""
+MESSAGE_BYTES = 70
+"""The largest message without its rumors: an Ack with tag, number, subject and coordinate."""
 BUDGET_BYTES = PACKET_BYTES_MAX - ENVELOPE_BYTES - MESSAGE_BYTES
 PER_PACKET_MAX = 16
 """The wire's bound on rumors in one message."""
@@ -37,37 +37,64 @@ def wire_bytes(signed: Signed) -> int:
 @dataclass(slots=True)
 class _Rumor:
     signed: Signed
-    sent: int
+    size: int
+    sent: int = 0
+
+
+class _Tier:
+    """What was sent equally often, oldest first: records and accusations apart."""
+
+    __slots__ = ("accusations", "records")
+
+    def __init__(self) -> None:
+        self.records: dict[Key, _Rumor] = {}
+        self.accusations: dict[Key, _Rumor] = {}
+
+    def of(self, key: Key) -> dict[Key, _Rumor]:
+        return self.records if key[0] == key[1] else self.accusations
 
 
 class Rumors:
     """The queue of statements that still have to spread."""
 
-    def __init__(self, most: int) -> None:
-        """At most ``most`` rumors wait; beyond, the most often sent is dropped."""
-        self._most = most
+    def __init__(self, accusations_max: int, records_max: int = 64) -> None:
+        """At most so many wait; beyond, the most often sent of the kind is dropped."""
+        self._accusations_max, self._records_max = accusations_max, records_max
+        self._records = 0
+        self.waiting = 0
+        """How many rumors wait."""
         self._by_key: dict[Key, _Rumor] = {}
-        self._tiers: list[dict[Key, _Rumor]] = [{}]
+        self._tiers: list[_Tier] = [_Tier()]
 
     def __len__(self) -> int:
         """Rumors that wait."""
-        return len(self._by_key)
+        return self.waiting
 
-    def put(self, key: Key, signed: Signed) -> None:
-        """Spread ``signed``, in place of any former statement under ``key``."""
+    def put(self, key: Key, signed: Signed) -> bool:
+        """Spread ``signed``, in place of any former statement under ``key``.
+
+        Returns:
+            False if something else had to give way and will not be told as often as it should be.
+        """
         self.drop(key)
-        if len(self._by_key) >= self._most:
-            self._drop_most_sent()
-        rumor = _Rumor(signed, 0)
-        self._by_key[key] = rumor
-        self._tiers[0][key] = rumor
+        if key[0] == key[1]:
+            is_room = self._records < self._records_max
+        else:
+            is_room = self.waiting - self._records < self._accusations_max
+        if not is_room:
+            self._give_way(key)
+        rumor = _Rumor(signed, wire_bytes(signed))
+        self._by_key[key] = self._tiers[0].of(key)[key] = rumor
+        self._counted(key, 1)
+        return is_room
 
     def drop(self, key: Key) -> None:
         """Stop spreading what stands under ``key``."""
         if (rumor := self._by_key.pop(key, None)) is not None:
-            del self._tiers[rumor.sent][key]
+            del self._tiers[rumor.sent].of(key)[key]
+            self._counted(key, -1)
 
-    def drop_about(self, subject: SiteId, speakers: list[SiteId]) -> None:
+    def drop_about(self, subject: SiteId, speakers: Iterable[SiteId]) -> None:
         """Stop spreading what ``speakers`` said about ``subject``."""
         for speaker in speakers:
             self.drop((subject, speaker))
@@ -79,41 +106,57 @@ class Rumors:
             first: statements this receiver needs in any case.
             transmissions: a rumor sent this often is dropped from the queue.
         """
+        if not self.waiting:
+            return tuple(first)
         chosen = list(first)
-        bodies = {signed.body for signed in first}
-        room = BUDGET_BYTES - sum(wire_bytes(signed) for signed in first)
-        sent: list[tuple[Key, _Rumor]] = []
-        misfits = 0
-        for key, rumor in chain.from_iterable(tier.items() for tier in self._tiers):
-            if (
-                len(chosen) >= PER_PACKET_MAX
-                or room < STATEMENT_BYTES_MIN
-                or misfits >= MISFITS_MAX
-            ):
-                break
-            size = wire_bytes(rumor.signed)
-            if size > room or rumor.signed.body in bodies:
-                misfits += 1
-                continue
-            room -= size
-            chosen.append(rumor.signed)
-            sent.append((key, rumor))
+        room = BUDGET_BYTES - sum([wire_bytes(signed) for signed in first])
+        sent = self._choose(chosen, room)
         for key, rumor in sent:
             self._count(key, rumor, transmissions)
         return tuple(chosen)
 
+    def _choose(self, chosen: list[Signed], room: int) -> list[tuple[Key, _Rumor]]:
+        """Append to ``chosen`` what fits into ``room`` bytes beside it, and say what that was."""
+        bodies = {signed.body for signed in chosen} if chosen else ()
+        sent: list[tuple[Key, _Rumor]] = []
+        misfits, left = 0, PER_PACKET_MAX - len(chosen)
+        for tier in self._tiers:
+            for rumors in (tier.accusations, tier.records):
+                for key, rumor in rumors.items():
+                    if left <= 0 or room < STATEMENT_BYTES_MIN or misfits >= MISFITS_MAX:
+                        return sent
+                    size = rumor.size
+                    if size > room or (bodies and rumor.signed.body in bodies):
+                        misfits += 1
+                        continue
+                    room -= size
+                    left -= 1
+                    chosen.append(rumor.signed)
+                    sent.append((key, rumor))
+        return sent
+
     def _count(self, key: Key, rumor: _Rumor, transmissions: int) -> None:
-        del self._tiers[rumor.sent][key]
+        del self._tiers[rumor.sent].of(key)[key]
         rumor.sent += 1
         if rumor.sent >= transmissions:
             del self._by_key[key]
+            self._counted(key, -1)
             return
         while len(self._tiers) <= rumor.sent:
-            self._tiers.append({})
-        self._tiers[rumor.sent][key] = rumor
+            self._tiers.append(_Tier())
+        self._tiers[rumor.sent].of(key)[key] = rumor
 
-    def _drop_most_sent(self) -> None:
+    def _counted(self, key: Key, by: int) -> None:
+        self.waiting += by
+        if key[0] == key[1]:
+            self._records += by
+
+    def _give_way(self, key: Key) -> None:
+        """Drop one of the kind of ``key``: the most often sent, or the youngest if none was sent."""
         for tier in reversed(self._tiers):
-            if tier:
-                self.drop(next(iter(tier)))
+            rumors = tier.of(key)
+            if rumors:
+                self.drop(
+                    next(iter(rumors)) if tier is not self._tiers[0] else next(reversed(rumors))
+                )
                 return

@@ -43,11 +43,18 @@ class Settings:
     gossip_interval_s: float = 0.2
     gossip_fanout: int = 5
     """News is passed on at once when quiet, so one wave misses a member with chance e^-5."""
-    retransmit_factor: int = 5
-    """Each rumor is sent ``factor * ceil(log10(N + 1))`` times (memberlist's 'RetransmitMult' is 4;
-    5 keeps the chance that anybody misses a rumor below 1 % at 10 % loss)."""
-    rumors_max: int = 4096
-    """Bound of the rumor queue; what falls out is repaired by state sync."""
+    rumor_loss: float = 0.1
+    rumor_misses: float = 0.005
+    """A rumor is sent so often that at this loss of packets the chance that anybody misses it stays
+    below ``rumor_misses`` (Demers et al. 1987, section 1.4: of n sites that each push a rumor m times
+    all but ``n * e^-m`` hear of it)."""
+    accusation_rumors_max: int = 4096
+    """Bound of the accusations that wait to be told: three against each of a third of a cluster of
+    ``MEMBERS_MAX``. Whoever misses some looks for itself."""
+    record_rumors_max: int = 64
+    """Bound of the records that wait. When more members than this have news at once (a large cluster
+    starts, a cut heals), telling each thing to each member one by one costs far more than a state
+    sync, which is then brought forward."""
     seen_max: int = 1024
     """Statements remembered so that duplicates cost neither decoding nor a signature check."""
     burst: int = 64
@@ -68,6 +75,9 @@ class Settings:
     """Suspicion when two accusers saw the port refused: the host answers, the process is gone."""
     refused_retry_s: float = 0.15
     """A refusal counts when it repeats after this time; a restart may be under way."""
+    book_grace_s: float = 10.0
+    """After a start, silence of members that are known from the peer book only accuses nobody for this
+    long: when power comes back everybody starts at once, some later than others."""
     health_max: int = 8
     """S of Lifeguard section 4.1: probes slow down to at most ``1 + S`` times their interval."""
 
@@ -125,13 +135,14 @@ class Settings:
         """For links between regions: round trips up to a second, loss, slow refutations."""
         return cls(
             expected_sites=expected_sites,
-            probe_interval_s=2.0,
+            probe_interval_s=1.0,
             probe_timeout_s=1.5,
             probe_timeout_min_s=0.3,
             indirect_timeout_s=1.5,
             suspicion_min_s=10.0,
             suspicion_growth_s=2.0,
             isolation_s=4.5,
+            # Longer than a protocol period and a round trip, or every period would count as silent.
             silence_s=2.0,
             sync_interval_s=30.0,
             gossip_interval_s=0.5,
@@ -148,7 +159,7 @@ class Settings:
 
     def transmissions(self, sites: int) -> int:
         """How often one site sends one rumor in a cluster of ``sites``."""
-        return self.retransmit_factor * math.ceil(math.log10(max(sites, 1) + 1))
+        return math.ceil(math.log(max(sites, 1) / self.rumor_misses) / (1 - self.rumor_loss))
 
     def retry_cap_s(self, sites: int) -> float:
         """Longest back-off of a dead member in a cluster of ``sites``."""

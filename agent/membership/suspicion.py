@@ -6,6 +6,7 @@ so the shrinking is a step: with too few accusers no time is long enough, and th
 itself instead; with enough of them the time is Lifeguard's minimum.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from agent.foundation.ids import SiteId
@@ -33,30 +34,39 @@ class Suspicion:
     held_until: float = 0.0
     """No verdict before this time (we stalled, or heard the suspect ourselves)."""
     accusers: dict[SiteId, Evidence] = field(default_factory=dict)
+    refused: int = 0
+    """How many of them saw the member's port refused."""
 
     def add(self, accusation: Accusation, signed: Signed) -> bool:
         """Count one accusation; False if its accuser is counted already or the bound is reached."""
         if accusation.accuser in self.accusers or len(self.accusers) >= ACCUSERS_KEPT:
             return False
         self.accusers[accusation.accuser] = Evidence(signed, accusation.is_refused)
+        self.refused += accusation.is_refused
         return True
 
     def refusals(self) -> int:
         """How many accusers saw the member's port refused."""
-        return sum(evidence.is_refused for evidence in self.accusers.values())
+        return self.refused
 
-    def deadline(self, settings: Settings, needed: int, sites: int) -> float:
+    def discount(self, accusers: Iterable[SiteId]) -> None:
+        """Count no longer what these said."""
+        for accuser in accusers:
+            if (evidence := self.accusers.pop(accuser, None)) is not None:
+                self.refused -= evidence.is_refused
+
+    def deadline(self, settings: Settings, needed: int, floor_s: float) -> float:
         """When the suspect is dead unless it refutes; with too few accusers, when to look again.
 
         Args:
             settings: the times.
             needed: accusers that make a verdict here, at least 1.
-            sites: cluster size.
+            floor_s: ``settings.suspicion_floor_s`` of the cluster's size.
         """
         if len(self.accusers) < needed:
             timeout_s = settings.confirm_after_s
-        elif self.refusals() >= min(2, needed):
+        elif self.refused >= min(2, needed):
             timeout_s = settings.refused_suspicion_s
         else:
-            timeout_s = settings.suspicion_floor_s(sites)
+            timeout_s = floor_s
         return max(self.started_at + timeout_s, self.held_until)

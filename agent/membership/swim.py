@@ -21,6 +21,7 @@ from agent.foundation.machine import NEVER, Woke
 from agent.foundation.notary import Notary
 from agent.foundation.randomness import Rng
 from agent.membership.contact import Contact
+from agent.membership.coordinates import Coordinate
 from agent.membership.detector import FailureDetector
 from agent.membership.events import (
     Heard,
@@ -32,6 +33,7 @@ from agent.membership.events import (
     MemberChanged,
     PortRefused,
     RecordChanged,
+    Revoked,
     SendFailed,
     SwimEffect,
     SwimEvent,
@@ -46,7 +48,8 @@ from agent.membership.roster import Roster
 from agent.membership.rumors import Rumors
 from agent.membership.settings import Settings
 from agent.membership.syncs import SyncPlan
-from agent.membership.testimony import Testimony
+from agent.membership.testimony import Read, Testimony, read_statement
+from agent.membership.whereabouts import Whereabouts
 from agent.wire.gossip import Ack, Gossip, GossipMessage, Nack, Ping, PingRequest
 from agent.wire.mesh import MemberHead
 from agent.wire.records import Signed, SiteRecord
@@ -61,7 +64,14 @@ class Swim:
     """``Machine[SwimEvent, SwimEffect]``: one site's part in the membership protocol."""
 
     def __init__(
-        self, *, record: SiteRecord, notary: Notary, settings: Settings, rng: Rng, now: float
+        self,
+        *,
+        record: SiteRecord,
+        notary: Notary,
+        settings: Settings,
+        rng: Rng,
+        now: float,
+        read: Read = read_statement,
     ) -> None:
         """Start knowing nobody; feed the peer book and the seeds' answers with ``Introduced``.
 
@@ -71,13 +81,15 @@ class Swim:
             settings: see ``Settings.lan`` and ``Settings.wan``.
             rng: jitter and choice.
             now: monotonic seconds.
+            read: decodes and checks the body of a statement; machines that share a process may
+                share what it made of one.
         """
         self._me, self._notary, self._settings, self._rng = record.site, notary, settings, rng
         self._out: list[SwimEffect] = []
         self._settled = 0
         self._own = OwnRecord(record, notary, settings, now)
         self._roster = Roster(self._me, notary, settings, self._out)
-        self._rumors = Rumors(settings.rumors_max)
+        self._rumors = Rumors(settings.accusation_rumors_max, settings.record_rumors_max)
         self._contact = Contact(settings, now)
         self._syncs = SyncPlan(settings, rng, self._ask_sync, now)
         self._post = Post(
@@ -88,6 +100,9 @@ class Swim:
             settings=settings,
             out=self._out,
             now=now,
+        )
+        self._where = Whereabouts(
+            me=self._me, own=self._own, settings=settings, rng=rng, out=self._out, now=now
         )
         self._detector = FailureDetector(
             me=self._me,
@@ -100,6 +115,7 @@ class Swim:
             accuse=lambda peer, is_refused, at: self._testimony.accuse(
                 peer, at, is_refused=is_refused
             ),
+            where=self._where,
         )
         self._recovery = Recovery(self._roster, settings, rng, self._try_lost)
         self._testimony = Testimony(
@@ -115,9 +131,12 @@ class Swim:
             settings=settings,
             rng=rng,
             out=self._out,
+            read=read,
         )
+        self._members = MappingProxyType(self._roster.views)
         self._gossiped_at = float("-inf")
         self._woke_at = NEVER
+        self._stepped_at = now
         self._lag_seen_at = float("-inf")
         self._has_left = False
         self._catalog_seen = self._own_catalog = record.catalog
@@ -156,7 +175,34 @@ class Swim:
 
     def members(self) -> Mapping[SiteId, Member]:
         """All known members but this site; a live read-only view."""
-        return MappingProxyType(self._roster.views)
+        return self._members
+
+    def accusations_of(self, site: SiteId) -> tuple[Signed, ...]:
+        """The counted accusations against a suspect or dead member; empty for any other."""
+        peer = self._roster.get(site)
+        if peer is None or peer.suspicion is None:
+            return ()
+        return tuple(evidence.signed for evidence in peer.suspicion.accusers.values())
+
+    @property
+    def waiting_rumors(self) -> int:
+        """Statements that still have to be told to others."""
+        return len(self._rumors)
+
+    @property
+    def coordinate(self) -> Coordinate:
+        """Where this site lies in the network."""
+        return self._where.coordinate
+
+    def distance_s(self, site: SiteId) -> float | None:
+        """The round trip to a member: measured while fresh, else estimated; None if unknown."""
+        peer = self._roster.get(site)
+        return None if peer is None else self._where.distance_s(peer, self._stepped_at)
+
+    def estimated_s(self, site: SiteId) -> float | None:
+        """The round trip to a member by coordinates alone; None if unknown or too vague."""
+        peer = self._roster.get(site)
+        return None if peer is None else self._where.estimated_s(peer)
 
     def heads(self) -> tuple[MemberHead, ...]:
         """How far our knowledge goes, this site included: the first half of a state sync."""
@@ -196,7 +242,7 @@ class Swim:
 
     def evidence_for(self, site: SiteId) -> tuple[tuple[SiteId, Signed], ...]:
         """Accusations for ``site``: those against itself, and against up to 16 of our dead."""
-        dead = [p for p in self._roster.peers() if p.state == "dead" and p.site != site]
+        dead = [p for p in self._roster.lost() if p.state == "dead" and p.site != site]
         chosen = self._rng.sample(dead, min(EVIDENCE_SUBJECTS_MAX, len(dead)))
         if (peer := self._roster.get(site)) is not None:
             chosen.insert(0, peer)
@@ -214,14 +260,20 @@ class Swim:
         """Take one event at monotonic time ``now``; effects are carried out in order."""
         if (lag_s := now - self._woke_at) > self._settings.lag_tolerance_s:
             self._lagged(lag_s, now)
+        self._stepped_at = now
         self._take(event, now)
-        self._settle(now)
-        self._run(now)
-        self._settle(now)
+        if self._out:
+            self._settle(now)
+        woke_at = self._next_wake()
+        if woke_at <= now or self._detector.period_at <= now:
+            # Most packets make nothing due; then there is nothing to look through.
+            self._run(now)
+            self._settle(now)
+            woke_at = self._next_wake()
         effects = self._out.copy()
         self._out.clear()
         self._settled = 0
-        self._woke_at = self._next_wake()
+        self._woke_at = woke_at
         return effects
 
     def wake_at(self) -> float:
@@ -231,13 +283,14 @@ class Swim:
     def _next_wake(self) -> float:
         if self._has_left:
             return self._gossip_at()
+        roster = self._roster
         return min(
             self._detector.wake_at(),
-            self._roster.due_at,
+            roster.due_at,
             self._gossip_at(),
             self._contact.wake_at,
             self._recovery.wake_at,
-            self._syncs.wake_at if len(self._roster) else NEVER,
+            self._syncs.wake_at if roster.members else NEVER,
             self._own.due_at,
         )
 
@@ -249,8 +302,13 @@ class Swim:
                 self._hear(event.sender, event.message, now)
             case Introduced():
                 for signed in event.signed:
-                    self._testimony.take(signed, None, now)
-                self._syncs.hasten(now)
+                    self._testimony.take(signed, None, now, is_caller=event.is_caller)
+                if event.is_from_book:
+                    self._roster.excuse_all(now + self._settings.book_grace_s)
+                if event.is_by_sync:
+                    self._syncs.met(now)
+                else:
+                    self._syncs.hasten(now)
             case SendFailed():
                 self._detector.send_failed(event.target)
             case PortRefused():
@@ -262,9 +320,14 @@ class Swim:
                     self._lagged(event.lag_s, now)
             case LocalChanged():
                 if not self._has_left:
+                    has_moved = event.endpoint not in (None, self._own.record.endpoint)
                     self._own.change(event, now)
+                    if has_moved:
+                        self._moved(now)
             case SyncEnded():
                 self._sync_ended(event.target, succeeded=event.succeeded, now=now)
+            case Revoked():
+                self._forget(event.sites, now)
             case Leave():
                 self._leave(now)
             case _:
@@ -286,6 +349,7 @@ class Swim:
         self._recovery.run(now, is_isolated=self._contact.is_isolated)
         if len(self._roster):
             self._syncs.run_periodic(self._roster.reachable(), self._roster.sites, now)
+            self._syncs.run_look_up(now)
             self._syncs.run_catalog(self._catalog_candidates, now)
         self._gossip(now)
 
@@ -323,16 +387,21 @@ class Swim:
 
     # --- hearing ---------------------------------------------------------------------------------
     def _hear(self, sender: SiteId, message: GossipMessage, now: float) -> None:
+        testimony = self._testimony
         for signed in message.rumors:
-            self._testimony.take(signed, sender, now)
+            if signed.body not in testimony.seen:
+                testimony.take(signed, sender, now)
         peer = self._roster.get(sender)
         if peer is None or self._has_left:
             return
         peer.heard_at = now
-        self._testimony.withdraw(peer, now)
+        if peer.suspicion is not None:
+            testimony.withdraw(peer, now)
         match message:
             case Ping():
-                self._post.send(peer, partial(Ack, message.number, self._me), now)
+                place = self._where.answer(is_wanted=message.is_place_wanted)
+                ack = partial(Ack, message.number, self._me, coordinate=place)
+                self._post.send(peer, ack, now)
             case Ack():
                 self._detector.acked(sender, message, now)
                 self._made_contact(now)
@@ -362,7 +431,7 @@ class Swim:
 
     # --- telling ---------------------------------------------------------------------------------
     def _gossip_at(self) -> float:
-        if not len(self._rumors) or not self._roster.reachable():
+        if not self._rumors.waiting or not self._roster.is_anybody_reachable:
             return NEVER
         return self._gossiped_at + self._settings.gossip_interval_s
 
@@ -386,14 +455,30 @@ class Swim:
         self._post.burst(self._rng)
         self._has_left = True
 
+    def _forget(self, sites: Sequence[SiteId], now: float) -> None:
+        """Their keys were revoked: they are not probed, told of or believed any more."""
+        for site in sites:
+            if (peer := self._roster.get(site)) is None:
+                continue
+            speakers = [] if peer.suspicion is None else [*peer.suspicion.accusers]
+            self._rumors.drop_about(site, [site, *speakers])
+            self._roster.remove(peer)
+        for peer in self._roster.peers():
+            if peer.suspicion is not None:
+                self._rumors.drop_about(peer.site, list(sites))
+        self._roster.discount(sites, now)
+        self._contact.expect(now, somebody=self._roster.is_anybody_expected)
+
     # --- repair ----------------------------------------------------------------------------------
     def _sync_ended(self, target: SiteId, *, succeeded: bool, now: float) -> None:
-        self._syncs.ended(target, succeeded=succeeded)
+        self._syncs.ended(target, succeeded=succeeded, now=now)
         peer = self._roster.get(target)
-        if not succeeded or peer is None or self._has_left:
+        if peer is None or self._has_left:
+            return
+        self._detector.called(peer, now, succeeded=succeeded)
+        if not succeeded:
             return
         self._made_contact(now)
-        self._detector.reached_over_tcp(peer)
         if self._roster.is_mine_alone(peer):
             peer.is_relayed = True
             self._testimony.withdraw(peer, now)
@@ -437,6 +522,13 @@ class Swim:
             for peer in self._roster.suspects():
                 if self._roster.is_mine_alone(peer):
                     self._rumors.drop((peer.site, self._me))
+
+    def _moved(self, now: float) -> None:
+        """Our address is another: refute what was said of the old one, and look for whoever we lost."""
+        self._own.refute(self._own.record.sequence, now)
+        self._post.spread_own()
+        self._post.burst(self._rng)
+        self._recovery.came_back(now)
 
     def _lagged(self, lag_s: float, now: float) -> None:
         """We stood still for ``lag_s``: void the silence, and refute before anybody asks."""

@@ -9,8 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.foundation.ids import SiteId
+from agent.foundation.machine import NEVER
 from agent.foundation.randomness import Rng
 from agent.membership.settings import Settings
+
+REPAIR_JOIN_S = (0.8, 2.5)
+"""When the first periodic sync follows the join: it finds whoever joined at the same time and was missed."""
+JOIN_AFTER_MEETING_S = (0.3, 0.6)
+"""When a site that others have greeted joins by a sync of its own, unless one of its greetings ends first."""
+LOOK_UP_AFTER_S = (0.0, 0.02)
+"""After word of an unknown member: when several join at once, one sync then brings them all."""
+LOOK_UP_SPACING_S = 0.1
+"""Least time between two such syncs, whoever speaks of unknown members: each is a TLS handshake."""
 
 
 @dataclass(slots=True)
@@ -32,6 +42,8 @@ class SyncPlan:
         """Whether one sync has succeeded in this life."""
         self._periodic_at = now
         self._is_brought_forward = False
+        self._look_up_at, self._look_up_free_at = NEVER, now
+        self._look_up_with: SiteId | None = None
         self._catalog_at: float | None = None
         self._catalog_delay_s = settings.catalog_spacing_s
         self._catalog_free_at = now
@@ -52,11 +64,13 @@ class SyncPlan:
         self._ask(site, reason)
         return True
 
-    def ended(self, site: SiteId, *, succeeded: bool) -> None:
-        """A sync is over."""
+    def ended(self, site: SiteId, *, succeeded: bool, now: float) -> None:
+        """A sync is over; the first that succeeds is the join."""
         if (target := self._targets.get(site)) is not None:
             target.is_open = False
-        self.has_joined |= succeeded
+        if succeeded and not self.has_joined:
+            self.has_joined = True
+            self._periodic_at = now + self._rng.uniform(*REPAIR_JOIN_S)
 
     def _open(self, now: float) -> int:
         """Count open syncs and forget what no longer matters."""
@@ -68,19 +82,44 @@ class SyncPlan:
         }
         return sum(target.is_open for target in self._targets.values())
 
-    # --- join and periodic -----------------------------------------------------------------------
+    # --- join ------------------------------------------------------------------------------------
     @property
     def wake_at(self) -> float:
-        """When ``run`` wants to be called."""
-        return min(
-            self._periodic_at, float("inf") if self._catalog_at is None else self._catalog_at
-        )
+        """When one of the ``run_``s wants to be called."""
+        catalog_at = NEVER if self._catalog_at is None else self._catalog_at
+        return min(self._periodic_at, self._look_up_at, catalog_at)
 
     def hasten(self, now: float) -> None:
         """Members became known before the first sync: do not wait."""
         if not self.has_joined:
             self._periodic_at = min(self._periodic_at, now)
 
+    def met(self, now: float) -> None:
+        """Members became known by a sync with another: if that is not our join, join soon.
+
+        Often it is: the answer to a greeting introduces members, and its end is told a moment later. A
+        site that is greeted by many must not call each of them back.
+        """
+        if not self.has_joined and self._periodic_at <= now:
+            self._periodic_at = now + self._rng.uniform(*JOIN_AFTER_MEETING_S)
+
+    # --- unknown members -------------------------------------------------------------------------
+    def look_up(self, sender: SiteId, now: float) -> None:
+        """``sender`` speaks of somebody who is unknown here: have a sync with it soon."""
+        self._look_up_with = sender
+        if self._look_up_at == NEVER:
+            after_s = self._rng.uniform(*LOOK_UP_AFTER_S)
+            self._look_up_at = max(now + after_s, self._look_up_free_at)
+
+    def run_look_up(self, now: float) -> None:
+        """Ask whoever spoke last, if that is due; what is still unknown then comes up again."""
+        if self._look_up_at > now:
+            return
+        self._look_up_at, self._look_up_free_at = NEVER, now + LOOK_UP_SPACING_S
+        assert self._look_up_with is not None, "due because somebody spoke"
+        self.want(self._look_up_with, "unknown member", now, spacing_s=LOOK_UP_SPACING_S)
+
+    # --- periodic --------------------------------------------------------------------------------
     def bring_forward(self, now: float) -> None:
         """Have the next periodic sync soon, at most once each period."""
         if not self._is_brought_forward:

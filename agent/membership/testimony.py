@@ -5,6 +5,8 @@ accusation is counted if it is against the current incarnation; one against ours
 Nobody can announce a death: each site judges for itself, from the accusations it has counted.
 """
 
+from collections.abc import Callable
+
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.notary import Notary
@@ -13,7 +15,7 @@ from agent.membership.contact import Contact
 from agent.membership.detector import FailureDetector
 from agent.membership.events import IdentityCloned, SwimEffect
 from agent.membership.member import Peer
-from agent.membership.own_record import SEQUENCE_MAX, OwnRecord
+from agent.membership.own_record import SEQUENCE_MAX, OwnRecord, is_quiet
 from agent.membership.post import Post
 from agent.membership.roster import Roster, Verdict
 from agent.membership.rumors import Rumors
@@ -25,10 +27,27 @@ from agent.wire.records import STATEMENTS, Accusation, Signed, SiteRecord
 
 TELL_AGAIN_S = 1.0
 """Least time between two corrections of one member's outdated belief about us."""
+ACCUSATION_BYTES_MAX = 160
+"""Twice what one takes today. Evidence goes first into every packet for the accused: an accuser that
+pads it must not crowd out what else the packet is for."""
 REFRESH_S = 5.0
 """Least time between two repetitions of the evidence against one dead member."""
 LOOK_AGAIN_S = 1.0
 """Mean time between two looks at a suspect that cannot be judged yet."""
+
+
+Read = Callable[[bytes], SiteRecord | Accusation]
+"""The statement that a body holds; ``Malformed`` if it holds none."""
+
+
+def read_statement(body: bytes) -> SiteRecord | Accusation:
+    """Decode and check one statement.
+
+    Raises:
+        Malformed: it is none, or longer than a rumor may be.
+    """
+    statement: SiteRecord | Accusation = STATEMENTS.unpack(body, RUMOR_BYTES_MAX)
+    return statement
 
 
 class Testimony:
@@ -49,30 +68,40 @@ class Testimony:
         settings: Settings,
         rng: Rng,
         out: list[SwimEffect],
+        read: Read,
     ) -> None:
         """All parts of one site's machine; effects are appended to ``out``."""
+        self._read = read
         self._me, self._notary, self._own, self._roster = me, notary, own, roster
         self._rumors, self._contact, self._syncs, self._post = rumors, contact, syncs, post
         self._detector, self._settings, self._rng, self._out = detector, settings, rng, out
-        self._seen = Seen(settings.seen_max)
+        self.seen = Seen(settings.seen_max)
+        """Bodies of statements that were dealt with."""
         self.malformed = 0
         self.forged = 0
 
     # --- learning --------------------------------------------------------------------------------
-    def take(self, signed: Signed, sender: SiteId | None, now: float) -> None:
-        """Take one statement; ``sender`` is None if it did not come as a rumor."""
-        if signed.body in self._seen:
+    def take(
+        self, signed: Signed, sender: SiteId | None, now: float, *, is_caller: bool = False
+    ) -> None:
+        """Take one statement; ``sender`` is None if it did not come as a rumor.
+
+        ``is_caller``: its speaker began a sync with this site.
+        """
+        if signed.body in self.seen:
             return
         try:
-            statement: SiteRecord | Accusation = STATEMENTS.unpack(signed.body, RUMOR_BYTES_MAX)
+            statement = self._read(signed.body)
         except Malformed:
             self.malformed += 1
             return
         match statement:
+            case Accusation() if len(signed.body) > ACCUSATION_BYTES_MAX:
+                self.malformed += 1
             case SiteRecord(site=self._me):
                 self._hear_own(statement, signed, now)
             case SiteRecord():
-                self._learn_record(statement, signed, sender, now)
+                self._learn_record(statement, signed, sender, now, is_caller=is_caller)
             case Accusation(accuser=self._me):
                 pass
             case Accusation(subject=self._me):
@@ -81,9 +110,16 @@ class Testimony:
                 self._learn_accusation(statement, signed, sender, now)
 
     def _learn_record(
-        self, record: SiteRecord, signed: Signed, sender: SiteId | None, now: float
+        self,
+        record: SiteRecord,
+        signed: Signed,
+        sender: SiteId | None,
+        now: float,
+        *,
+        is_caller: bool,
     ) -> None:
         peer = self._roster.get(record.site)
+        before = None if peer is None else peer.record
         accusers = [] if peer is None or peer.suspicion is None else [*peer.suspicion.accusers]
         verdict = self._roster.take_record(record, signed, now)
         self._weigh(verdict, signed, sender, now)
@@ -93,9 +129,12 @@ class Testimony:
         assert peer is not None, "a believed record has a member"
         if peer.suspicion is None:
             self._rumors.drop_about(record.site, accusers)
+        if before is not None and is_quiet(before, record):
+            return
         # What the first sync tells a newcomer is no news to anybody else.
-        if sender is not None or self._syncs.has_joined:
-            self._rumors.put((record.site, record.site), signed)
+        is_news = sender is not None or is_caller or self._syncs.has_joined
+        if is_news and not self._rumors.put((record.site, record.site), signed):
+            self._syncs.bring_forward(now)
 
     def _learn_accusation(
         self, accusation: Accusation, signed: Signed, sender: SiteId | None, now: float
@@ -109,19 +148,31 @@ class Testimony:
             self._rumors.put((accusation.subject, accusation.accuser), signed)
             if len(peer.suspicion.accusers) == 1 or accusation.is_refused:
                 self._confirm(peer, now)
-        elif verdict is Verdict.SETTLED and now - peer.refreshed_at >= REFRESH_S:
-            peer.refreshed_at = now
-            for accuser, evidence in peer.suspicion.accusers.items():
-                self._rumors.put((peer.site, accuser), evidence.signed)
+        elif verdict is Verdict.SETTLED and sender == accusation.accuser:
+            self._settle(peer, sender, now)
+
+    def _settle(self, peer: Peer, speaker: SiteId, now: float) -> None:
+        """Give whoever still accuses a dead member our evidence: it may lack enough of it.
+
+        Itself, not everybody: in a large cluster no two sites hold the accusations of the same six,
+        and news of the one would be answered by news of the other for ever.
+        """
+        asker = self._roster.get(speaker)
+        if asker is None or peer.suspicion is None or now - peer.refreshed_at < REFRESH_S:
+            return
+        peer.refreshed_at = now
+        evidence = list(peer.suspicion.accusers.values())[: self._settings.accusers_needed]
+        self._post.tell(asker, tuple(one.signed for one in evidence))
 
     def _weigh(self, verdict: Verdict, signed: Signed, sender: SiteId | None, now: float) -> None:
         match verdict:
             case Verdict.NEWS | Verdict.STALE:
-                self._seen.add(signed.body)
+                self.seen.add(signed.body)
             case Verdict.FORGED:
                 self.forged += 1
             case Verdict.UNKNOWN if sender is not None:
-                self._want_sync(sender, "unknown member", now)
+                if self._roster.get(sender) is not None:
+                    self._syncs.look_up(sender, now)
             case Verdict.AHEAD if sender is not None:
                 self._want_sync(sender, "newer record", now)
             case _:
@@ -161,6 +212,9 @@ class Testimony:
                 self._roster.hold(peer, now + LOOK_AGAIN_S * self._rng.uniform(0.5, 1.5))
                 if self._me not in suspicion.accusers:
                     self._detector.probe(peer, now)
+                elif not self._contact.is_silent(now):
+                    # Our finding is made; if it lives after all, it has to hear what it must refute.
+                    self._detector.ping_lost(peer, now)
             elif self._contact.is_silent(now) and suspicion.refusals() < min(2, needed):
                 self._roster.hold(peer, now + LOOK_AGAIN_S)
             else:
@@ -189,11 +243,11 @@ class Testimony:
 
     def _hear_own(self, record: SiteRecord, signed: Signed, now: float) -> None:
         if record.sequence <= self._own.record.sequence:
-            self._seen.add(signed.body)
+            self.seen.add(signed.body)
         elif not self._notary.is_signed_by(self._me, signed.body, signed.signature):
             self.forged += 1
         else:
-            self._out.append(IdentityCloned(record.sequence))
+            self._out.append(IdentityCloned(record.sequence, record))
             if record.sequence < SEQUENCE_MAX - 2**32:
                 self._own.refute(record.sequence, now)
                 self._post.spread_own()
@@ -205,4 +259,6 @@ class Testimony:
         accusation = peer.suspicion.accusers[self._me].signed
         self._roster.withdraw(peer, now)
         self._rumors.drop((peer.site, self._me))
-        self._post.tell(peer, (accusation,))
+        if not self._contact.is_silent(now):
+            # What we held against others while nobody answered is void, and was told to nobody.
+            self._post.tell(peer, (accusation,))

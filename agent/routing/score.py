@@ -1,8 +1,9 @@
 """Where a request should go among the sites where it may: the earliest predicted completion.
 
-completion = measured round trip + queue + service time of that model on that site. A suspect member
-comes last: it may be dead. This site's own choice of the last second is known better than what
-gossip says of load, so requests that are under way to a site count as queue in front of it.
+completion = round trip (measured, else estimated from coordinates) + queue + service time of that
+model on that site. A suspect member comes last: it may be dead. This site's own choice of the last
+second is known better than what gossip says of load, so requests that are under way to a site count
+as queue in front of it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -263,7 +263,7 @@ class Fleet:
             if site.is_up:
                 boot = site.boot_epoch
                 later = self.network.now + self.rng.uniform(0.1, 2.0)
-                self.network.call_at(later, lambda s=site, b=boot: self._see_truth(s, b))  # type: ignore[misc]
+                self.network.call_at(later, lambda s=site, b=boot: self._see_truth(s, b))
 
     def _see_truth(self, site: SimulatedSite, boot: int) -> None:
         seen = {

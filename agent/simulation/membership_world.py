@@ -12,6 +12,7 @@ from random import Random
 
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER, Woke
+from agent.foundation.notary import Notary
 from agent.membership.events import (
     Heard,
     Introduced,
@@ -20,6 +21,7 @@ from agent.membership.events import (
     LocalChanged,
     PortRefused,
     RememberPeer,
+    RememberPlace,
     SendFailed,
     SendGossip,
     SwimEffect,
@@ -29,17 +31,20 @@ from agent.membership.events import (
 )
 from agent.membership.settings import Settings
 from agent.membership.swim import Swim
+from agent.membership.testimony import read_statement
 from agent.simulation.membership_checks import MembershipChecks
 from agent.simulation.network import Faults, Network
 from agent.wire.gossip import GOSSIP, GossipMessage
 from agent.wire.limits import PACKET_BYTES_MAX
-from agent.wire.records import Endpoint, Signed, SiteRecord
+from agent.wire.records import Accusation, Endpoint, Signed, SiteRecord
 
 ENVELOPE_BYTES = 37
 IP_UDP_BYTES = 28
 SYNC_ROUND_TRIPS = 3
 """TCP, TLS, request: what a sync on a fresh connection costs."""
 SYNC_TIMEOUT_S = 3.0
+STATEMENTS_KEPT_MAX = 100_000
+"""Some 100 MB; what is read again after it costs 10 microseconds."""
 
 
 class FakeNotary:
@@ -69,6 +74,8 @@ class Site:
     endpoint: Endpoint
     known: set[SiteId]
     book: dict[SiteId, Signed] = field(default_factory=dict)
+    place: bytes = b""
+    """The coordinate on its disk."""
     swim: Swim | None = None
     boot_epoch: int = 0
     wake: float = NEVER
@@ -78,6 +85,8 @@ class Site:
     has_dead_uplink: bool = False
     is_off: bool = False
     """Host and process gone: nothing refuses, nothing answers."""
+    clock_s: float = 0.0
+    """The site's monotonic clock minus virtual time: whole seconds, so that sums are exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,46 @@ class Packet:
     message: GossipMessage
     sender_boot: int
     target_boot: int
+
+
+class Library:
+    """Decodes each statement once for all sites of the process; frozen, so they may share it."""
+
+    def __init__(self) -> None:
+        """Nothing is read yet."""
+        self._statements: dict[bytes, SiteRecord | Accusation] = {}
+
+    def read(self, body: bytes) -> SiteRecord | Accusation:
+        """As ``read_statement``."""
+        if (known := self._statements.get(body)) is None:
+            known = read_statement(body)
+            if len(self._statements) >= STATEMENTS_KEPT_MAX:
+                self._statements.clear()
+            self._statements[body] = known
+        return known
+
+
+def _said(record: SiteRecord) -> tuple[object, ...]:
+    """What a record says but for its number and its place."""
+    return (
+        record.incarnation, record.status, record.endpoint, record.load, record.capacity,
+        record.serving, record.catalog,
+    )  # fmt: skip
+
+
+def _is_same(
+    one: dict[SiteId, tuple[str, SiteRecord]], other: dict[SiteId, tuple[str, SiteRecord]]
+) -> bool:
+    """Whether two views say the same of every site, places apart."""
+    if len(one) != len(other):
+        return False
+    for site, (state, record) in one.items():
+        theirs = other.get(site)
+        if theirs is None or theirs[0] != state:
+            return False
+        if theirs[1] is not record and _said(theirs[1]) != _said(record):
+            return False
+    return True
 
 
 def site_id(index: int) -> SiteId:
@@ -121,8 +170,10 @@ class MembershipWorld:
         self.network: Network[SiteId] = Network(self.rng, self._deliver, faults)
         self.sites: dict[SiteId, Site] = {}
         self.made: dict[bytes, SiteId] = {}
-        self.checks = MembershipChecks(self.made)
-        self._measures_bytes = measures_bytes
+        self._library = Library()
+        self._last_to_differ: SiteId | None = None
+        self.checks: MembershipChecks = MembershipChecks(self.made)
+        self.measures_bytes = measures_bytes
         self.syncs: dict[str, int] = {}
         """State syncs asked for, by reason."""
 
@@ -130,6 +181,14 @@ class MembershipWorld:
     def now(self) -> float:
         """Virtual time in seconds."""
         return self.network.now
+
+    def local(self, site: Site) -> float:
+        """What the monotonic clock of ``site`` shows."""
+        return self.now + site.clock_s
+
+    def notary(self, site: Site) -> Notary:
+        """What signs for ``site`` and checks for it."""
+        return FakeNotary(site.id, site.known, self.made)
 
     # --- life ------------------------------------------------------------------------------------
     def add(self, index: int, seeds: Iterable[SiteId] = ()) -> SiteId:
@@ -157,13 +216,15 @@ class MembershipWorld:
             capacity=1.0,
             serving=(),
             catalog=bytes(8),
+            coordinate=site.place,
         )
         site.swim = self._machine(
             record=record,
-            notary=FakeNotary(me, site.known, self.made),
+            notary=self.notary(site),
             settings=self.settings,
             rng=Random(self.rng.getrandbits(64)),  # noqa: S311 - reproducible on purpose
-            now=self.now,
+            now=self.local(site),
+            read=self._library.read,
         )
         site.wake = NEVER
         self.checks.started(me, self.now)
@@ -228,30 +289,38 @@ class MembershipWorld:
         site = self.sites[me]
         if site.swim is None:
             return
-        effects = site.swim.step(event, self.now)
+        if (until := self.network.paused_until(me)) > 0.0:
+            boot = site.boot_epoch
+            self.network.call_at(until, self._step_late, site, boot, event)
+            return
+        effects = site.swim.step(event, self.network.now + site.clock_s)
         for effect in effects:
             self._carry_out(site, effect)
-        self.checks.stepped(me, site.swim, effects, self.now)
+        self.checks.stepped(me, site.swim, effects, self.network.now)
         self._arm(site)
+
+    def _step_late(self, site: Site, boot: int, event: SwimEvent) -> None:
+        if site.boot_epoch == boot:
+            self.step(site.id, event)
 
     def _arm(self, site: Site) -> None:
         if site.swim is None:
             return
-        at = site.swim.wake_at()
+        at = site.swim.wake_at() - site.clock_s
+        self.checks.armed(site.id, at, self.network.now)
         if at < site.wake:
             site.wake = at
-            boot = site.boot_epoch
-            self.network.call_at(at, lambda: self._wake(site, boot))
+            self.network.call_at(at, self._wake, site, site.boot_epoch)
 
     def _wake(self, site: Site, boot: int) -> None:
-        if site.swim is None or site.boot_epoch != boot or self.now < site.wake:
+        if site.swim is None or site.boot_epoch != boot or self.network.now < site.wake:
             return
         if (until := self.network.paused_until(site.id)) > 0.0:
             site.wake = until
-            self.network.call_at(until, lambda: self._wake(site, boot))
+            self.network.call_at(until, self._wake, site, boot)
             return
         site.wake = NEVER
-        if site.swim.wake_at() <= self.now:
+        if site.swim.wake_at() <= self.local(site):
             self.step(site.id, Woke())
         else:
             self._arm(site)
@@ -267,18 +336,20 @@ class MembershipWorld:
                 site.is_isolated = effect.is_isolated
             case RememberPeer():
                 site.book[effect.site] = effect.signed
+            case RememberPlace():
+                site.place = effect.coordinate
             case _:
                 pass
 
     def _send(self, site: Site, effect: SendGossip) -> None:
         site.packets_sent += 1
-        if self._measures_bytes:
+        if self.measures_bytes:
             size = len(GOSSIP.pack(effect.message)) + ENVELOPE_BYTES
             assert size <= PACKET_BYTES_MAX, f"a packet of {size} bytes"
             site.bytes_sent += size + IP_UDP_BYTES
         if site.has_dead_uplink:
             failed = SendFailed(effect.target)
-            self.network.call_at(self.now, lambda: self.step(site.id, failed))
+            self.network.call_at(self.now, self.step, site.id, failed)
             return
         target = site.swim.members().get(effect.target) if site.swim is not None else None
         target_boot = 0 if target is None else target.record.boot_epoch
@@ -303,8 +374,12 @@ class MembershipWorld:
         self.step(target, Heard(source, payload.message))
 
     # --- state sync ------------------------------------------------------------------------------
+    def may_sync(self, site: Site, other: Site) -> bool:
+        """Whether two sites accept each other's certificates."""
+        return site is not other
+
     def _start_sync(self, site: Site, target: SiteId) -> None:
-        one_way_s = self.network.faults.delay_min_s + self.network.faults.delay_mean_s
+        one_way_s = self.network.one_way_s(site.id, target)
         boot = site.boot_epoch
         self.network.call_at(
             self.now + 2 * SYNC_ROUND_TRIPS * one_way_s,
@@ -316,6 +391,7 @@ class MembershipWorld:
             return
         paused = max(self.network.paused_until(site.id), self.network.paused_until(other.id))
         is_open = self.network.is_connected(site.id, other.id) and not site.has_dead_uplink
+        is_open = is_open and self.may_sync(site, other)
         if other.swim is None or other.has_dead_uplink or paused > 0 or not is_open:
             refused = other.swim is None and not other.is_off and is_open
             end = SyncEnded(other.id, succeeded=False)
@@ -327,7 +403,7 @@ class MembershipWorld:
         other.known.add(site.id)
         reply = other.swim.statements_for(site.id, heads)
         wanted = set(other.swim.wanted(heads))
-        self._introduce(other, ((site.id, site.swim.signed),))
+        self._introduce(other, ((site.id, site.swim.signed),), is_caller=True)
         push = [
             (member.site, member.signed)
             for member in site.swim.members().values()
@@ -337,35 +413,61 @@ class MembershipWorld:
         self._introduce(site, reply)
         self.step(site.id, SyncEnded(other.id, succeeded=True))
 
-    def _introduce(self, site: Site, pairs: Iterable[tuple[SiteId, Signed]]) -> None:
+    def _introduce(
+        self, site: Site, pairs: Iterable[tuple[SiteId, Signed]], *, is_caller: bool = False
+    ) -> None:
         pairs = list(pairs)
         site.known.update(speaker for speaker, _ in pairs)
         if pairs:
-            self.step(site.id, Introduced(tuple(signed for _, signed in pairs)))
+            signed = tuple(signed for _, signed in pairs)
+            self.step(site.id, Introduced(signed, is_by_sync=True, is_caller=is_caller))
 
     # --- what the world can see ------------------------------------------------------------------
-    def views(self) -> list[dict[SiteId, tuple[str, int]]]:
-        """State and sequence of every site as each running site believes them."""
+    def views(self) -> list[dict[SiteId, tuple[object, ...]]]:
+        """State and record of every site as each running site believes them, places apart.
+
+        Where a site lies is told by syncs only (see ``membership/whereabouts.py``): views may differ.
+        """
         result = []
         for me in self.running():
             swim = self.swim(me)
-            view: dict[SiteId, tuple[str, int]] = {
-                member.site: (member.state, member.record.sequence)
+            view: dict[SiteId, tuple[object, ...]] = {
+                member.site: (member.state, *_said(member.record))
                 for member in swim.members().values()
             }
-            view[me] = ("alive", swim.record.sequence)
+            view[me] = ("alive", *_said(swim.record))
             result.append(view)
         return result
 
     def has_converged(self) -> bool:
         """Whether all running sites believe the same, and it is true of the running ones."""
-        views = self.views()
-        running = set(self.running())
-        gone = ("dead", "left", "unknown")
-        return all(view == views[0] for view in views) and all(
-            views[0].get(site, ("unknown", 0))[0] in (("alive",) if site in running else gone)
+        running = self.running()
+        if self._last_to_differ in running:
+            # Whoever differed a moment ago likely still does: most answers cost two views.
+            running.remove(self._last_to_differ)
+            running.insert(1, self._last_to_differ)
+        first = self._view(running[0]) if running else {}
+        up = set(running)
+        gone = ("dead", "left")
+        if any(
+            site not in first or first[site][0] not in (("alive",) if site in up else gone)
             for site in self.sites
-        )
+            if site in first or site in up
+        ):
+            return False
+        for me in running[1:]:
+            if not _is_same(first, self._view(me)):
+                self._last_to_differ = me
+                return False
+        return True
+
+    def _view(self, me: SiteId) -> dict[SiteId, tuple[str, SiteRecord]]:
+        swim = self.swim(me)
+        view: dict[SiteId, tuple[str, SiteRecord]] = {
+            site: (member.state, member.record) for site, member in swim.members().items()
+        }
+        view[me] = ("alive", swim.record)
+        return view
 
     def until_converged(self, within_s: float, step_s: float = 0.1) -> float | None:
         """Run until all believe the same; the time it took, or None if it did not happen."""

@@ -37,8 +37,10 @@ class Network(Generic[A]):
         self.now = 0.0
         self.faults = faults if faults is not None else Faults()
         self.posted = 0
+        self.delays: dict[tuple[A, A], float] = {}
+        """One-way distance of (source, target) in seconds, added to the delay of the faults."""
         self._rng, self._deliver = rng, deliver
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = count()
         self._cuts: set[tuple[A, A]] = set()
         self._paused: dict[A, float] = {}
@@ -46,34 +48,43 @@ class Network(Generic[A]):
     def post(self, source: A, target: A, payload: object) -> None:
         """Send; it may be lost, doubled, delayed, or cut off (judged at sending and at arrival)."""
         self.posted += 1
-        copies = 2 if self._rng.random() < self.faults.duplicate else 1
+        faults, rng = self.faults, self._rng
+        copies = 2 if rng.random() < faults.duplicate else 1
         for _ in range(copies):
-            if self._rng.random() < self.faults.loss:
+            if rng.random() < faults.loss:
                 continue
-            delay_s = self.faults.delay_min_s
-            if self.faults.delay_mean_s > 0:
-                delay_s += self._rng.expovariate(1 / self.faults.delay_mean_s)
-            if (source, target) not in self._cuts:
-                self.call_at(self.now + delay_s, lambda: self._arrive(source, target, payload))
+            delay_s = faults.delay_min_s
+            if self.delays:
+                delay_s += self.delays.get((source, target), 0.0)
+            if faults.delay_mean_s > 0:
+                delay_s += rng.expovariate(1 / faults.delay_mean_s)
+            if not self._cuts or (source, target) not in self._cuts:
+                self.call_at(self.now + delay_s, self._arrive, source, target, payload)
 
     def _arrive(self, source: A, target: A, payload: object) -> None:
-        if (source, target) in self._cuts:
+        if self._cuts and (source, target) in self._cuts:
             return
-        if (until := self._paused.get(target, 0.0)) > self.now:
-            self.call_at(until, lambda: self._arrive(source, target, payload))
+        if self._paused and (until := self._paused.get(target, 0.0)) > self.now:
+            self.call_at(until, self._arrive, source, target, payload)
             return
         self._deliver(source, target, payload)
 
-    def call_at(self, at: float, action: Callable[[], None]) -> None:
-        """Run ``action`` at virtual time ``at`` (now, if that has passed)."""
-        heapq.heappush(self._heap, (max(at, self.now), next(self._order), action))
+    def call_at(self, at: float, action: Callable[..., None], *arguments: object) -> None:
+        """Run ``action(*arguments)`` at virtual time ``at`` (now, if that has passed)."""
+        when = max(self.now, at)
+        heapq.heappush(self._heap, (when, next(self._order), action, arguments))
 
     def run_until(self, deadline: float) -> None:
         """Advance virtual time to ``deadline``, doing everything due on the way."""
         while self._heap and self._heap[0][0] <= deadline:
-            self.now, _, action = heapq.heappop(self._heap)
-            action()
+            self.now, _, action, arguments = heapq.heappop(self._heap)
+            action(*arguments)
         self.now = deadline
+
+    def one_way_s(self, source: A, target: A) -> float:
+        """How long a message takes on average."""
+        usual_s = self.faults.delay_min_s + self.faults.delay_mean_s
+        return usual_s + self.delays.get((source, target), 0.0)
 
     def cut(self, sources: Iterable[A], targets: Iterable[A]) -> None:
         """Drop everything from each source to each target (one way)."""
@@ -94,5 +105,7 @@ class Network(Generic[A]):
 
     def paused_until(self, site: A) -> float:
         """When the site runs again; 0.0 if it runs."""
+        if not self._paused:
+            return 0.0
         until = self._paused.get(site, 0.0)
         return until if until > self.now else 0.0

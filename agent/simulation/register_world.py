@@ -181,7 +181,7 @@ class World:
         wiped = self._rng.sample(range(scenario.committee), scenario.wipes)
         for index in wiped:
             at = self._rng.uniform(0.0, scenario.seconds)
-            self._network.call_at(at, lambda index=index: self._wipe(index))  # type: ignore[misc]
+            self._network.call_at(at, lambda index=index: self._wipe(index))
         self._network.run_until(scenario.seconds)
         self._calm()
         self._network.run_until(scenario.seconds + 20.0)

@@ -12,10 +12,12 @@ from agent.federation.events import JobEvent
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import Woke
 from agent.foundation.writes import Write
+from agent.identity.certificates import Identity
 from agent.membership import events as swim
+from agent.site.causes import Cause
 from agent.wire.documents import Document, ModelVersion
 from agent.wire.mesh import Call, Reply
-from agent.wire.records import Endpoint
+from agent.wire.records import Endpoint, Passport
 
 
 # --- events --------------------------------------------------------------------------------------
@@ -36,6 +38,8 @@ class CallEnded:
     site: SiteId | None
     reply: Reply | None
     error: str = ""
+    cause: Cause = Cause.OTHER
+    """Of the error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,17 @@ class Discovered:
     endpoint: Endpoint
     mechanism: str
     site: SiteId | None = None
+    sender: str = ""
+    """The host that announced it."""
+    sequence: int = 0
+    """Of the announced site's record; a larger one than before is news."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChanged:
+    """Interfaces or addresses of this machine have changed; this site is at ``endpoint`` now."""
+
+    endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,21 @@ class Submitted:
 
     token: int
     documents: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustSubmitted:
+    """An operator's entries of the trust log arrived at this site; ``Resolved(token, ...)`` answers."""
+
+    token: int
+    entries: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrustFetched:
+    """Entries of the trust log that came with the answer to a renewal."""
+
+    entries: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +143,13 @@ class ModelFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelReleased:
+    """The operator wants a refused or quarantined model version tried again here."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerUp:
     """A fresh model worker waits for models."""
 
@@ -140,14 +177,23 @@ class DrainRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Recertified:
+    """This site's certificate was renewed; the new one is on disk."""
+
+    identity: Identity
+    passport: Passport
+
+
+@dataclass(frozen=True, slots=True)
 class LeaveRequested:
     """The operator wants this site to leave the mesh in good order."""
 
 
 SiteEvent = (
-    CallReceived | CallEnded | Discovered | WallClock | Submitted | BlobStored | BlobFailed
-    | BlobLoaded | JobEnded | ModelReady | ModelFailed | WorkerUp | WorkerDown | LoadMeasured
-    | DrainRequested | LeaveRequested | swim.Heard | swim.SendFailed | swim.PortRefused
+    CallReceived | CallEnded | Discovered | NetworkChanged | WallClock | Submitted | BlobStored | BlobFailed
+    | TrustSubmitted | TrustFetched
+    | BlobLoaded | JobEnded | ModelReady | ModelFailed | ModelReleased | WorkerUp | WorkerDown | LoadMeasured
+    | DrainRequested | Recertified | LeaveRequested | swim.Heard | swim.SendFailed | swim.PortRefused
     | swim.LoopLagged | job.Persisted | Woke
 )  # fmt: skip
 
@@ -217,6 +263,11 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class TrustChanged:
+    """The trust log has grown, durably: close what is open to revoked sites, at both ports."""
+
+
+@dataclass(frozen=True, slots=True)
 class IsolationChanged:
     """Nobody is heard (or somebody is again)."""
 
@@ -231,9 +282,16 @@ class Noted:
     is_warning: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class MeshLeft:
+    """Call no other site and answer none from now on: another process uses this site's key."""
+
+    reason: str
+
+
 JobWork = job.Train | job.Initialise | job.Aggregate | job.Export | job.ReleaseTrainer
 SiteEffect = (
     swim.SendGossip | Persist | Ask | Answer | FetchBlob | job.ReadBlob | job.StoreBytes
     | job.ForgetBlob | JobWork | LoadModel | UnloadModel | GatewayChanged | Resolved | Noted | IsolationChanged
-    | job.Progressed | job.Label
+    | job.Progressed | job.Label | TrustChanged | MeshLeft
 )  # fmt: skip

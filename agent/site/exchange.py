@@ -3,33 +3,65 @@
 The asker sends heads; the answer holds what the asker lacks and names what the answerer lacks; a
 ``Push`` brings that. Everything received is checked (passport against the root, record and document
 against their signatures) before it changes anything, so a lying member can only waste time.
+
+The trust log goes first: it says whose passports and documents count.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from agent.catalog.catalog import Catalog, row_of
 from agent.catalog.clock import HybridClock
 from agent.foundation.errors import AtollError
-from agent.foundation.ids import SiteId
+from agent.foundation.ids import SiteId, short
+from agent.foundation.writes import Delete, Write
 from agent.identity.admin import check_document
+from agent.identity.certificates import Identity
 from agent.identity.registry import Roll
+from agent.identity.trust import TrustLog
 from agent.membership.swim import Swim
-from agent.site.events import Persist, SiteEffect
+from agent.site.events import Noted, Persist, SiteEffect
 from agent.wire.documents import Body, Document, key_of
-from agent.wire.mesh import Introduction, Push, SyncReply, SyncRequest
+from agent.wire.mesh import Introduction, MemberHead, Push, SyncReply, SyncRequest, TrustHeads
 from agent.wire.records import Passport
-
-Admins = Callable[[], Mapping[bytes, Ed25519PublicKey]]
-"""Whose documents count now, by id (``TrustLog.admins``)."""
-
 
 DOCUMENTS_PER_MESSAGE_MAX = 128
 MEMBERS_PER_MESSAGE_MAX = 128
 """Checking the signatures of one message takes this process about 50 ms; the rest follows at once in
 the next one, and gossip gets its turn in between."""
+TRUST_PER_MESSAGE_MAX = 128
+TRUST_BYTES_MAX = 512 << 10
+"""As above; an entry is 250 bytes as a rule, and members and documents share the message."""
+TRUST_DOUBTED = "trust_doubted"
+"""The ``meta`` row that says why this site's trust log may lack what it once held."""
+
+
+def digest8(catalog: Catalog, trust: TrustLog) -> bytes:
+    """Of catalog and trust log together: whose record says another is worth a sync."""
+    pairs = zip(catalog.digest8, trust.digest8, strict=True)
+    return bytes(one ^ other for one, other in pairs)
+
+
+def _issued_at(identity: Identity | None) -> int:
+    return 0 if identity is None else max(0, int(identity.not_before.timestamp()))
+
+
+def _is_ahead(head: MemberHead, other: MemberHead | None) -> bool:
+    """Whether the owner of ``head`` knows a newer record or passport than that of ``other``."""
+    if other is None or head.sequence > other.sequence:
+        return True
+    return 0 < other.issued_at < head.issued_at
+
+
+def _refusal(identity: Identity | None, site: SiteId, trust: TrustLog) -> str:
+    name = short(site) if identity is None else f"{identity.claims.name} ({short(site)})"
+    issuer = b"" if identity is None else identity.issuer
+    if site not in trust.revoked() and issuer in trust.revoked():
+        return f"{name} is refused: its issuer {short(issuer)} was removed"
+    if site not in trust.revoked():
+        return f"{name} is retired: a new site joined under its name"
+    reason = trust.reasons().get(site, "")
+    return f"{name} is revoked{f': {reason}' if reason else ''}"
 
 
 class Exchange:
@@ -43,36 +75,56 @@ class Exchange:
         swim: Swim,
         catalog: Catalog,
         clock: HybridClock,
-        admins: Admins,
+        trust: TrustLog,
     ) -> None:
-        """``admins``: whose documents count now (from the trust log)."""
+        """``trust`` says who is revoked and whose documents count; it grows by what is learned."""
         self._me, self._passport, self._roll = me, passport, roll
-        self._swim, self._catalog, self._clock, self._admins = swim, catalog, clock, admins
+        self._swim, self._catalog, self._clock, self._trust = swim, catalog, clock, trust
+        self._issued_at = 0
+
+    def recertified(self, passport: Passport, identity: Identity) -> None:
+        """Introduce this site by its renewed passport from now on."""
+        self._passport, self._issued_at = passport, _issued_at(identity)
+
+    def _heads(self) -> tuple[MemberHead, ...]:
+        """How far records and passports known here go."""
+        heads = []
+        for head in self._swim.heads():
+            identity = self._roll.get(head.site)
+            issued_at = self._issued_at if head.site == self._me else _issued_at(identity)
+            heads.append(MemberHead(head.site, head.sequence, issued_at))
+        return tuple(heads)
 
     def request(self) -> SyncRequest:
         """Everything this site knows, as heads."""
         return SyncRequest(
             Introduction(self._passport, self._swim.signed),
-            self._swim.heads(),
+            self._heads(),
             self._catalog.heads(),
+            self._trust.heads(),
         )
 
     def answer(self, request: SyncRequest, asker: SiteId | None = None) -> SyncReply:
         """What the asker lacks (evidence against it included), and what it should push."""
-        theirs = {head.site: head.sequence for head in request.members}
-        mine = {head.site: head.sequence for head in self._swim.heads()}
-        newer = [site for site, sequence in mine.items() if sequence > theirs.get(site, -1)]
+        theirs = {head.site: head for head in request.members}
+        mine = {head.site: head for head in self._heads()}
+        newer = [site for site, head in mine.items() if _is_ahead(head, theirs.get(site))]
         newer.sort(key=lambda site: (site != self._me, site))
         members, is_all = self._introductions(newer)
+        refused = self._trust.revoked() | self._roll.retired()
         wanted = tuple(
-            site for site, sequence in sorted(theirs.items()) if sequence > mine.get(site, -1)
+            site
+            for site, head in sorted(theirs.items())
+            if _is_ahead(head, mine.get(site)) and site not in refused
         )
         difference = self._catalog.missing(request.documents)
         documents = difference.newer_here[:DOCUMENTS_PER_MESSAGE_MAX]
         is_all = is_all and len(documents) == len(difference.newer_here)
+        entries, is_all_trust = self._trust_lacking(request.trust)
         return SyncReply(
             (*members, *self._evidence(asker)), documents, wanted, difference.wanted,
-            has_more=not is_all,
+            has_more=not (is_all and is_all_trust), trust=self._trust.heads(),
+            trust_entries=entries,
         )  # fmt: skip
 
     def push(self, reply: SyncReply, to: SiteId | None = None) -> tuple[Push | None, bool]:
@@ -81,8 +133,66 @@ class Exchange:
         members = (*members, *self._evidence(to))
         asked = reply.wanted_documents
         documents = self._catalog.of_keys(asked)[:DOCUMENTS_PER_MESSAGE_MAX]
-        is_all = is_all and len(documents) == len(asked)
-        return (Push(members, documents) if members or documents else None), is_all
+        entries, is_all_trust = self._trust_lacking(reply.trust)
+        is_all = is_all and len(documents) == len(asked) and is_all_trust
+        something = members or documents or entries
+        return (Push(members, documents, entries) if something else None), is_all
+
+    def _trust_lacking(self, theirs: TrustHeads | None) -> tuple[tuple[bytes, ...], bool]:
+        if theirs is None:
+            return (), True
+        return self._trust.lacking(theirs, TRUST_PER_MESSAGE_MAX, TRUST_BYTES_MAX)
+
+    def learn(self, entries: Sequence[bytes]) -> list[Write]:
+        """Take entries of the trust log; the writes that make the new ones durable.
+
+        One that proves nothing is dropped, and so is what builds on it; and what exceeds a page,
+        because a false signature costs as much to check as a true one.
+        """
+        writes: list[Write] = []
+        for entry in entries[:TRUST_PER_MESSAGE_MAX]:
+            try:
+                writes += self._trust.append(entry)
+            except AtollError:
+                continue
+        return writes
+
+    def submit(self, entries: Sequence[bytes]) -> tuple[list[Write], tuple[str, ...]]:
+        """Take an operator's entries: the writes, and for each why it was not taken (empty if it was)."""
+        writes: list[Write] = []
+        reasons: list[str] = []
+        for entry in entries:
+            try:
+                writes += self._trust.submit(entry)
+            except AtollError as error:
+                reasons.append(str(error))
+            else:
+                reasons.append("")
+        return writes, tuple(reasons)
+
+    def expelled(self, writes: Sequence[Write]) -> tuple[tuple[SiteId, ...], list[SiteEffect]]:
+        """After the trust log has grown by ``writes``: who is a member no more, made durable and told."""
+        gone = [site for site in self._swim.members() if self._roll.get(site) is None]
+        forgotten = (Delete("peers", (site,)) for site in gone)
+        effects: list[SiteEffect] = [Persist((*writes, *forgotten))]
+        for site in gone:
+            text = _refusal(self._roll.known(site), site, self._trust)
+            effects.append(Noted(text, is_warning=True))
+        if self._me in self._trust.revoked():
+            text = f"this site is {_refusal(None, self._me, self._trust).partition(' is ')[2]}"
+            effects.append(Noted(text, is_warning=True))
+        if (fork := self._trust.fork) is not None:
+            text = f"the trust log is forked at height {fork.height} and frozen; see atoll doctor"
+            effects.append(Noted(text, is_warning=True))
+        return tuple(gone), effects
+
+    def confirmed(self, theirs: TrustHeads | None) -> list[SiteEffect]:
+        """Effects, if this site's trust log was in doubt and a member turns out to know no more of it."""
+        if theirs is None or not self._trust.trouble or not self._trust.covers(theirs):
+            return []
+        text = "a member has confirmed this site's trust log: nothing is missing"
+        writes = (*self._trust.confirm(), Delete("meta", (TRUST_DOUBTED,)))
+        return [Persist(writes), Noted(text)]
 
     def _evidence(self, site: SiteId | None) -> tuple[Introduction, ...]:
         """Accusations that ``site`` should know, each with the passport of who made it.
@@ -139,7 +249,7 @@ class Exchange:
         taken: list[tuple[Document, Body]] = []
         for document in documents:
             try:
-                body = check_document(document, self._admins())
+                body = check_document(document, self._trust.admins())
                 if self._catalog.merge(document, body):
                     taken.append((document, body))
             except AtollError:
@@ -162,7 +272,7 @@ class Exchange:
         errors: list[str] = []
         for document in documents:
             try:
-                body = check_document(document, self._admins())
+                body = check_document(document, self._trust.admins())
                 self._clock.observe(document.stamp, int(wall_s * 1000))
                 is_new = self._catalog.merge(document, body)
             except AtollError as error:

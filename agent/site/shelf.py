@@ -10,7 +10,7 @@ from typing import Literal
 
 from agent.foundation.ids import Digest
 from agent.foundation.machine import NEVER
-from agent.foundation.writes import Put, Scalar
+from agent.foundation.writes import Delete, Put, Scalar
 from agent.site.events import LoadModel, Noted, Persist, SiteEffect, UnloadModel
 from agent.wire.documents import ModelVersion
 from agent.wire.inside import model_key
@@ -81,8 +81,9 @@ class Shelf:
                 if self._crashes.get(key, 0) >= CRASHES_MAX:
                     item.stage = "refused"
                     item.reason = (
-                        f"quarantined: it crashed the model worker {CRASHES_MAX} times; "
-                        "push a repaired version under a new version name"
+                        f"quarantined: it crashed the model worker {CRASHES_MAX} times; push a "
+                        "repaired version under a new version name, or try this one again with "
+                        f"atoll model release {item.version.name}:{item.version.version}"
                     )
                 elif self._has_worker:
                     item.stage, item.reason = "loading", "being loaded"
@@ -130,6 +131,18 @@ class Shelf:
             item.stage = "refused"
         effects.append(Noted(f"model {name}: {item.reason}", is_warning=True))
         return effects
+
+    def release(self, key: bytes, now: float) -> list[SiteEffect]:
+        """The operator wants a refused or quarantined model tried again: its crashes are forgotten."""
+        item = self.items.get(key)
+        if item is None:
+            return []
+        effects: list[SiteEffect] = []
+        if self._crashes.pop(key, 0):
+            effects.append(Persist((Delete("models", (key,)),)))
+        if item.stage == "refused":
+            item.stage, item.reason = "held", "released by the operator"
+        return [*effects, *self.advance(now)]
 
     def worker_up(self, now: float) -> list[SiteEffect]:
         """A worker waits: load everything that is held."""

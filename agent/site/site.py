@@ -8,7 +8,7 @@ The driver carries out effects in list order and waits for every ``Persist`` bef
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import assert_never
 
@@ -16,18 +16,15 @@ from agent.catalog.catalog import Catalog
 from agent.catalog.clock import HybridClock
 from agent.federation import events as job
 from agent.federation.events import JobEffect
-from agent.foundation.errors import Malformed
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import Woke
 from agent.foundation.notary import Notary
-from agent.foundation.writes import Put, Scalar
+from agent.foundation.writes import Delete
 from agent.identity.certificates import Identity
 from agent.identity.registry import Roll
+from agent.identity.trust import TrustLog
 from agent.membership import events as swim_events
 from agent.membership.settings import Settings as SwimSettings
-from agent.membership.swim import Swim
-from agent.routing.policy import is_within
-from agent.site.discovery import Discovery
 from agent.site.events import (
     Answer,
     Ask,
@@ -38,51 +35,44 @@ from agent.site.events import (
     CallReceived,
     Discovered,
     DrainRequested,
-    FetchBlob,
     GatewayChanged,
-    IsolationChanged,
     JobEnded,
     LeaveRequested,
     LoadMeasured,
     ModelFailed,
     ModelReady,
+    ModelReleased,
+    NetworkChanged,
     Noted,
     Persist,
+    Recertified,
     Resolved,
     SiteEffect,
     SiteEvent,
     Submitted,
+    TrustFetched,
+    TrustSubmitted,
     WallClock,
     WorkerDown,
     WorkerUp,
 )
-from agent.site.exchange import Admins, Exchange
-from agent.site.shelf import Shelf
+from agent.site.exchange import digest8
+from agent.site.holdings import Holdings
+from agent.site.relations import Relations, Then, record_of
 from agent.site.stored import SiteSettings, Stored
-from agent.site.versions import Versions
 from agent.site.workshop import Surroundings, Workshop
 from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp
-from agent.wire.inside import model_key
-from agent.wire.limits import RUMOR_BYTES_MAX, SERVING_PER_RECORD_MAX
 from agent.wire.mesh import (
+    Call,
     Declined,
     Done,
     Have,
     HaveReply,
-    Introduction,
+    IssuerKeyWanted,
     Push,
-    Reply,
-    SyncReply,
     SyncRequest,
 )
-from agent.wire.records import STATEMENTS, Endpoint, Passport, Served, SiteRecord
-from agent.wire.schema import pack
-
-SYNC_TIMEOUT_S = 10.0
-SOURCES_MAX = 16
-"""Sites asked for one blob; rarely are more than a few needed, and all are tried in the end."""
-
-Then = Callable[[SiteId | None, Reply | None, str, float], None]
+from agent.wire.records import Endpoint, Passport, SiteRecord
 
 
 class Site:
@@ -99,27 +89,35 @@ class Site:
         swim_settings: SwimSettings,
         notary: Notary,
         roll: Roll,
-        admins: Admins,
+        trust: TrustLog,
         stored: Stored,
         rng: Random,
         now: float,
         wall_offset_s: float,
+        mark: bytes = b"",
     ) -> None:
-        """Continue from ``stored``; ``boot_epoch`` is durable and was never used before."""
+        """Continue from ``stored``; ``boot_epoch`` is durable and was never used before.
+
+        ``mark`` is random (``duplicates.MARK_BYTES``).
+        """
         self.me = me = identity.site
-        self.identity, self.settings, self.roll = identity, settings, roll
+        self.identity, self.settings, self.roll, self.trust = identity, settings, roll, trust
         self._rng, self._wall_offset_s = rng, wall_offset_s
         self.catalog, self._clock = Catalog(), HybridClock()
         start = boot_epoch << 32
         record = SiteRecord(
             me, start, boot_epoch, start, "alive", endpoint, 0.0, settings.capacity, (),
-            self.catalog.digest8,
+            digest8(self.catalog, trust), stored.coordinate, mark,
         )  # fmt: skip
-        self.swim = Swim(record=record, notary=notary, settings=swim_settings, rng=rng, now=now)
-        self.discovery = Discovery(rng)
-        self.exchange = Exchange(me, passport, roll, self.swim, self.catalog, self._clock, admins)
+        self._outbox: list[SiteEffect] = []
+        self._relations = relations = Relations(
+            home=self, record=record, identity=identity, passport=passport, notary=notary,
+            settings=swim_settings, roll=roll, trust=trust, catalog=self.catalog,
+            clock=self._clock, rng=rng, now=now,
+        )  # fmt: skip
+        self.swim, self.discovery, self.paths = relations.swim, relations.discovery, relations.paths
+        self.exchange, self.duplicates = relations.exchange, relations.duplicates
         self.held: set[Digest] = set(stored.blobs)
-        self.labels: dict[Digest, tuple[str, ...]] = {}
         self._surroundings = Surroundings(
             identity, self.swim, roll, settings, self.held, self.wall_s
         )
@@ -127,15 +125,14 @@ class Site:
             me, boot_epoch, self._number, self._surroundings, rng, stored.jobs,
             stored.barred_because,
         )  # fmt: skip
-        self.shelf = Shelf(self._surroundings.is_held, self._fetch_model, dict(stored.crashes))
-        self.versions = Versions(
-            identity.claims, self.catalog, self.workshop, self.shelf, self.swim
-        )
-        self.is_isolated = False
+        self._holdings = holdings = Holdings(
+            claims=identity.claims, catalog=self.catalog, swim=self.swim, roll=roll,
+            workshop=self.workshop, held=self.held, crashes=stored.crashes, rng=rng,
+            emit=self.emit, tell=self._relations.step,
+        )  # fmt: skip
+        self.labels, self.shelf, self.versions = holdings.labels, holdings.shelf, holdings.versions
         self._last_number = 0
-        self._outbox: list[SiteEffect] = []
         self._waiting: dict[int, Then] = {}
-        self._syncing: set[tuple[str, int]] = set()
         self._restore(stored, now)
 
     # --- the machine -----------------------------------------------------------------------------
@@ -148,21 +145,34 @@ class Site:
                 | swim_events.PortRefused()
                 | swim_events.LoopLagged()
             ):
-                self._swim(event, now)
+                self._relations.step(event, now)
             case CallReceived():
                 self._called(event, now)
-            case CallEnded(call, site, reply, error):
-                self._call_ended(call, site, reply, error, now)
-            case Discovered(endpoint, mechanism, site):
-                self.discovery.learn(endpoint, mechanism, site, now)
-                self._greet(now)
+            case CallEnded():
+                self._call_ended(event, now)
+            case Discovered(endpoint, mechanism, site, sender, sequence):
+                if self.discovery.learn(
+                    endpoint, mechanism, site, now, sender=sender, sequence=sequence
+                ):
+                    self._relations.greet(now)
+            case NetworkChanged(endpoint):
+                self._relations.step(swim_events.LocalChanged(endpoint=endpoint), now)
+                self.discovery.hasten(now)
+                self._relations.greet(now)
             case WallClock(offset_s):
                 self._wall_offset_s = offset_s
             case Submitted(token, documents):
-                errors = self._take_documents(documents, now)
+                errors = self.take_documents(documents, now)
                 self._outbox.append(Resolved(token, tuple(errors)))
+            case TrustSubmitted(token, entries):
+                writes, reasons = self.exchange.submit(entries)
+                self._relations.trust_changed(writes, now)
+                self._outbox.append(Resolved(token, reasons))
+            case TrustFetched(entries):
+                self._relations.learn_trust(entries, None, now)
             case BlobStored(digest):
-                self._blob_stored(digest, now)
+                self._holdings.stored(digest, now)
+                self._job_effects(self.workshop.blob(job.BlobArrived(digest), now), now)
             case BlobFailed(digest, reason):
                 self.shelf.fetch_failed(digest, reason, now)
                 self._job_effects(self.workshop.blob(job.BlobMissing(digest, reason), now), now)
@@ -173,28 +183,34 @@ class Site:
             case ModelReady(key, providers, metadata, service_us):
                 self._outbox += self.shelf.ready(key, providers, metadata, service_us)
                 if self.versions.has_former:
-                    self._shelf_changed(now)
-                self._serving_changed(now)
+                    self._holdings.wanted_changed(now)
+                self._holdings.serving_changed(now)
             case ModelFailed(key, reason, is_crash):
                 self._outbox += self.shelf.failed(key, reason, is_crash=is_crash)
                 self._outbox += self.shelf.advance(now)
-                self._serving_changed(now)
+                self._holdings.serving_changed(now)
+            case ModelReleased(key):
+                self._outbox += self.shelf.release(key, now)
+                self._holdings.serving_changed(now)
             case WorkerUp():
                 self._outbox += self.shelf.worker_up(now)
             case WorkerDown(reason):
                 self.shelf.worker_down(reason)
-                self._serving_changed(now)
+                self._holdings.serving_changed(now)
             case LoadMeasured(load, service_us):
-                self._load_measured(load, service_us, now)
+                self._holdings.measured(load, service_us, now)
             case DrainRequested(is_draining):
                 self._surroundings.is_draining = is_draining
-                self._swim(
+                self._relations.step(
                     swim_events.LocalChanged(status="draining" if is_draining else "alive"), now
                 )
-                self._job_effects(self.workshop.step_all(job.ViewChanged(), now), now)
+                self.members_moved(now)
                 self._outbox.append(GatewayChanged())
+            case Recertified(identity, passport):
+                self.identity = identity
+                self.exchange.recertified(passport, identity)
             case LeaveRequested():
-                self._swim(swim_events.Leave(), now)
+                self._relations.step(swim_events.Leave(), now)
             case job.Persisted(token):
                 self._job_effects(self.workshop.persisted(token, now), now)
             case Woke():
@@ -206,10 +222,12 @@ class Site:
 
     def wake_at(self) -> float:
         """The earliest thing put off by any part."""
-        return min(
-            self.swim.wake_at(), self.discovery.wake_at(), self.shelf.wake_at(),
-            self.workshop.wake_at(),
-        )  # fmt: skip
+        return min(self._relations.wake_at(), self.shelf.wake_at(), self.workshop.wake_at())
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether this site hears nobody although it should."""
+        return self._relations.is_isolated
 
     @property
     def is_draining(self) -> bool:
@@ -225,11 +243,35 @@ class Site:
         return self._clock.tick(wall_ms)
 
     def _woke(self, now: float) -> None:
-        if now >= self.swim.wake_at():
-            self._swim(Woke(), now)
-        self._greet(now)
+        self._relations.woke(now)
         self._outbox += self.shelf.advance(now)
         self._job_effects(self.workshop.woke(now), now)
+
+    # --- what its relations need of the site -----------------------------------------------------
+    def emit(self, effect: SiteEffect) -> None:
+        """See ``Home``."""
+        self._outbox.append(effect)
+
+    def ask(
+        self, site: SiteId | None, endpoint: Endpoint, message: Call, timeout_s: float, then: Then
+    ) -> None:
+        """See ``Home``."""
+        call = self._number()
+        self._waiting[call] = then
+        self._outbox.append(Ask(call, site, endpoint, message, timeout_s))
+
+    def members_moved(self, now: float) -> None:
+        """See ``Home``."""
+        self._job_effects(self.workshop.step_all(job.ViewChanged(), now), now)
+
+    def shelves_moved(self, now: float) -> None:
+        """See ``Home``."""
+        if self.versions.has_former:
+            self._holdings.wanted_changed(now)
+
+    def bar(self, reason: str) -> None:
+        """See ``Home``."""
+        self.workshop.bar(reason)
 
     def _number(self) -> int:
         self._last_number += 1
@@ -237,172 +279,62 @@ class Site:
 
     # --- start -----------------------------------------------------------------------------------
     def _restore(self, stored: Stored, now: float) -> None:
-        self._introduce(stored.peers, now)
+        self._relations.introduce(stored.peers, now, is_from_book=True)
+        # What the book says is no news, and perhaps not true any more.
+        self._outbox = [effect for effect in self._outbox if not isinstance(effect, Noted)]
+        if known := len(self.swim.members()):
+            self._outbox.append(Noted(f"{known} other sites are known from before"))
         for peer in stored.peers:
             # Also those whose passport does not hold now (expired, or this clock is wrong): a
             # greeting finds out who is there today.
-            record = _record(peer)
-            if record is not None and record.site != self.me:
+            record = record_of(peer)
+            if record is not None and record.site not in {self.me, *self.roll.retired()}:
                 self.discovery.learn(record.endpoint, "book", record.site, now)
         for _, body in self.exchange.restore(stored.documents):
             if isinstance(body, Job):
                 self.workshop.open(body, now)
-        self._catalog_changed(now)
-        self._outbox = [e for e in self._outbox if not isinstance(e, Persist)]
-
-    # --- membership ------------------------------------------------------------------------------
-    def _swim(self, event: swim_events.SwimEvent, now: float) -> None:  # noqa: C901 - one case an effect
-        has_moved = has_record = False
-        for effect in self.swim.step(event, now):
-            match effect:
-                case swim_events.SendGossip():
-                    self._outbox.append(effect)
-                case swim_events.SyncWith(site, endpoint, _):
-                    self._sync(site, endpoint)
-                case swim_events.RememberPeer(site, signed):
-                    self._remember(site, signed.body, signed.signature)
-                case swim_events.MemberChanged(site, before, after):
-                    has_moved = True
-                    name = self._name(site)
-                    was = "" if before is None else f" (was {before})"
-                    self._outbox.append(Noted(f"{name} is {after}{was}", after == "dead"))
-                case swim_events.RecordChanged(site):
-                    has_record = has_record or site != self.me
-                    self._outbox.append(GatewayChanged())
-                case swim_events.IsolationChanged(is_isolated):
-                    self.is_isolated = is_isolated
-                    self._outbox.append(IsolationChanged(is_isolated))
-                case swim_events.IdentityCloned(sequence):
-                    text = (
-                        f"duplicate identity: a newer record ({sequence}) is signed by this site's "
-                        "key; a copy of its state folder runs elsewhere"
-                    )
-                    self._outbox.append(Noted(text, is_warning=True))
-                case _:
-                    assert_never(effect)
-        if has_moved:
-            self._outbox.append(GatewayChanged())
-            self._job_effects(self.workshop.step_all(job.ViewChanged(), now), now)
-        if has_record and self.versions.has_former:
-            self._shelf_changed(now)
-
-    def _remember(self, site: SiteId, record: bytes, signature: bytes) -> None:
-        passport = self.roll.passport(site)
-        if passport is not None:
-            row: dict[str, Scalar] = {
-                "site": site, "record": record, "signature": signature,
-                "passport": pack(passport), "seen_at": 0.0,
-            }  # fmt: skip
-            self._outbox.append(Persist((Put("peers", row),)))
-
-    def _introduce(self, introductions: Sequence[Introduction], now: float) -> None:
-        admitted = self.exchange.admit(tuple(introductions), self.wall_s(now))
-        if admitted:
-            self._swim(swim_events.Introduced(tuple(one.record for one in admitted)), now)
-
-    def _name(self, site: SiteId) -> str:
-        identity = self.roll.get(site)
-        return identity.claims.name if identity is not None else site.hex()[:8]
-
-    # --- discovery and state sync ----------------------------------------------------------------
-    def _greet(self, now: float) -> None:
-        """Sync with whoever is at the addresses that hints name."""
-        met = {
-            (member.record.endpoint.host, member.record.endpoint.mesh_port)
-            for member in self.swim.members().values()
-            if member.state == "alive"
-        }
-        mine = self.swim.record.endpoint
-        met.add((mine.host, mine.mesh_port))
-        known = {site for site, member in self.swim.members().items() if member.state == "alive"}
-        for hint in self.discovery.due(now, met, known | {self.me}):
-            self._sync(None, hint.endpoint)
-
-    def _sync(self, site: SiteId | None, endpoint: Endpoint) -> None:
-        def answered(who: SiteId | None, reply: Reply | None, error: str, at: float) -> None:
-            if isinstance(reply, SyncReply):
-                self._synced(who, endpoint, reply, at)
-            elif not error:
-                error = reply.reason if isinstance(reply, Declined) else "no answer"
-            self._syncing.discard(where)
-            self.discovery.ended(endpoint, error, who, at)
-            target = who if who is not None else site
-            if target is not None and target != self.me:
-                self._swim(swim_events.SyncEnded(target, not error), at)
-
-        where = (endpoint.host, endpoint.mesh_port)
-        self._syncing.add(where)
-        call = self._number()
-        self._waiting[call] = answered
-        self._outbox.append(Ask(call, site, endpoint, self.exchange.request(), SYNC_TIMEOUT_S))
-
-    def _synced(self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, now: float) -> None:
-        """Apply the answer, push what is lacking there, and go on while either side has more."""
-        push, is_all_pushed = self.exchange.push(reply, who)
-        self._introduce(reply.members, now)
-        errors = self._take_documents(reply.documents, now)
-        is_useful = bool(reply.members or errors.count("") or push is not None)
-        has_more = is_useful and (reply.has_more or not is_all_pushed)
-        if push is None or who is None:
-            if has_more:
-                self._sync(who, endpoint)
-            return
-
-        def pushed(_site: SiteId | None, reply: Reply | None, _error: str, _at: float) -> None:
-            if has_more and isinstance(reply, Done):
-                self._sync(who, endpoint)
-
-        call = self._number()
-        self._waiting[call] = pushed
-        self._outbox.append(Ask(call, who, endpoint, push, SYNC_TIMEOUT_S))
+        self.catalog_changed(now)
+        self._outbox = [e for e in self._outbox if not isinstance(e, Persist) or _forgets(e)]
 
     # --- calls from members ----------------------------------------------------------------------
     def _called(self, event: CallReceived, now: float) -> None:
         message = event.message
         match message:
             case SyncRequest():
-                self._introduce((message.me,), now)
-                self._outbox.append(Answer(event.call, self.exchange.answer(message, event.sender)))
+                self._relations.asked(event.call, event.sender, message, now)
             case Push():
-                self._introduce(message.members, now)
-                self._take_documents(message.documents, now)
+                self._relations.pushed(message, now)
                 self._outbox.append(Answer(event.call, Done()))
             case Have():
                 held = tuple(digest in self.held for digest in message.blobs)
                 self._outbox.append(Answer(event.call, HaveReply(held)))
+            case IssuerKeyWanted():  # keys are files: the daemon answers this itself
+                self._outbox.append(Answer(event.call, Declined("this site has no issuer keys")))
             case _:
                 if message.job not in self.workshop.machines:
                     self._outbox.append(Answer(event.call, Declined("this site knows no such job")))
-                    self._learn_from(event.sender)
+                    self._relations.learn_from(event.sender)
                     return
                 called = job.Called(event.call, event.sender, message)
                 self._job_effects(self.workshop.step(JobId(message.job), called, now), now)
 
-    def _learn_from(self, site: SiteId) -> None:
-        """It knows documents that this site lacks; asked once at a time, however often it calls."""
-        member = self.swim.members().get(site)
-        if member is None:
-            return
-        endpoint = member.record.endpoint
-        if (endpoint.host, endpoint.mesh_port) not in self._syncing:
-            self._sync(site, endpoint)
-
-    def _call_ended(
-        self, call: int, site: SiteId | None, reply: Reply | None, error: str, now: float
-    ) -> None:
-        if (then := self._waiting.pop(call, None)) is not None:
-            then(site, reply, error, now)
-        elif (effects := self.workshop.replied(job.Replied(call, reply), now)) is not None:
+    def _call_ended(self, ended: CallEnded, now: float) -> None:
+        if (then := self._waiting.pop(ended.call, None)) is not None:
+            then(ended, now)
+        elif (
+            effects := self.workshop.replied(job.Replied(ended.call, ended.reply), now)
+        ) is not None:
             self._job_effects(effects, now)
 
     # --- the catalog -----------------------------------------------------------------------------
-    def _take_documents(self, documents: tuple[Document, ...], now: float) -> list[str]:
+    def take_documents(self, documents: tuple[Document, ...], now: float) -> list[str]:
+        """See ``Home``."""
         changed, effects, errors = self.exchange.merge(documents, self.wall_s(now))
         self._outbox += effects
         for _, body in changed:
             self._body_changed(body, now)
         if changed:
-            self._catalog_changed(now)
+            self.catalog_changed(now)
         return errors
 
     def _body_changed(self, body: Body, now: float) -> None:
@@ -417,62 +349,12 @@ class Site:
             case _:
                 assert_never(body)
 
-    def _catalog_changed(self, now: float) -> None:
-        self._swim(swim_events.LocalChanged(catalog=self.catalog.digest8), now)
-        self._shelf_changed(now)
-
-    def _shelf_changed(self, now: float) -> None:
-        versions = self.versions.wanted()
-        for version in versions:
-            self.labels[version.manifest] = version.residency
-        for body in self.catalog.of_kind(ModelVersion):
-            if body.manifest in self.held:
-                self.labels[body.manifest] = body.residency
-        self._outbox += self.shelf.want(versions, now)
-        self._serving_changed(now)
-
-    # --- blobs and models ------------------------------------------------------------------------
-    def _fetch_model(self, version: ModelVersion) -> None:
-        """Ask those who serve it first, then everyone the label allows, in random order."""
-        key = model_key(version.name, version.version)
-        members = [m for m in self.swim.members().values() if m.state == "alive"]
-        self._rng.shuffle(members)
-        members.sort(key=lambda m: all(served.key != key for served in m.record.serving))
-        sites = [m.site for m in members if self._is_allowed(version.residency, m.site)]
-        self._fetch(version.manifest, tuple(sites))
-
-    def _fetch(self, digest: Digest, sites: tuple[SiteId, ...]) -> None:
-        members = self.swim.members()
-        sources = tuple((site, members[site].record.endpoint) for site in sites if site in members)
-        self._outbox.append(FetchBlob(digest, sources[:SOURCES_MAX]))
-
-    def _is_allowed(self, residency: tuple[str, ...], site: SiteId) -> bool:
-        identity = self.roll.get(site)
-        return identity is not None and is_within(identity.claims.jurisdiction, residency)
-
-    def _blob_stored(self, digest: Digest, now: float) -> None:
-        self.held.add(digest)
-        for version in self.catalog.of_kind(ModelVersion):
-            if version.manifest == digest:
-                self.labels[digest] = version.residency
-        if (residency := self.labels.get(digest)) is not None:
-            self._outbox.append(job.Label(digest, residency))
-        self._outbox += self.shelf.advance(now)
-        self._outbox.append(GatewayChanged())
-        self._job_effects(self.workshop.blob(job.BlobArrived(digest), now), now)
-
-    def _serving_changed(self, now: float) -> None:
-        items = sorted(self.shelf.items.items())
-        serving = [Served(key, item.service_us) for key, item in items if item.stage == "ready"]
-        serving += [Served(key, 0, True) for key, item in items if item.stage == "refused"]
-        change = swim_events.LocalChanged(serving=tuple(serving[:SERVING_PER_RECORD_MAX]))
-        self._swim(change, now)
-        self._outbox.append(GatewayChanged())
-
-    def _load_measured(self, load: float, service_us: Mapping[bytes, int], now: float) -> None:
-        for key, item in self.shelf.items.items():
-            item.service_us = service_us.get(key, item.service_us)
-        self._swim(swim_events.LocalChanged(load=load), now)
+    def catalog_changed(self, now: float) -> None:
+        """See ``Home``."""
+        self._relations.step(
+            swim_events.LocalChanged(catalog=digest8(self.catalog, self.trust)), now
+        )
+        self._holdings.wanted_changed(now)
 
     # --- jobs ------------------------------------------------------------------------------------
     def _job_effects(self, effects: Sequence[JobEffect], now: float) -> None:  # noqa: C901 - one case an effect
@@ -493,16 +375,14 @@ class Site:
                 case job.Answer(call, reply):
                     self._outbox.append(Answer(call, reply))
                 case job.FetchBlob(digest, sources):
-                    self._fetch(digest, sources)
-                case job.Label(digest, residency):
-                    self.labels[digest] = residency
-                    if digest in self.held:  # told at once: an offer of it may follow in this list
-                        self._outbox.append(effect)
+                    self._holdings.fetch(digest, sources)
+                case job.Label():
+                    self._holdings.label(effect)
                 case job.ForgetBlob(digest):
-                    self._forget(digest)
+                    self._holdings.forget(digest)
                 case job.Finished():
                     self._outbox.append(Noted(_end_of(effect)))
-                    self._shelf_changed(now)
+                    self._holdings.wanted_changed(now)
                 case (
                     job.ReadBlob() | job.StoreBytes() | job.Train() | job.Initialise()
                     | job.Aggregate() | job.Export() | job.ReleaseTrainer() | job.Progressed()
@@ -511,25 +391,9 @@ class Site:
                 case _:
                     assert_never(effect)
 
-    def _forget(self, digest: Digest) -> None:
-        """Remove a job's blob, unless a model or another job needs the same bytes."""
-        if any(machine.needs(digest) for machine in self.workshop.machines.values()):
-            return
-        wanted_ = {item.version.manifest for item in self.shelf.items.values()}
-        if digest not in wanted_ and all(
-            v.manifest != digest for v in self.catalog.of_kind(ModelVersion)
-        ):
-            self.held.discard(digest)
-            self.labels.pop(digest, None)
-            self._outbox.append(job.ForgetBlob(digest))
 
-
-def _record(introduction: Introduction) -> SiteRecord | None:
-    try:
-        statement = STATEMENTS.unpack(introduction.record.body, RUMOR_BYTES_MAX)
-    except Malformed:
-        return None
-    return statement if isinstance(statement, SiteRecord) else None
+def _forgets(effect: Persist) -> bool:
+    return any(isinstance(write, Delete) for write in effect.writes)
 
 
 def _end_of(finished: job.Finished) -> str:

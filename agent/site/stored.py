@@ -7,6 +7,13 @@ from agent.foundation.ids import Digest, JobId
 from agent.wire.documents import Document
 from agent.wire.mesh import Introduction
 
+COORDINATE_KEY = "coordinate"
+"""The ``meta`` row that holds it."""
+
+
+VOTING_BARRED_KEY = "voting_barred"
+"""The ``meta`` row that bars an identity: its site id in hex, a date, and why: ``lost``, ``copied``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -20,6 +27,8 @@ class Stored:
     """How often a model (by key) took its worker down."""
     blobs: frozenset[Digest] = frozenset()
     """Blobs complete on disk."""
+    coordinate: bytes = b""
+    """Where this site lay in the network when it last noted it; empty if it never did."""
     barred_because: str = ""
     """Why this identity must not vote: its database was lost, and promises with it."""
 

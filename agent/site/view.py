@@ -1,8 +1,15 @@
 """What the gateway decides by: this site's knowledge, flattened into one message."""
 
+import math
+
 from agent.foundation.ids import SiteId
 from agent.site.site import Site
 from agent.wire.inside import BlobLabel, KnownModel, LocalModel, RemoteSite, View, model_key
+
+RTT_MS_UNKNOWN = 1000.0
+"""Of a member neither measured nor placed: behind every one that is."""
+RTT_STEPS = 4
+"""To a factor of two: the jitter of an idle network changes no view, and a step of 19 % no choice."""
 
 
 def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
@@ -26,6 +33,12 @@ def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
     )  # fmt: skip
 
 
+def _steady(rtt_ms: float) -> float:
+    """The nearest step of a geometric scale, at least 0.1 ms."""
+    steps = round(RTT_STEPS * math.log2(max(rtt_ms, 0.1)))
+    return round(math.exp2(steps / RTT_STEPS), 2)
+
+
 def _known(site: Site) -> tuple[KnownModel, ...]:
     """All versions of the catalog and of jobs, and which of each model answers by default."""
     versions = site.versions.every()
@@ -39,13 +52,16 @@ def _known(site: Site) -> tuple[KnownModel, ...]:
 
 
 def _sites(site: Site) -> tuple[RemoteSite, ...]:
-    found = []
+    found: list[RemoteSite] = []
+    if site.duplicates.state == "left":
+        return ()
     for member in site.swim.members().values():
         identity = site.roll.get(member.site)
         if identity is None or member.state not in ("alive", "suspect"):
             continue
         record, claims = member.record, identity.claims
-        rtt_ms = round(1000.0 * member.rtt_s, 1) if member.rtt_s is not None else 1000.0
+        distance_s = site.swim.distance_s(member.site)
+        rtt_ms = RTT_MS_UNKNOWN if distance_s is None else _steady(1000.0 * distance_s)
         found.append(
             RemoteSite(
                 member.site, claims.name, claims.region, claims.tier, claims.jurisdiction,

@@ -43,6 +43,8 @@ class Surroundings:
         self._swim, self._roll, self._settings = swim, roll, settings
         self._held = held
         self.is_draining = False
+        self.is_double = False
+        """Another process uses this site's key, so two could run one round."""
 
     def alive(self) -> Mapping[SiteId, float]:
         """Capacity of living, not draining sites by id."""
@@ -77,7 +79,7 @@ class Surroundings:
 
     def can_aggregate(self) -> bool:
         """Whether this site may run rounds."""
-        return self._settings.can_train and not self.is_draining
+        return self._settings.can_train and not self.is_draining and not self.is_double
 
     def unix_s(self, now: float) -> float:
         """Unix time, for people."""
@@ -129,6 +131,13 @@ class Workshop:
         )  # fmt: skip
         self.machines[job.id] = machine
         self._busy[job.id] = machine
+
+    def bar(self, reason: str) -> None:
+        """Vote and propose no more, in any job: another process uses this site's key."""
+        self.barred_because = reason
+        self._surroundings.is_double = True
+        for machine in self.machines.values():
+            machine.bar(reason)
 
     def refusal(self, job: Job) -> str:
         """Why this site does not train for ``job``; empty if it does."""

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from agent.wire.records import Counter, Signed, Site
-from agent.wire.schema import AtMost, Tagged
+from agent.wire.records import Counter, PackedCoordinate, Signed, Site
+from agent.wire.schema import AtMost, Tagged, omitted
 
 Rumors = Annotated[tuple[Signed, ...], AtMost(16)]
 
@@ -15,6 +15,8 @@ class Ping:
 
     number: Counter
     rumors: Rumors = ()
+    is_place_wanted: bool = omitted(False)
+    """The sender does not know where the receiver lies: the ack should tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class Ack:
     number: Counter
     subject: Site
     rumors: Rumors = ()
+    coordinate: PackedCoordinate = omitted(b"")
+    """Where the sender lies, if it was asked or its record does not say so; never of another subject."""
 
 
 @dataclass(frozen=True, slots=True)

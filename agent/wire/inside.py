@@ -109,6 +109,11 @@ class Audited:
     error: Text
 
 
+@dataclass(frozen=True, slots=True)
+class CertificateRenewed:
+    """The identity folder holds a renewed certificate: show it on new connections."""
+
+
 # --- gateway -> control --------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class GatewayReady:
@@ -118,6 +123,8 @@ class GatewayReady:
     data_port: Port
     grpc_port: Annotated[int, Range(0, 65_535)] = 0
     """0: this site does not speak gRPC."""
+    metrics_port: Annotated[int, Range(0, 65_535)] = 0
+    """0: the counters are at the applications' port only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +205,8 @@ class ModelLoaded:
     metadata: Annotated[str, AtMost(65_536)]
     load_ms: Milliseconds
     service_us: Counter
+    passed_over: Annotated[tuple[Text, ...], AtMost(8)] = ()
+    """Why it does not run on a provider that the hardware profile prefers, one each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +217,9 @@ class ModelRefused:
     reason: Text
 
 
-TO_GATEWAY = Tagged({1: View, 2: AttachWorker, 3: DetachWorker, 4: Audited, 5: BlobLabel})
+TO_GATEWAY = Tagged(
+    {1: View, 2: AttachWorker, 3: DetachWorker, 4: Audited, 5: BlobLabel, 6: CertificateRenewed}
+)
 FROM_GATEWAY = Tagged({1: GatewayReady, 2: AuditForward, 3: Traffic})
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})
 FROM_WORKER = Tagged({1: WorkerReady, 2: ModelLoaded, 3: ModelRefused})

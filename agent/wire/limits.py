@@ -27,6 +27,12 @@ DOCUMENT_BYTES_MAX = 32 << 10
 DOCUMENTS_MAX = 10_000
 """Bounds memory of the replicated catalog (<= 320 MB in the worst case, typically < 10 MB)."""
 
+TRUST_ENTRIES_MAX = 10_000
+"""As MEMBERS_MAX: one revocation for each member a cluster can have; about 3 MB in all."""
+
+TRUST_ENTRY_BYTES_MAX = 8192
+"""A genesis with two certificates and a full vocabulary (64 labels) fits."""
+
 REGISTER_VALUE_BYTES_MAX = 4096
 """DESIGN 3: the register holds digests, never data."""
 

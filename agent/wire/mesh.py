@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from agent.wire.documents import BlobDigest, Document, Key, Stamp
-from agent.wire.limits import DOCUMENTS_MAX, MEMBERS_MAX, REGISTER_VALUE_BYTES_MAX
+from agent.wire.limits import (
+    DOCUMENTS_MAX,
+    MEMBERS_MAX,
+    REGISTER_VALUE_BYTES_MAX,
+    TRUST_ENTRIES_MAX,
+    TRUST_ENTRY_BYTES_MAX,
+)
 from agent.wire.records import Counter, Identifier, Passport, Signed, Site
-from agent.wire.schema import AtMost, Range, Tagged
+from agent.wire.schema import AtMost, Range, Tagged, omitted
 
 JobName = Annotated[str, AtMost(80)]
 
@@ -22,6 +28,9 @@ class MemberHead:
 
     site: Site
     sequence: Counter
+    issued_at: Counter = omitted(0)
+    """When the passport known of it begins, Unix seconds: a renewed one is worth an introduction too.
+    0: not told (older versions)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,24 @@ class DocumentHead:
     author: Identifier
     body8: Annotated[bytes, AtMost(8)] = b""
     """First 8 bytes of SHA-256 of the body: two bodies of one author with one stamp still differ."""
+
+
+TrustEntries = Annotated[tuple[Annotated[bytes, AtMost(TRUST_ENTRY_BYTES_MAX)], ...], AtMost(1024)]
+"""Packed entries of the trust log (``agent.identity.trust_entries``), each after those it builds on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustHeads:
+    """How far the sender's copy of the trust log goes."""
+
+    height: Annotated[int, Range(0, TRUST_ENTRIES_MAX)]
+    head: Identifier
+    """Hash of the log's last entry."""
+    known: Annotated[tuple[Identifier, ...], AtMost(TRUST_ENTRIES_MAX)] = ()
+    """Hashes of entries it has, with all that comes before each: the ends of all branches, and marks
+    on the way there."""
+    is_full: bool = False
+    """It can hold no more: do not go on sending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +77,8 @@ class SyncRequest:
     me: Introduction
     members: Annotated[tuple[MemberHead, ...], AtMost(MEMBERS_MAX)]
     documents: Annotated[tuple[DocumentHead, ...], AtMost(DOCUMENTS_MAX)]
+    trust: TrustHeads | None = None
+    """None: an older version, which is sent no entries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +91,10 @@ class SyncReply:
     wanted_documents: Annotated[tuple[Key, ...], AtMost(DOCUMENTS_MAX)]
     has_more: bool = False
     """This is a page: ask again."""
+    trust: TrustHeads | None = None
+    """Before ``trust_entries``: send what I lack with Push."""
+    trust_entries: TrustEntries = ()
+    """What your trust log lacks; taken before anything else of this message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +103,7 @@ class Push:
 
     members: Annotated[tuple[Introduction, ...], AtMost(MEMBERS_MAX)]
     documents: Annotated[tuple[Document, ...], AtMost(DOCUMENTS_MAX)]
+    trust_entries: TrustEntries = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +267,22 @@ class HaveReply:
     held: Annotated[tuple[bool, ...], AtMost(256)]
 
 
+@dataclass(frozen=True, slots=True)
+class IssuerKeyWanted:
+    """An operator thinks of you as an issuer: have a key ready, and say what is to be certified."""
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerKeyOffer:
+    """A packed ``IssuerRequest`` (``agent.identity.issuing``)."""
+
+    request: Annotated[bytes, AtMost(TRUST_ENTRY_BYTES_MAX)]
+
+
 Call = (
     SyncRequest | Push | Prepare | Accept | Read | Notice | Offer | Withdraw | Keep | Watch | Have
-)
+    | IssuerKeyWanted
+)  # fmt: skip
 Reply = (
     SyncReply
     | Done
@@ -247,6 +294,7 @@ Reply = (
     | NoticeReply
     | OfferReply
     | HaveReply
+    | IssuerKeyOffer
 )
 CALLS = Tagged(
     {
@@ -261,6 +309,7 @@ CALLS = Tagged(
         9: Keep,
         10: Watch,
         11: Have,
+        12: IssuerKeyWanted,
     }
 )
 REPLIES = Tagged(
@@ -275,5 +324,6 @@ REPLIES = Tagged(
         8: NoticeReply,
         9: OfferReply,
         10: HaveReply,
+        11: IssuerKeyOffer,
     }
 )

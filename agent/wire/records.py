@@ -10,13 +10,15 @@ from typing import Annotated, Literal
 
 from agent.foundation.ids import SiteId
 from agent.wire.limits import NAME_CHARS_MAX, RUMOR_BYTES_MAX, SERVING_PER_RECORD_MAX
-from agent.wire.schema import AtMost, Length, Range, Tagged
+from agent.wire.schema import AtMost, Length, Range, Tagged, omitted
 
 Identifier = Annotated[bytes, Length(32)]
 Site = Annotated[SiteId, Length(32)]
 Counter = Annotated[int, Range(0, 2**63 - 1)]
 Port = Annotated[int, Range(1, 65_535)]
 Name = Annotated[str, AtMost(NAME_CHARS_MAX)]
+PackedCoordinate = Annotated[bytes, AtMost(32)]
+"""Network coordinate, 19 bytes now; room for another geometry, which this version does not use."""
 Jurisdictions = Annotated[tuple[Name, ...], AtMost(64)]
 """Allowed jurisdictions; empty means anywhere."""
 
@@ -64,6 +66,10 @@ class SiteRecord:
     serving: Annotated[tuple[Served, ...], AtMost(SERVING_PER_RECORD_MAX)]
     catalog: Annotated[bytes, Length(8)]
     """First 8 bytes of the digest of the catalog's heads: differs -> worth a sync."""
+    coordinate: PackedCoordinate = omitted(b"")
+    """Where the site lies in the network (``membership/coordinates.py``); empty: not told."""
+    mark: Annotated[bytes, AtMost(8)] = omitted(b"")
+    """Random, new at each start: two marks at one boot epoch are two processes with one key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ def stand_rows_apart(session: ModelSession) -> bool:
 def _compare(session: ModelSession, shapes: dict[str, tuple[int, ...]]) -> bool | None:
     """Two different rows apart and together; None if they come out alike, which proves nothing."""
     random = np.random.default_rng(20)
-    feeds = [_feeds(session, shapes, random) for _ in range(2)]
+    feeds = [random_inputs(session, shapes, random) for _ in range(2)]
     apart = [session.run_plain(one) for one in feeds]
     together = session.run_plain(_joined(feeds))
     is_telling = False
@@ -79,9 +79,10 @@ def _same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and bool(np.array_equal(one, other))
 
 
-def _feeds(
+def random_inputs(
     session: ModelSession, shapes: dict[str, tuple[int, ...]], random: np.random.Generator
 ) -> dict[str, Array]:
+    """One value for each input: small numbers, which every model takes."""
     return {
         spec.name: _random(spec.datatype, shapes[spec.name], random)
         for spec in session.signature.inputs

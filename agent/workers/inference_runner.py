@@ -51,13 +51,15 @@ STATUS_CANCELLED = 499
 _libc = ctypes.CDLL(None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded:
     """A model, how its answers are signed, and how many requests to run together."""
 
     session: ModelSession
     site: str
     sizes: Sizes = field(default_factory=lambda: Sizes(1))
+    used_at: float = 0.0
+    """Monotonic seconds."""
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class Runner:
         """Start ``threads`` runners and the keeper (daemon threads: they end with the process)."""
         self.threads = threads
         self.models: dict[bytes, Loaded] = {}
+        self.cold: Callable[[list[Work]], bool] = lambda _: False
+        """Takes requests for a model that is not among ``models``, if it can bring that back."""
         self._exit = exit_process
         self._queue = WorkQueue(threads, self._rows_max)
         self._runs: set[Run] = set()
@@ -96,6 +100,10 @@ class Runner:
         slots.runners = self.threads
         link = Link(doorbell, slots)
         self._start(lambda: self._listen(link), "doorbell")
+
+    def put(self, work: Work) -> None:
+        """Have a request run after those that wait."""
+        self._queue.put(work)
 
     def trim_soon(self) -> None:
         """Give freed memory back to the system shortly (``malloc_trim``)."""
@@ -132,7 +140,7 @@ class Runner:
             raise Malformed("a gateway rang for memory that is not there")
         work = Work(link, ring, time.monotonic(), ring.deadline)
         link.pending[ring.number] = work
-        self._queue.put(work)
+        self.put(work)
 
     def _cancel(self, link: Link, number: int) -> None:
         if (work := link.pending.get(number)) is not None:
@@ -145,15 +153,11 @@ class Runner:
 
     def _process(self, works: list[Work]) -> None:
         loaded = self.models.get(works[0].ring.key)
-        ready: list[_Prepared] = []
-        for work in works:
-            work.begun_at = time.monotonic()
-            try:
-                if work.is_cancelled or work.begun_at >= work.deadline:
-                    raise Terminated("too late to begin")
-                ready.append(self._prepare(work, loaded))
-            except (AtollError, MemoryError) as error:
-                self._fail(work, error)
+        if loaded is None and self.cold(works):
+            return
+        if loaded is not None:
+            loaded.used_at = time.monotonic()
+        ready = self._prepared(works, loaded)
         if loaded is None:
             return  # every one of them was refused
         for group in groups([one.request for one in ready], loaded.sizes):
@@ -162,6 +166,19 @@ class Runner:
                 for one in members:
                     if not one.work.is_answered:
                         self._run_alone(loaded, one)
+
+    def _prepared(self, works: list[Work], loaded: Loaded | None) -> list[_Prepared]:
+        """Those that can be run; the others are answered."""
+        ready: list[_Prepared] = []
+        for work in works:
+            work.begun_at = time.monotonic()
+            try:
+                if work.is_cancelled or work.begun_at >= work.deadline:
+                    raise Terminated("too late to begin")
+                ready.append(self._prepare(work, loaded))
+            except (AtollError, MemoryError) as error:
+                self.fail(work, error)
+        return ready
 
     def _prepare(self, work: Work, loaded: Loaded | None) -> _Prepared:
         """The checked request; its arrays are views of its slot."""
@@ -181,7 +198,7 @@ class Runner:
                 [one], lambda options: loaded.session.run(one.request, one.inputs, options)
             )
         except (AtollError, MemoryError) as error:
-            self._fail(one.work, error)
+            self.fail(one.work, error)
             return
         loaded.sizes.ran(form_of(one.request), rows_of(one.request), run_us)
         self._answer(loaded, one, found, run_us)
@@ -201,10 +218,10 @@ class Runner:
         except Terminated as error:
             for one in members:
                 if not one.work.is_answered:
-                    self._fail(one.work, error)
+                    self.fail(one.work, error)
             return True
         if found is None:  # its rows do not stand apart after all
-            self.models[members[0].work.ring.key] = Loaded(loaded.session, loaded.site)
+            loaded.sizes = Sizes(1)
             return False
         loaded.sizes.ran(form_of(requests[0]), sum(map(rows_of, requests)), run_us)
         is_first = True
@@ -254,7 +271,7 @@ class Runner:
                 model=session.name, version=session.version, served_by=loaded.site,
             )  # fmt: skip
         except (AtollError, MemoryError) as error:
-            self._fail(one.work, error, run_us)
+            self.fail(one.work, error, run_us)
             return
         finally:
             del slot
@@ -262,7 +279,8 @@ class Runner:
             one.work, 200, answer.json_bytes, answer.body_bytes, run_us, together, is_first=is_first
         )
 
-    def _fail(self, work: Work, error: AtollError | MemoryError, run_us: int = 0) -> None:
+    def fail(self, work: Work, error: AtollError | MemoryError, run_us: int = 0) -> None:
+        """Answer a request with an error."""
         if isinstance(error, Terminated):
             error = DeadlineExceeded("the deadline passed before the answer was there")
             status = STATUS_CANCELLED if work.is_cancelled else status_of(error)
@@ -329,7 +347,7 @@ class Runner:
         if len(run.works) > 1:
             for work in over:
                 if not work.is_answered and now < run.told_at:
-                    self._fail(work, Terminated("over time"))
+                    self.fail(work, Terminated("over time"))
         if len(over) == len(run.works):
             run.stop(now)
 

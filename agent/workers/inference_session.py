@@ -33,6 +33,8 @@ WARM_UP_SIZES = (1, 8, 32, 64, 224)
 WARM_UP_BYTES_MAX = 64 << 20
 REASON_CHARS_MAX = 600
 
+_OPTIONS = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
+"""Of providers: device memory grows by what is asked for, not by doubling."""
 _BFLOAT16 = 16
 """ONNX ``TensorProto.BFLOAT16``, which numpy cannot hold."""
 
@@ -193,11 +195,11 @@ def _options() -> Any:
     return options
 
 
-def _providers(wanted: Sequence[str]) -> list[str]:
-    """Those that the build has, in the wanted order; the CPU always comes last."""
+def _providers(wanted: Sequence[str]) -> list[str | tuple[str, dict[str, str]]]:
+    """Those that the build has, in the wanted order, with options; the CPU always comes last."""
     built = set(ort.get_available_providers())
     chosen = [name for name in wanted if name in built and name != CPU_PROVIDER]
-    return [*chosen, CPU_PROVIDER]
+    return [*((name, _OPTIONS.get(name, {})) for name in chosen), CPU_PROVIDER]
 
 
 def _specs(arguments: Sequence[Any], role: str) -> tuple[TensorSpec, ...]:

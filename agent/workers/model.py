@@ -7,14 +7,13 @@ and no socket of its own, and ends when the channel does.
 
 import argparse
 import contextlib
-import hashlib
 import os
-import queue
 import socket
 import sys
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 # OpenBLAS starts its threads when numpy is imported; Landlock would not bind those.
@@ -25,7 +24,6 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from agent.drivers.channel import BlockingChannel, exit_with_parent
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import AtollError, Malformed, Unreachable
-from agent.serving.batching import ROWS_MAX, Sizes
 from agent.wire.inside import (
     FROM_WORKER,
     TO_WORKER,
@@ -37,25 +35,22 @@ from agent.wire.inside import (
     WorkerReady,
 )
 from agent.workers.confine import confine
-from agent.workers.inference_batching import stand_rows_apart
-from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
-from agent.workers.inference_session import RUNTIME, ModelSession
+from agent.workers.inference_models import Memory, Models, Source
+from agent.workers.inference_runner import EXIT_STUCK, Runner
+from agent.workers.inference_session import RUNTIME
 
-MODEL_BYTES_MAX = 2 << 30
-"""A protobuf file cannot be larger."""
-MODELS_MAX = 64
-"""Far above what a site's record can announce (``SERVING_PER_RECORD_MAX``)."""
-_METADATA_CHARS_MAX = 65_536
+METADATA_CHARS_MAX = 65_536
+SESSIONS_PART = 0.4
+"""Of the machine's memory, for all sessions together, where the operator says nothing."""
 
 
 class ModelWorker:
     """Carries out the control process's wishes; loading happens beside serving."""
 
-    def __init__(self, channel: BlockingChannel, runner: Runner) -> None:
+    def __init__(self, channel: BlockingChannel, runner: Runner, models: Models) -> None:
         self._channel = channel
         self._runner = runner
-        self._loads: queue.SimpleQueue[tuple[LoadModel, int]] = queue.SimpleQueue()
-        threading.Thread(target=self._load_forever, name="loader", daemon=True).start()
+        self._models = models
 
     def serve(self) -> None:
         """Take messages until the control process is gone."""
@@ -74,59 +69,42 @@ class ModelWorker:
                     raise Malformed("shared memory is not what the control process says")
                 self._runner.attach(socket.socket(fileno=doorbell), slots)
             case LoadModel():
-                (model,) = descriptors
-                self._loads.put((message, model))
+                (descriptor,) = descriptors
+                self._models.soon(partial(self._load, message, descriptor))
             case UnloadModel():
-                self._runner.models.pop(message.key, None)
-                self._runner.trim_soon()
+                # Behind the loads that were asked for before it.
+                self._models.soon(partial(self._models.remove, message.key))
 
-    def _load_forever(self) -> None:
-        while True:
-            message, descriptor = self._loads.get()
-            try:
-                answer = self._load(message, descriptor)
-            except AtollError as error:
-                answer = ModelRefused(message.key, str(error)[:1000])
-            except MemoryError:
-                answer = ModelRefused(message.key, "the model does not fit the memory allowed")
-            finally:
-                os.close(descriptor)
-            self._runner.trim_soon()
-            with contextlib.suppress(Unreachable):
-                self._channel.send(FROM_WORKER.pack(answer))
+    def _load(self, message: LoadModel, descriptor: int) -> None:
+        answer: ModelLoaded | ModelRefused
+        try:
+            answer = self._loaded(message, descriptor)
+        except AtollError as error:
+            answer = ModelRefused(message.key, str(error)[:1000])
+        except MemoryError:
+            answer = ModelRefused(message.key, "the model does not fit the memory allowed")
+        with contextlib.suppress(Unreachable):
+            self._channel.send(FROM_WORKER.pack(answer))
 
-    def _load(self, message: LoadModel, descriptor: int) -> ModelLoaded | ModelRefused:
+    def _loaded(self, message: LoadModel, descriptor: int) -> ModelLoaded | ModelRefused:
         begun = time.perf_counter()
-        if len(self._runner.models) >= MODELS_MAX and message.key not in self._runner.models:
-            return ModelRefused(message.key, f"{MODELS_MAX} models are loaded already")
-        content = _read(descriptor)
-        if hashlib.sha256(content).digest() != message.sha256:
-            return ModelRefused(message.key, "the model's bytes are not those of its digest")
-        session = ModelSession(content, message.name, message.version, message.providers)
+        source = Source(
+            descriptor, message.sha256, message.name, message.version, message.site,
+            message.providers,
+        )  # fmt: skip
+        session, passed = self._models.add(message.key, source)
         metadata = session.signature.metadata().decode()
-        if len(metadata) > _METADATA_CHARS_MAX:
+        if len(metadata) > METADATA_CHARS_MAX:
+            self._models.remove(message.key)
             return ModelRefused(message.key, "the model's metadata is too long")
-        sizes = Sizes(ROWS_MAX if stand_rows_apart(session) else 1)
-        self._runner.models[message.key] = Loaded(session, message.site, sizes)
         return ModelLoaded(
             key=message.key,
             providers=session.providers,
             metadata=metadata,
             load_ms=(time.perf_counter() - begun) * 1000,
             service_us=session.service_us,
+            passed_over=tuple(reason[:1000] for reason in passed),
         )
-
-
-def _read(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    if size > MODEL_BYTES_MAX:
-        raise Malformed(f"model of {size} bytes", why=f"the limit is {MODEL_BYTES_MAX}")
-    content = bytearray()
-    while piece := os.pread(descriptor, 16 << 20, len(content)):
-        content += piece
-        if len(content) > size:
-            raise Malformed("the model's file grows while it is read")
-    return bytes(content)
 
 
 def _end_process(broken: threading.ExceptHookArgs) -> None:
@@ -142,10 +120,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--channel-fd", type=int, required=True)
     parser.add_argument("--threads", type=int, default=0, help="runs at once; 0 = cores - 1")
     parser.add_argument("--memory-bytes", type=int, default=0, help="0 = unbounded")
+    parser.add_argument("--sessions-bytes", type=int, default=0, help="0 = 40 % of the machine")
     given = parser.parse_args(arguments)
     exit_with_parent()
     threading.excepthook = _end_process
     channel = BlockingChannel.from_descriptor(given.channel_fd)
+    memory = Memory()
     # Before the first thread: Landlock binds the calling thread and its children.
     sandbox = confine(
         read=(),
@@ -153,8 +133,14 @@ def main(arguments: list[str] | None = None) -> int:
         memory_bytes=given.memory_bytes or None,
     )
     threads = given.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-    worker = ModelWorker(channel, Runner(threads))
-    channel.send(FROM_WORKER.pack(WorkerReady(os.getpid(), RUNTIME, sandbox[:1000])))
+    runner = Runner(threads)
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    budget_bytes = given.sessions_bytes or round(SESSIONS_PART * machine_bytes)
+    worker = ModelWorker(channel, runner, Models(runner, memory, budget_bytes))
+    try:
+        channel.send(FROM_WORKER.pack(WorkerReady(os.getpid(), RUNTIME, sandbox[:1000])))
+    except Unreachable:
+        return 0  # the agent has ended while this process started
     worker.serve()
     return 0
 

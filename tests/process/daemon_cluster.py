@@ -75,6 +75,7 @@ class Daemon:
         self.state_dir = state_dir or self.folder / "state"
         self.config = self.folder / "atoll.toml"
         self.process: subprocess.Popen[bytes] | None = None
+        self.program: tuple[str, ...] = ATOLL
         self.configure(extra)
 
     def configure(self, extra: str = "", listen: str = "") -> None:
@@ -121,7 +122,7 @@ class Daemon:
         assert self.process is None
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.within, *ATOLL, "run", "--config", str(self.config)],
+                [*self.within, *self.program, "run", "--config", str(self.config)],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         return self

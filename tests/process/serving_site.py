@@ -145,6 +145,7 @@ class ServingSite:
     host: str = "127.0.0.1"
     options: tuple[str, ...] = ()
     threads: int = 1
+    worker_options: tuple[str, ...] = ()
     worker: Peer | None = None
     audits: list[AuditForward] = field(default_factory=list)
     audit_error: str = ""
@@ -164,6 +165,8 @@ class ServingSite:
             "0",
             "--grpc-port",
             "0",
+            "--metrics-port",
+            "0",
             "--data-host",
             self.host,
             "--data-port",
@@ -177,7 +180,7 @@ class ServingSite:
         ready = self.gateway.next(GatewayReady)
         self.gateway.on_message = self._from_gateway
         self.http_port, self.data_port = ready.http_port, ready.data_port
-        self.grpc_port = ready.grpc_port
+        self.grpc_port, self.metrics_port = ready.grpc_port, ready.metrics_port
 
     def _from_gateway(self, message: Any) -> None:
         if isinstance(message, AuditForward):
@@ -195,7 +198,8 @@ class ServingSite:
         self.send(self.view)
 
     def start_worker(self, slot_bytes: int = 16 << 20) -> WorkerReady:
-        self.worker = Peer("agent.workers.model", FROM_WORKER, "--threads", str(self.threads))
+        threads = ("--threads", str(self.threads))
+        self.worker = Peer("agent.workers.model", FROM_WORKER, *threads, *self.worker_options)
         ready: WorkerReady = self.worker.next(WorkerReady)
         self.slots = SharedSlots.create(SLOTS, slot_bytes)
         gateway_end, worker_end = doorbell_pair()

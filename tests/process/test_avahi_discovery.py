@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from daemon_cluster import Daemon, found, running, scratch, token_for, wait_for
 
-TOOLS = ("ip", "avahi-daemon", "avahi-browse", "dbus-daemon", "unshare")
+TOOLS = ("ip", "avahi-daemon", "avahi-browse", "avahi-publish", "dbus-daemon", "unshare")
 PATHS = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 MISSING = [tool for tool in TOOLS if shutil.which(tool, path=PATHS) is None]
 WHY_NOT = "needs root" if os.geteuid() != 0 else f"missing: {', '.join(MISSING)}" * bool(MISSING)
@@ -64,6 +64,7 @@ def network() -> Iterator[dict[str, str]]:
                "netns", bridge)  # fmt: skip
             ip("-n", bridge, "link", "set", port, "master", "br0", "up")
             ip("-n", space, "addr", "add", f"10.99.0.{number}/24", "dev", "eth0")
+            ip("-n", space, "addr", "add", f"fd00:99::{number}/64", "dev", "eth0", "nodad")
             ip("-n", space, "link", "set", "lo", "up")
             ip("-n", space, "link", "set", "eth0", "up")
         yield spaces
@@ -157,6 +158,39 @@ def test_avahi_sees_what_a_site_announces(
     assert f"cluster={status['cluster'][:16]}" in text
     assert "data=7412" in text
     assert len(text) <= 400
+
+
+@pytest.mark.parametrize("address", ["10.99.0.3", "fd00:99::3"])
+def test_a_site_hears_what_avahi_publishes_and_says_what_came_of_it(
+    sites: tuple[Daemon, Daemon], avahi: dict[str, str], address: str
+) -> None:
+    alpha, _ = sites
+    status = alpha.get("/1/status")
+    forged = os.urandom(32).hex()
+    host = f"forged-{forged[:8]}.local"
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(scratch())
+        _started(
+            stack, folder / "address.log", avahi, tool("avahi-publish"), "-a", "-R", host, address
+        )
+        _started(
+            stack, folder / "service.log", avahi, tool("avahi-publish"), "-s", "-H", host,
+            forged[:16], "_atoll._udp", "7411", "v=1", f"cluster={status['cluster'][:16]}",
+            f"id={forged}", "seq=1", "data=7412",
+        )  # fmt: skip
+        shown = f"[{address}]:7411" if ":" in address else f"{address}:7411"
+
+        def refused() -> list[dict[str, object]]:
+            rows = alpha.get("/1/peers")["peers"]
+            return [
+                row for row in rows if row["target"] == shown and row["cause"] == "port refused"
+            ]
+
+        row = wait_for(refused, 20, f"{shown} is tried", [alpha])[0]
+        assert row["source"] == "mdns"
+        assert row["site"] == forged
+        assert "TCP port 7411" in str(row["mend"])
+    assert alpha.alive() == {"alpha"}
 
 
 def test_two_sites_in_two_namespaces_find_each_other(sites: tuple[Daemon, Daemon]) -> None:

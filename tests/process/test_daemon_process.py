@@ -92,6 +92,7 @@ def test_a_port_in_use_is_one_clear_error() -> None:
             (7412, "data_port"),
             (8000, "http_port"),
             (8001, "grpc_port"),
+            (8002, "metrics_port"),
         ):
             with socket.socket() as held:
                 held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -173,7 +174,7 @@ def meet(host: str, seed: str) -> None:
             seeds = f'seeds = ["{seed}"]' if site is second and seed else ""
             site.configure(
                 f"[discovery]\nmdns = false\n{seeds}",
-                f"mesh_port = {port}\ndata_port = {port + 1}\nhttp_port = {port + 600}\ngrpc_port = 0",
+                f"mesh_port = {port}\ndata_port = {port + 1}\nhttp_port = {port + 600}\ngrpc_port = 0\nmetrics_port = 0",
             )
         make_founder(first)
         with running(first, second):

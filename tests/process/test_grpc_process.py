@@ -215,11 +215,11 @@ def test_garbage_on_the_port_disturbs_nobody(site: ServingSite, client: Any) -> 
             connection.sendall(junk)
     channel = grpc.insecure_channel(f"127.0.0.1:{site.grpc_port}")
     with channel:
-        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError):
             call(b"\xff\xff\xff", timeout=5)
-        unknown = channel.unary_unary("/inference.GRPCInferenceService/Nothing")
+        unknown: Any = channel.unary_unary("/inference.GRPCInferenceService/Nothing")
         with pytest.raises(grpc.RpcError) as caught:
             unknown(b"", timeout=5)
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert client.is_server_ready()

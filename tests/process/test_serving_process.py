@@ -7,6 +7,8 @@ import signal
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,6 +228,11 @@ def test_metrics_count_what_happened(site: ServingSite) -> None:
     assert int(lines['nv_inference_request_success{model="cls",version="1"}']) >= 1
     assert int(lines['nv_inference_compute_infer_duration_us{model="cls",version="1"}']) >= 1
     assert lines["atoll_ready"] == "1"
+    apart = f"http://127.0.0.1:{site.metrics_port}"
+    with urllib.request.urlopen(apart + "/metrics") as alone:
+        assert b"nv_inference_request_success" in alone.read()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(apart + "/v2/health/live")
     site.wait(
         lambda: site.traffic and site.traffic[-1].requests == int(lines["atoll_requests_total"])
     )

@@ -20,7 +20,9 @@ from agent.foundation.errors import AtollError
 
 T = TypeVar("T")
 Json = dict[str, Any]
-PORTS = ((socket.SOCK_STREAM, (8000, 7411, 7412)), (socket.SOCK_DGRAM, (7411,)))
+MESH_PORT, DATA_PORT = 17411, 17412
+"""Not the usual ones: an installed site on this machine holds those at every address."""
+PORTS = ((socket.SOCK_STREAM, (8000, MESH_PORT, DATA_PORT)), (socket.SOCK_DGRAM, (MESH_PORT,)))
 NETWORKS = range(77, 97)
 """127.0.N.x: the first of these loopback networks whose ports are free."""
 COMMAND_TIMEOUT_S = 60.0
@@ -73,7 +75,8 @@ class DemoSite:
         """A complete configuration: everything else is default."""
         self.config.write_text(
             f'[site]\nstate_dir = "{self.folder}"\n\n'
-            f'[listen]\nhttp_host = "{self.host}"\nmesh_host = "{self.host}"\n\n'
+            f'[listen]\nhttp_host = "{self.host}"\nmesh_host = "{self.host}"\n'
+            f"mesh_port = {MESH_PORT}\ndata_port = {DATA_PORT}\n\n"
             f'[datasets.digits]\npath = "{self.data}"\n'
         )
 
@@ -224,7 +227,9 @@ def free_network() -> int:
             for port in ports
         ):
             return network
-    raise Failed("ports 8000, 7411 and 7412 are taken on 127.0.77.x to 127.0.96.x; stop old demos")
+    raise Failed(
+        f"ports 8000, {MESH_PORT} and {DATA_PORT} are taken on 127.0.77.x to 127.0.96.x; stop old demos"
+    )
 
 
 def _is_free(kind: socket.SocketKind, host: str, port: int) -> bool:

@@ -114,6 +114,14 @@ class Site:
         self._note("token", request)
         return "atoll1.secret"
 
+    async def renew(self) -> Json:
+        self._note("renew")
+        return {"expires_at": 2e9}
+
+    async def release_model(self, model: str) -> Json:
+        self._note("release", model)
+        return {"name": "m", "version": "1", "state": "refused", "reason": "it crashed"}
+
     async def set_draining(self, draining: bool) -> None:  # noqa: FBT001
         self._note("draining", draining)
 
@@ -358,6 +366,14 @@ async def test_a_token_request_is_checked_and_passed_on(
     assert len(site.asked) == 1
 
 
+async def test_a_release_of_a_model_is_passed_on(client: aiohttp.ClientSession, site: Site) -> None:
+    status, answer = await asked(client, "POST", "/1/models/release", json={"model": "m:1"})
+    assert (status, answer["reason"]) == (200, "it crashed")
+    assert site.asked == [("release", "m:1")]
+    status, answer = await asked(client, "POST", "/1/models/release", json={"model": 3})
+    assert status == 400
+
+
 async def test_draining_leaving_and_stopping_are_passed_on(
     client: aiohttp.ClientSession, site: Site
 ) -> None:
@@ -366,6 +382,8 @@ async def test_draining_leaving_and_stopping_are_passed_on(
         {"draining": True},
     )
     assert (await asked(client, "POST", "/1/draining", json={"draining": 1}))[0] == 400
+    assert await asked(client, "POST", "/1/renew") == (200, {"expires_at": 2e9})
+    site.asked.remove(("renew",))
     assert await asked(client, "POST", "/1/leave") == (200, {})
     assert await asked(client, "POST", "/1/stop") == (200, {})
     assert site.asked == [("draining", True), ("leave",), ("stop",)]

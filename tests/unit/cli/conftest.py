@@ -80,7 +80,13 @@ class CannedSite:
                 {"name": "m", "version": str(i), "state": "ready", "reason": ""} for i in range(9)
             ],
             "jobs": [_row("digits-00000001")],
-            "certificate": {"expires_at": 2e9},
+            "certificate": {
+                "begins_at": 1.9e9,
+                "expires_at": 2e9,
+                "renew_at": 1.95e9,
+                "renewed_by": "rome",
+                "problem": "",
+            },
             "http": self.http,
             "store": [],
         }
@@ -94,13 +100,15 @@ class CannedSite:
             "jurisdiction": "DE",
             "status": "alive",
             "rtt_ms": None,
+            "rtt_is_estimated": False,
             "load": 0.25,
             "endpoint": "127.0.0.1:7411",
             "serving": ["m:1"],
             "incarnation": 5,
             "self": True,
         }
-        other = {**one, "name": "evil\x1b[2J", "rtt_ms": 12.34, "self": False, "status": "dead"}
+        other = {**one, "name": "evil\x1b[2J", "rtt_ms": 12.34, "rtt_is_estimated": True}
+        other |= {"self": False, "status": "dead"}
         return [one, other]
 
     def peers(self) -> list[Json]:
@@ -219,6 +227,18 @@ class CannedSite:
     async def create_token(self, request: TokenRequest) -> str:
         self.asked.append(request)
         return "atoll1.canned"
+
+    async def renew(self) -> Json:
+        self.asked.append("renew")
+        if self.error is not None:
+            raise self.error
+        return {"expires_at": 2e9, "renewed_by": "rome"}
+
+    async def release_model(self, model: str) -> Json:
+        self.asked.append(("release", model))
+        name, _, version = model.partition(":")
+        state = "refused" if name == "bad" else "ready"
+        return {"name": name, "version": version, "state": state, "reason": "it crashed"}
 
     async def set_draining(self, draining: bool) -> None:  # noqa: FBT001
         self.asked.append(("draining", draining))

@@ -32,6 +32,7 @@ def settings(founded: Path, tmp_path: Path) -> SiteSettings:
     listen = ListenPart(
         http_port=free_port(),
         grpc_port=free_port(),
+        metrics_port=free_port(),
         mesh_host="127.0.0.1",
         mesh_port=free_port(),
         data_port=free_port(),

@@ -58,7 +58,7 @@ def test_only_what_is_not_in_order_on_request(atoll: "Atoll", founded: Path) -> 
 def test_missing_packages_do_not_stop_the_doctor(
     atoll: "Atoll", founded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("agent.cli.checks_site", "agent.config.addresses"):
+    for name in ("agent.cli.checks_site", "agent.config.addresses", "agent.drivers.interfaces"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "psutil", None)
     found = atoll("doctor", "--config", founded)

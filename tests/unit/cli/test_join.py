@@ -314,3 +314,73 @@ def test_an_answer_for_another_site_is_not_stored(
     assert found.code == 1
     assert "certified another site than asked for" in found.err
     assert not (tmp_path / "state" / "identity" / "chain.pem").exists()
+
+
+# --- found on this network -----------------------------------------------------------------------
+Places = tuple[tuple[str, int], ...]
+
+
+def admitted(
+    issuer: Issuer, folder: Path, seeds: Places, found: Places
+) -> tuple[joining.Admission | Exception, int]:
+    """What came of joining, and how often this network was asked."""
+    token = decode_token(issuer.token(seeds=seeds))
+    looks = 0
+
+    def look() -> Places:
+        nonlocal looks
+        looks += 1
+        return found
+
+    keys = keystore.prepare_join(folder / "identity")
+    try:
+        return joining.admit(token, keys, 5.0, look), looks
+    except (Refused, Unreachable) as error:
+        return error, looks
+
+
+def test_the_network_is_asked_only_when_the_tokens_addresses_are_dead(
+    listening: Issuer, tmp_path: Path
+) -> None:
+    here, dead = ("127.0.0.1", listening.port), ("127.0.0.1", free_port())
+    admission, looks = admitted(listening, tmp_path / "one", (here,), (dead,))
+    assert isinstance(admission, joining.Admission)
+    assert looks == 0
+    admission, looks = admitted(listening, tmp_path / "two", (dead,), (dead, here))
+    assert isinstance(admission, joining.Admission)
+    assert looks == 1
+
+
+def test_false_announcements_cost_a_little_time_and_nothing_else(
+    listening: Issuer, tmp_path: Path, loop_thread: "LoopThread"
+) -> None:
+    """Another cluster's site and a dead port announce themselves as the issuer."""
+    false = keystore.found_cluster(
+        tmp_path / "false", name="false", region="r", tier="edge", jurisdiction="DE", roles=(),
+        passphrase="long enough", now=NOW,
+    )  # fmt: skip
+    liar = Issuer(false.keys)
+    server = loop_thread.run(liar.start())
+    dead, here = ("127.0.0.1", free_port()), ("127.0.0.1", listening.port)
+    found = (("127.0.0.1", liar.port), dead, here)
+    admission, _ = admitted(listening, tmp_path, (dead,), found)
+    loop_thread.run(server.stop())
+    assert isinstance(admission, joining.Admission)
+    assert liar.requests == 0
+
+
+def test_the_issuers_own_refusal_ends_the_search(listening: Issuer, tmp_path: Path) -> None:
+    dead, here = ("127.0.0.1", free_port()), ("127.0.0.1", listening.port)
+    token = decode_token(listening.token(seeds=(dead,)))
+    first = keystore.prepare_join(tmp_path / "first")
+    joining.admit(token, first, 5.0, lambda: (here,))
+    second = keystore.prepare_join(tmp_path / "second")
+    with pytest.raises(Refused, match="the token was used already"):
+        joining.admit(token, second, 5.0, lambda: (here, here))
+    assert listening.requests == 2
+
+
+def test_without_multicast_nothing_is_looked_for(issuer: Issuer, tmp_path: Path) -> None:
+    path = tmp_path / "atoll.toml"
+    path.write_text(f'[site]\nstate_dir = "{tmp_path}"\n[discovery]\nmdns = false\n')
+    assert joining.announced(decode_token(issuer.token()), load(path)) == ()

@@ -27,10 +27,38 @@ def test_a_token_is_all_that_is_printed(canned: "CannedSite", atoll: "Atoll") ->
     assert json.loads(atoll("token", "create", *CLAIMS, "--json").out) == {"token": "atoll1.canned"}
 
 
+def test_a_token_may_shorten_the_life_of_certificates(canned: "CannedSite", atoll: "Atoll") -> None:
+    assert atoll("token", "create", *CLAIMS, "--life", "1d").code == 0
+    (request,) = canned.asked
+    assert isinstance(request, TokenRequest)
+    assert request.life_s == 86_400
+    found = atoll("token", "create", *CLAIMS, "--life", "15d")
+    assert (found.code, len(canned.asked)) == (1, 1)
+    assert "1209600" in found.err
+
+
+def test_a_token_for_the_name_of_a_living_site_says_whom_it_retires(atoll: "Atoll") -> None:
+    found = atoll("token", "create", *CLAIMS[2:], "--name", "berlin")
+    assert (found.code, found.out) == (0, "atoll1.canned\n")
+    assert "berlin (abababab) is alive now" in found.err
+
+
 def test_a_token_that_lives_too_long_is_refused(canned: "CannedSite", atoll: "Atoll") -> None:
     found = atoll("token", "create", *CLAIMS, "--ttl", "8d")
     assert (found.code, canned.asked) == (1, [])
     assert "604800" in found.err
+
+
+def test_a_model_is_released_and_what_held_it_back_is_told(
+    canned: "CannedSite", atoll: "Atoll"
+) -> None:
+    assert "it was refused: it crashed" in atoll("model", "release", "bad:1").out
+    assert "nothing held it back" in atoll("model", "release", "good:2").out
+    assert json.loads(atoll("model", "release", "good:2", "--json").out)["state"] == "ready"
+    assert canned.asked == [("release", f"{model}") for model in ("bad:1", "good:2", "good:2")]
+    refused = atoll("model", "release", "good")
+    assert refused.code == 2
+    assert "NAME:VERSION" in refused.err
 
 
 def test_draining_leaving_and_stopping_reach_the_agent(

@@ -196,10 +196,26 @@ async def test_the_machine_is_woken_when_it_wants_to_be(rig: Rig) -> None:
 
 
 async def test_a_stall_of_the_loop_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver_module, "LAG_CHECK_S", 0.001)
     monkeypatch.setattr(driver_module, "LAG_WORTH_TELLING_S", -1.0)
+    rig.machine.due = asyncio.get_running_loop().time() + 0.01
     rig.driver.start()
     await until(lambda: any(isinstance(event, LoopLagged) for event in rig.machine.heard))
+
+
+async def test_a_stall_is_told_before_what_came_after_it_and_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = asyncio.get_running_loop().time()
+    rig.machine.due = began + 0.1
+    rig.driver.start()
+    monkeypatch.setattr(driver_module, "monotonic_s", lambda: began + 5.0)
+    rig.machine.due = began + 6.0
+    rig.driver.feed(Woke())
+    rig.driver.feed(Woke())
+    told, *after = rig.machine.heard
+    assert isinstance(told, LoopLagged)
+    assert told.lag_s == pytest.approx(4.9, abs=0.05)
+    assert after == [Woke(), Woke()]
 
 
 async def test_watchers_are_told_until_they_go(rig: Rig) -> None:

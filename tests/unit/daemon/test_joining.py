@@ -16,6 +16,7 @@ from agent.drivers.store import Store
 from agent.foundation.errors import Malformed, Refused
 from agent.foundation.writes import Put
 from agent.identity.certificates import site_id
+from agent.identity.registry import Roll
 from agent.identity.tokens import JoinReply, TokenRow, decode_token, make_request
 from agent.identity.trust import TrustLog
 from agent.wire.schema import pack, unpack
@@ -29,7 +30,8 @@ class Issuer:
         self.trust = TrustLog(keys.cluster)
         for entry in keys.trust:
             self.trust.append(entry)
-        self.joining = Joining(keys, self.trust, store, (("127.0.0.1", 7411),))
+        self.roll = Roll(keys.root, self.trust)
+        self.joining = Joining(keys, self.trust, self.roll, store, (("127.0.0.1", 7411),))
         self.count = 0
 
     async def request(self, token: str) -> bytes:
@@ -84,7 +86,7 @@ async def test_a_site_without_an_issuer_key_sends_the_operator_to_one_that_has_i
     issuer: Issuer,
 ) -> None:
     keys = replace(issuer.keys, issuer=None)
-    other = Joining(keys, issuer.trust, issuer.store, ())
+    other = Joining(keys, issuer.trust, issuer.roll, issuer.store, ())
     with pytest.raises(Refused, match="on an issuer"):
         await other.create_token(REQUEST)
     with pytest.raises(Refused):

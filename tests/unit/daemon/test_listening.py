@@ -44,25 +44,26 @@ def ports(count: int) -> list[int]:
         (socket.SOCK_STREAM, 1, "data_port"),
         (socket.SOCK_STREAM, 2, "http_port"),
         (socket.SOCK_STREAM, 3, "grpc_port"),
+        (socket.SOCK_STREAM, 4, "metrics_port"),
     ],
 )
 def test_every_port_in_use_is_named_with_its_setting(
     kind: socket.SocketKind, which: int, key: str
 ) -> None:
-    mesh, data, http, grpc = numbers = ports(4)
-    listen = ListenPart("127.0.0.1", http, grpc, "127.0.0.1", mesh, data)
-    require_free(listen, "127.0.0.1")
+    mesh, data, http, grpc, metrics = numbers = ports(5)
+    listen = ListenPart("127.0.0.1", http, (), grpc, metrics, "127.0.0.1", mesh, data)
+    require_free(listen, ("127.0.0.1",))
     with socket.socket(socket.AF_INET, kind) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
         held.bind(("127.0.0.1", numbers[which]))
         if kind == socket.SOCK_STREAM:
             held.listen()
         with pytest.raises(ConfigError, match=f"{numbers[which]}.*{key}"):
-            require_free(listen, "127.0.0.1")
-    require_free(listen, "127.0.0.1")
+            require_free(listen, ("127.0.0.1",))
+    require_free(listen, ("127.0.0.1",))
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    listen = ListenPart("127.0.0.1", 0, 0, "127.0.0.1", 0, 0)
+    listen = ListenPart("127.0.0.1", 0, (), 0, 0, "127.0.0.1", 0, 0)
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1:0 .*mesh_port"):
-        require_free(listen, "192.0.2.1")
+        require_free(listen, ("192.0.2.1",))

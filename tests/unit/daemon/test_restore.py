@@ -16,6 +16,9 @@ from agent.drivers.blobs import BlobStore
 from agent.drivers.store import Store
 from agent.foundation.ids import JobId, SiteId
 from agent.foundation.writes import Put, Scalar
+from agent.membership.coordinates import Coordinate
+from agent.site.duplicates import COPIED
+from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY
 
 ME, NEW = SiteId(b"\1" * 32), SiteId(b"\2" * 32)
 
@@ -50,6 +53,17 @@ async def test_a_damaged_database_bars_this_identity_for_ever_and_no_other(tmp_p
     assert await barred_because(store, NEW) == ""
     blobs = BlobStore(tmp_path / "blobs")
     assert "join again" in (await restore(store, blobs, ME)).barred_because
+    await store.close()
+
+
+async def test_a_copied_identity_stays_barred_and_the_mend_is_named(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    row = {"key": VOTING_BARRED_KEY, "value": f"{ME.hex()} 2026-05-01 {COPIED}"}
+    await store.commit([Put("meta", row)])
+    text = await barred_because(store, ME)
+    assert text.startswith("duplicate identity: on 2026-05-01 another process")
+    assert "join it again with a new token" in text
+    assert await barred_because(store, NEW) == ""
     await store.close()
 
 
@@ -100,4 +114,15 @@ async def test_the_addresses_that_a_join_left_are_read_back(tmp_path: Path) -> N
         (Put("meta", {"key": SEEDS_KEY, "value": "192.0.2.1:7411 [2001:db8::1]:7411 nonsense"}),)
     )
     assert await token_seeds(store) == (("192.0.2.1", 7411), ("2001:db8::1", 7411))
+    await store.close()
+
+
+async def test_the_place_comes_back_and_what_is_none_does_not(tmp_path: Path) -> None:
+    store, blobs = await opened(tmp_path), BlobStore(tmp_path / "blobs")
+    assert (await restore(store, blobs, ME)).coordinate == b""
+    place = Coordinate((0.01, 0.0, 0.0, 0.0), 0.001, 0.0, 0.2).pack()
+    rows: list[tuple[Scalar, bytes]] = [(place, place), (b"noise", b""), ("x" * 19, b"")]
+    for value, expected in rows:
+        await store.commit([Put("meta", {"key": COORDINATE_KEY, "value": value})])
+        assert (await restore(store, blobs, ME)).coordinate == expected
     await store.close()

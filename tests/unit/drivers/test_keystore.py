@@ -19,6 +19,7 @@ from agent.drivers.keystore import (
     load_admin,
     load_root,
     prepare_join,
+    reload_chain,
     store_chain,
     store_issuer,
 )
@@ -288,6 +289,69 @@ def test_a_renewed_certificate_replaces_the_old_one_and_a_wrong_one_does_not(
     with pytest.raises(ConfigError, match="for another key"):
         store_chain(renewed, (leaf, keys.issuer.certificate))
     assert files(tmp_path / "identity") == before
+
+
+def renewed_chain(keys: keystore.SiteKeys) -> tuple[bytes, ...]:
+    assert keys.issuer is not None
+    claims, later = keys.identity.claims, NOW + timedelta(days=5)
+    return issue_site(keys.issuer, keys.identity.public_key, claims, later), keys.chain[1]
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "rename", "fsync of the folder"])
+def test_a_renewal_that_is_cut_off_anywhere_leaves_a_usable_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    keys = found(tmp_path / "identity").keys
+    chain = renewed_chain(keys)
+    real_fsync, count = os.fsync, 0
+
+    def cut_off(*_: object, **__: object) -> None:
+        raise OSError(5, "the power went")
+
+    def fsync(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count == (2 if call == "fsync of the folder" else 1):
+            cut_off()
+        real_fsync(descriptor)
+
+    with monkeypatch.context() as broken:
+        if call == "open":
+            broken.setattr(os, "open", cut_off)
+        elif call == "rename":
+            broken.setattr(Path, "rename", cut_off)
+        else:
+            broken.setattr(os, "fsync", fsync)
+        with pytest.raises(ConfigError, match="the power went"):
+            store_chain(keys, chain)
+    is_renewed = call == "fsync of the folder"
+    assert load(keys.directory).chain == (chain if is_renewed else keys.chain)
+    assert store_chain(keys, chain).chain == load(keys.directory).chain == chain
+
+
+def test_a_chain_for_another_gossip_key_is_not_stored(tmp_path: Path) -> None:
+    keys = found(tmp_path / "identity").keys
+    assert keys.issuer is not None
+    claims = replace(keys.identity.claims, gossip_key=bytes(32))
+    leaf = issue_site(keys.issuer, keys.identity.public_key, claims, NOW)
+    with pytest.raises(ConfigError, match="for another key"):
+        store_chain(keys, (leaf, keys.issuer.certificate))
+    assert load(keys.directory).chain == keys.chain
+
+
+def test_another_process_reads_the_renewed_chain(tmp_path: Path) -> None:
+    keys = found(tmp_path / "identity").keys
+    renewed = store_chain(keys, renewed_chain(keys))
+    read = reload_chain(keys)
+    assert (read.chain, read.identity) == (renewed.chain, renewed.identity)
+    assert read.site_private is keys.site_private
+    path = tmp_path / "identity" / "chain.pem"
+    path.write_bytes((found(tmp_path / "other", seed=2).keys.directory / "chain.pem").read_bytes())
+    with pytest.raises(ConfigError, match=r"chain\.pem cannot be used"):
+        reload_chain(keys)
+    path.write_bytes(b"noise")
+    with pytest.raises(ConfigError, match=r"chain\.pem cannot be used"):
+        reload_chain(keys)
 
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:

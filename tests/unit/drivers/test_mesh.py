@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agent.drivers import mesh, tls
+from agent.drivers import door, mesh, tls
 from agent.drivers.keystore import SiteKeys, complete_join, found_cluster, prepare_join
 from agent.drivers.mesh import CALL_PATH, CHAIN_PATH, JOIN_PATH, MeshClient, MeshServer, RemoteBlobs
 from agent.drivers.pinned import server_name
@@ -84,8 +84,8 @@ class Two:
 
 
 def port_of(server: MeshServer) -> int:
-    assert server._server is not None
-    return int(server._server.sockets[0].getsockname()[1])
+    assert server.door is not None
+    return server.door.port
 
 
 @pytest.fixture
@@ -208,16 +208,30 @@ async def test_without_a_certificate_only_joining_is_open(
         (b"good", 200, "welcome"),
         (b"bad", 400, "not a request"),
         (b"spent", 403, "the token was used"),
-        (b"x" * (17 << 10), 413, "a join request is at most 16 KiB"),
+        (b"x" * (17 << 10), 413, "a request is at most 16 KiB"),
     ):
         async with anonymous.post(base + JOIN_PATH, data=body) as response:
             assert (response.status, await response.text()) == (status, text)
 
 
+async def test_a_stranger_asks_little_on_one_connection(two: Two) -> None:
+    reader, writer = await open_tls(two)
+    request = f"GET {CHAIN_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    writer.write(request * 10)
+    async with asyncio.timeout(5):
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1 200") == mesh.STRANGER_REQUESTS_MAX
+    assert answers.endswith(b"chain")
+    writer.close()
+
+
 async def test_noise_from_a_member_is_refused_and_counted(two: Two) -> None:
     url = f"https://127.0.0.1:{two.where.mesh_port}{CALL_PATH}"
     async with two.client._session.post(
-        url, data=b"noise", server_hostname=server_name(two.hub.site)
+        url,
+        data=b"noise",
+        server_hostname=server_name(two.hub.site),
+        ssl=two.client._pinned.context,
     ) as response:
         assert response.status == 400
     assert two.server.refused == 1
@@ -245,7 +259,7 @@ async def open_tls(two: Two) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
 async def test_a_stranger_that_never_finishes_its_handshake_is_cut_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh, "HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(door, "HANDSHAKE_TIMEOUT_S", 0.2)
     hub = founded(tmp_path / "slow")
     server = MeshServer(
         hub, tls.verifier(hub, set, lambda: datetime.now(UTC)), _never, b"", _never_join

@@ -119,6 +119,18 @@ def test_a_barred_site_and_an_outsider_do_not_vote() -> None:
     assert isinstance(Bench(ANNA).register.called(ANNA, Read(job().id)), Declined)
 
 
+def test_a_site_that_finds_itself_doubled_stops_voting_and_proposing_at_once() -> None:
+    bench = Bench(ME, ANNA, BERT)
+    ballot = Ballot(1, ANNA + b"\0" * 16)
+    assert isinstance(bench.register.called(ANNA, Prepare(job().id, ballot)), Promise)
+    bench.register.bar("duplicate identity")
+    assert bench.register.called(ANNA, Read(job().id)) == Declined("duplicate identity")
+    bench.save()
+    bench.register.change(claim(job(), ME, 0, OPERATION), 0.0, bench.then)
+    assert bench.outcomes == [Unknown("duplicate identity")]
+    assert bench.desk.take() == []
+
+
 def test_a_change_that_refuses_an_empty_register_settles_on_nothing() -> None:
     bench = Bench(ME)
     bench.register.change(lambda _: Refusal("no", None), 0.0, bench.then)

@@ -102,12 +102,62 @@ async def test_bytes_that_do_not_inflate_are_the_callers_mistake(door: Door) -> 
 async def test_a_body_that_never_ends_is_given_up(door: Door, bodies: Bodies) -> None:
     status, body = await talk(door, post(b"{", length=10))
     assert status == 408
-    assert "not complete" in json.loads(body)["error"]
+    assert "too slowly" in json.loads(body)["error"]
     assert bodies._held == 0
 
 
-async def test_headers_that_never_end_are_given_up(door: Door) -> None:
-    assert await talk(door, b"POST /count HTTP/1.1\r\nHost:") == (0, b"")
+async def test_a_body_that_comes_steadily_may_take_long(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies_module, "BODY_BYTES_PER_S_MIN", 10)
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(post(b"", length=8))
+    for _ in range(4):  # 0.4 s for a body that would have 0.2 s if nothing came
+        await asyncio.sleep(0.1)
+        writer.write(b"12")
+    assert b" 200 " in await reader.readline()
+    writer.close()
+
+
+@pytest.mark.parametrize("start", [b"POST /count HTTP/1.1\r\nHost:", b""])
+async def test_headers_that_never_come_or_never_end_are_given_up(door: Door, start: bytes) -> None:
+    assert await talk(door, start) == (0, b"")
+
+
+async def test_a_connection_that_is_still_being_made_is_left_alone(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler has no transport until its connection (and its TLS handshake) is made."""
+    monkeypatch.setattr(listeners, "HEADERS_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(listeners, "REVIEW_S", 0.01)
+    newcomers = listeners._Newcomers()
+    handlers = door._runner.server
+    assert handlers is not None
+    handler = handlers()
+    newcomers.add(handler)
+    await asyncio.sleep(0.1)
+    assert handler in newcomers._until
+    assert not handler._force_close
+
+
+async def test_a_connection_that_has_asked_once_may_stay(door: Door) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    for _ in range(2):
+        writer.write(post(b"abc"))
+        assert b" 200 " in await reader.readline()
+        await reader.readuntil(b"\r\n\r\n3")
+        await asyncio.sleep(0.5)
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "header", ["Host: evil.com", "Host: x\r\nOrigin: https://evil.com", "Host: x\r\nOrigin: null"]
+)
+async def test_a_browser_on_a_foreign_page_gets_nothing(door: Door, header: str) -> None:
+    request = f"POST /count HTTP/1.1\r\nContent-Length: 0\r\n{header}\r\n\r\n"
+    status, body = await talk(door, request.encode())
+    assert status == 403
+    assert "http_names" in json.loads(body)["error"]
 
 
 async def test_the_memory_of_all_bodies_together_is_bounded(door: Door, bodies: Bodies) -> None:

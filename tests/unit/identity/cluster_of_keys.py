@@ -18,8 +18,9 @@ from agent.identity.certificates import (
     site_id,
 )
 from agent.identity.claims import Claims
-from agent.identity.trust import TrustLog, sign_entry
+from agent.identity.trust import TrustLog
 from agent.identity.trust_entries import Genesis
+from agent.identity.trust_signing import sign_entry
 from agent.wire.records import Passport
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -62,6 +63,11 @@ class Cluster:
         leaf = issue_site(issuer, private.public_key(), claims, now)
         passport = Passport((leaf, issuer.certificate))
         return Member(site_id(private.public_key()), private, gossip, claims, passport)
+
+    def certified(self, member: Member, claims: Claims, now: datetime = NOW) -> Passport:
+        """Another passport of a member's key."""
+        leaf = issue_site(self.issuer, member.private.public_key(), claims, now)
+        return Passport((leaf, self.issuer.certificate))
 
     def log(self, *jurisdictions: str) -> TrustLog:
         log = TrustLog(self.id)

@@ -12,6 +12,7 @@ from agent.foundation.ids import SiteId
 from agent.identity import envelope
 from agent.identity.envelope import (
     BODY_BYTES_MAX,
+    COUNTER_START_MAX,
     HEADER_BYTES,
     OVERHEAD_BYTES,
     REPLAY_WINDOW,
@@ -233,3 +234,19 @@ def test_the_window_agrees_with_a_plain_set(order: list[int]) -> None:
         else:
             with pytest.raises(Malformed):
                 berta.open(packets[index])
+
+
+def test_two_copies_of_one_boot_do_not_repeat_a_nonce() -> None:
+    """Copies of a state folder have the same keys and the same boot epoch; only chance differs."""
+    world = World()
+    berta = world.sealer(BERTA)
+    packets = []
+    for start in (0, 2**40, COUNTER_START_MAX - 1):
+        copy = Sealer(
+            ANNA.site, ANNA.gossip, 1, world.keys.get, lambda _: 1, world.resolve, counter=start
+        )
+        packets.append(copy.seal(BERTA.site, b"hello"))
+    nonces = {packet[9:21] for packet in packets}
+    assert len(nonces) == len(packets)
+    assert berta.open(packets[0]) == (ANNA.site, b"hello")
+    assert berta.open(packets[-1]) == (ANNA.site, b"hello")

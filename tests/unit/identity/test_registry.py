@@ -12,8 +12,9 @@ from agent.foundation.ids import SiteId
 from agent.identity import registry
 from agent.identity.certificates import SITE_LIFE, issue_site, make_issuer
 from agent.identity.registry import Roll, SiteNotary
-from agent.identity.trust import TrustLog, sign_entry, sign_revocation
+from agent.identity.trust import TrustLog
 from agent.identity.trust_entries import RemoveIssuer
+from agent.identity.trust_signing import sign_entry, sign_revocation
 from agent.wire.records import Passport
 
 

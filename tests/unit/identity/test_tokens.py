@@ -29,7 +29,7 @@ from agent.identity.tokens import (
     mint,
     redeem,
 )
-from agent.identity.trust import sign_revocation
+from agent.identity.trust_signing import sign_revocation
 from agent.wire.schema import pack, unpack
 
 CLUSTER = Cluster()
@@ -195,7 +195,6 @@ def test_a_revoked_key_cannot_join_again_and_an_unknown_token_is_told() -> None:
         ({"ttl_s": 0.0}, "lifetime"),
         ({"ttl_s": 8 * 86_400.0}, "lifetime"),
         ({"vocabulary": ("FR", "NL")}, "DE is not in this cluster's vocabulary.*FR, NL"),
-        ({"seeds": ()}, "0 seed addresses"),
         ({"seeds": SEEDS * 5}, "5 seed addresses"),
     ],
 )
@@ -204,6 +203,11 @@ def test_a_token_that_cannot_be_used_is_not_minted(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         minted(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_token_without_addresses_is_for_a_network_with_multicast() -> None:
+    text, _ = minted(seeds=())
+    assert decode_token(text).seeds == ()
 
 
 def test_the_longest_token_is_within_its_bound_and_comes_back() -> None:
@@ -281,3 +285,32 @@ def test_the_joiner_learns_at_once_if_its_key_is_revoked() -> None:
     log.append(sign_revocation(log, site_id(SITE_KEY.public_key()), "", CLUSTER.admin, NOW))
     with pytest.raises(Refused, match="revoked"):
         accept_reply(token, request, replace(reply, trust=log.entries()), NOW)
+
+
+def test_the_life_of_certificates_is_the_tokens_and_bounded() -> None:
+    granted = mint(
+        cluster=CLUSTER.id, issuer=HUB.site, name="edge-7", region="north", tier="edge",
+        jurisdiction="DE", roles=(), seeds=SEEDS, entropy=CLUSTER.entropy, now=NOW, life_s=3600,
+    )  # fmt: skip
+    text, row = granted
+    request = make_request(decode_token(text), SITE_KEY, GOSSIP_KEY)
+    _, claims = redeem(unpack(TokenRow, pack(row)), request, NOW)
+    assert not isinstance(claims, Refused)
+    assert claims.life_s == 3600
+    for life_s in (1, 15 * 86_400):
+        with pytest.raises(UsageError, match="certificates that live"):
+            mint(
+                cluster=CLUSTER.id, issuer=HUB.site, name="edge-7", region="north", tier="edge",
+                jurisdiction="DE", roles=(), seeds=SEEDS, entropy=CLUSTER.entropy, now=NOW,
+                life_s=life_s,
+            )  # fmt: skip
+
+
+def test_a_retired_key_cannot_redeem_its_token_again() -> None:
+    text, row = minted()
+    request = make_request(decode_token(text), SITE_KEY, GOSSIP_KEY)
+    spent, _ = redeem(row, request, NOW)
+    assert spent is not None
+    _, again = redeem(spent, request, NOW, {bytes(spent.spent_by)})
+    assert isinstance(again, Refused)
+    assert "retired" in again.what

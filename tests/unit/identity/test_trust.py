@@ -1,6 +1,7 @@
 """The trust log: it only grows, only trusted keys extend it, and a fork is never overlooked."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import timedelta
 from random import Random
 
@@ -11,12 +12,13 @@ from agent.foundation.errors import Corruption, Malformed, Refused
 from agent.foundation.ids import SiteId
 from agent.foundation.writes import Delete, Put, Write
 from agent.identity.certificates import key_id, make_issuer, read_issuer
-from agent.identity.trust import TrustLog, sign_entry, sign_mend, sign_revocation
+from agent.identity.trust import TrustLog
 from agent.identity.trust_entries import (
     Action,
     AddAdmin,
     AddIssuer,
     Genesis,
+    MendFork,
     RemoveAdmin,
     RemoveIssuer,
     RevokeSite,
@@ -24,6 +26,7 @@ from agent.identity.trust_entries import (
     read_entry,
     seal_entry,
 )
+from agent.identity.trust_signing import sign_entry, sign_mend, sign_revocation
 from agent.wire.schema import pack
 
 SITE_A, SITE_B, SITE_C = (SiteId(bytes([n]) * 32) for n in (1, 2, 3))
@@ -130,8 +133,6 @@ def test_an_author_cannot_be_borrowed() -> None:
     log = cluster.log()
     entry, _ = read_entry(by_admin(cluster, log, SITE_A))
     other, _ = read_entry(seal_entry(2, log.head, RevokeSite(SITE_B), cluster.admin, NOW))
-    from dataclasses import replace  # noqa: PLC0415
-
     with pytest.raises(Refused, match="not signed by its author"):
         log.append(pack(replace(entry, signature=other.signature)))
 
@@ -188,6 +189,10 @@ def test_a_removed_issuer_never_comes_back_and_a_foreign_one_never_comes() -> No
     assert (log.height, dict(log.issuers())) == (2, {})
 
 
+def is_whole(log: TrustLog) -> bool:
+    return log.fork is None
+
+
 def forked(cluster: Cluster) -> tuple[TrustLog, TrustLog, Disk]:
     """Two sites that took different entries of height 2, A and B; the first has one more, C."""
     ours, disk = cluster.log(), Disk()
@@ -219,19 +224,20 @@ def test_a_fork_freezes_the_log_and_the_revocations_of_both_branches_hold() -> N
     for log in (ours, TrustLog.restore(cluster.id, disk.rows.items())):
         assert log.fork is not None
         assert log.fork.height == 2
+        assert [branch.tip_height for branch in log.fork.branches] == [3, 2]
         assert log.revoked() == {SITE_A, SITE_B, SITE_C}
-        with pytest.raises(Refused, match="frozen"):
+        with pytest.raises(Refused, match="no more entries"):
             sign_revocation(log, SITE_A, "", cluster.admin, NOW)
         with pytest.raises(Refused, match="frozen"):
-            log.append(seal_entry(4, log.head, RevokeSite(SITE_A), cluster.admin, NOW))
+            log.submit(seal_entry(4, log.head, RevokeSite(SITE_A), cluster.admin, NOW))
 
 
 def test_both_sides_of_a_fork_find_it() -> None:
     ours, theirs, _ = forked(Cluster())
     exchange(ours, theirs)
     assert ours.fork is not None
-    assert theirs.fork is not None
-    assert ours.fork.ours == theirs.fork.theirs
+    assert ours.fork == theirs.fork
+    assert (ours.head, ours.height, ours.digest8) == (theirs.head, theirs.height, theirs.digest8)
 
 
 def test_a_removed_admin_cannot_freeze_the_log() -> None:
@@ -244,69 +250,209 @@ def test_a_removed_admin_cannot_freeze_the_log() -> None:
     assert log.fork is None
 
 
-@pytest.mark.parametrize("keep_ours", [True, False])
-def test_the_root_mends_a_fork_and_every_site_ends_on_one_branch(keep_ours: bool) -> None:  # noqa: FBT001
+@pytest.mark.parametrize("kept", [0, 1])
+def test_the_root_mends_a_fork_and_every_site_ends_on_one_branch(kept: int) -> None:
     cluster = Cluster()
     ours, theirs, disk = forked(cluster)
     disk.carry_out(w for entry in theirs.entries() for w in ours.append(entry))
     root = cluster.root.private_key
-    disk.carry_out(ours.append(sign_mend(ours, keep_ours=keep_ours, root=root, now=NOW)))
+    assert ours.fork is not None
+    branch = ours.fork.branches[kept]
+    disk.carry_out(ours.submit(sign_mend(ours, keep=branch.first, root=root, now=NOW)))
     later = NOW + timedelta(days=1)
     removal = RemoveAdmin(key_id(cluster.admin.public_key()))
-    disk.carry_out(ours.append(sign_entry(ours, removal, root, later)))
+    disk.carry_out(ours.submit(sign_entry(ours, removal, root, later)))
     fresh = copy_of(ours)
     exchange(ours, theirs, fresh)
     restarted = TrustLog.restore(cluster.id, disk.rows.items())
     for log in (ours, theirs, fresh, restarted):
         assert log.fork is None
-        assert (log.height, log.head) == (4, ours.head)
-        assert log.revoked() == {SITE_A, SITE_B, SITE_C}
+        assert (log.height, log.head) == (branch.tip_height + 2, ours.head)
+        assert log.digest8 == ours.digest8
+        assert log.revoked() == {SITE_A, SITE_B, SITE_C}, "although who signed them is removed"
         assert dict(log.admins()) == {}
-    assert sorted(disk.rows) == [1, 2, 3, 4]
 
 
 def test_a_site_that_was_away_cannot_reopen_a_mended_fork() -> None:
     cluster = Cluster()
     ours, theirs, _ = forked(cluster)
-    away = theirs.entries()
+    away = copy_of(theirs)
     exchange(ours, theirs)
-    ours.append(sign_mend(ours, keep_ours=True, root=cluster.root.private_key, now=NOW))
-    assert ours.append(away[1]) == ()
-    assert ours.fork is None
+    assert ours.fork is not None
+    keep = ours.fork.branches[0].tip
+    ours.append(sign_mend(ours, keep=keep, root=cluster.root.private_key, now=NOW))
     ours.append(by_admin(cluster, ours, SITE_C))
-    assert ours.height == 4
+    height = ours.height
+    away.append(by_admin(cluster, away, SiteId(bytes([9]) * 32)))
+    exchange(ours, away)
+    assert is_whole(ours)
+    assert ours.height == height
+    assert bytes([9]) * 32 in ours.revoked(), "what the lost branch revokes holds all the same"
+    assert is_whole(away)
+    assert (away.head, away.revoked()) == (ours.head, ours.revoked())
 
 
-def test_a_mend_that_cannot_be_applied_changes_nothing() -> None:
-    cluster = Cluster()
-    log, root = cluster.log(), cluster.root.private_key
-    nonsense = seal_entry(2, log.head, SetJurisdictions(("../x",)), root, NOW)
-    log.append(by_admin(cluster, log, SITE_A))
-    log.append(nonsense)
-    assert log.fork is not None
-    before = (log.height, log.head, log.fork)
-    with pytest.raises(Malformed, match="impossible jurisdiction"):
-        log.append(sign_mend(log, keep_ours=False, root=root, now=NOW))
-    assert (log.height, log.head, log.fork) == before
-    log.append(sign_mend(log, keep_ours=True, root=root, now=NOW))
-    assert (log.height, log.entries()) == (3, log.entries()[:3])
-
-
-def test_only_the_root_mends_and_only_what_is_known() -> None:
+def test_a_second_fork_after_a_mend_is_mended_by_a_second_mend() -> None:
     cluster = Cluster()
     ours, theirs, _ = forked(cluster)
+    exchange(ours, theirs)
+    root = cluster.root.private_key
+    for _ in range(2):
+        assert ours.fork is not None
+        tip = ours.fork.branches[-1].tip
+        ours.submit(sign_mend(ours, keep=tip, root=root, now=NOW))
+        exchange(ours, theirs)
+        assert is_whole(ours)
+        assert is_whole(theirs)
+        assert ours.head == theirs.head
+        one, other = by_admin(cluster, ours, SITE_A), by_admin(cluster, ours, SITE_B)
+        ours.append(one)
+        theirs.append(other)
+        exchange(ours, theirs)
+    assert ours.fork is not None
+    assert ours.fork.height > 3
+
+
+def test_only_the_root_mends_and_only_a_branch_that_is_there() -> None:
+    cluster = Cluster()
+    ours, theirs, _ = forked(cluster)
+    root = cluster.root.private_key
     with pytest.raises(Refused, match="nothing to mend"):
-        sign_mend(ours, keep_ours=True, root=cluster.root.private_key, now=NOW)
+        sign_mend(ours, keep=ours.head, root=root, now=NOW)
     unaware = copy_of(ours)
     for entry in theirs.entries():
         ours.append(entry)
     with pytest.raises(Refused, match="only the root key"):
-        sign_mend(ours, keep_ours=True, root=cluster.admin, now=NOW)
-    mend = sign_mend(ours, keep_ours=False, root=cluster.root.private_key, now=NOW)
+        sign_mend(ours, keep=ours.head, root=cluster.admin, now=NOW)
+    with pytest.raises(Refused, match="such a branch"):
+        sign_mend(ours, keep=bytes(32), root=root, now=NOW)
+    mend = sign_mend(ours, keep=theirs.head, root=root, now=NOW)
     before = (unaware.height, unaware.head)
-    with pytest.raises(Refused, match="not known here"):
+    with pytest.raises(Refused, match="fetch the entries between"):
         unaware.append(mend)
     assert (unaware.height, unaware.head) == before
+    forged = seal_entry(4, ours.head, MendFork(()), cluster.admin, NOW)
+    with pytest.raises(Refused, match="only the root may sign it"):
+        ours.append(forged)
+
+
+def test_a_stolen_admin_key_cannot_undo_what_the_root_decided_by_opening_a_branch() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    stale = copy_of(log)
+    second = cluster.key()
+    log.append(by_root(cluster, log, AddAdmin(second.public_key().public_bytes_raw())))
+    before = set(log.admins())
+    for _ in range(5):  # the longer branch
+        stale.append(by_admin(cluster, stale, SITE_A))
+    exchange(log, stale)
+    for one in (log, stale):
+        assert one.fork is not None
+        assert set(one.admins()) == before
+
+
+def test_a_flood_of_false_revocations_is_undone_by_removing_who_signed_them() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    bad = cluster.key()
+    log.append(by_root(cluster, log, AddAdmin(bad.public_key().public_bytes_raw())))
+    thief = copy_of(log)
+    log.append(by_admin(cluster, log, SITE_A))
+    for number in range(230):
+        site = SiteId(number.to_bytes(32, "big"))
+        thief.append(sign_revocation(thief, site, "", bad, NOW))
+    for entry in thief.entries():
+        log.append(entry)
+    assert len(log.revoked()) == 231
+    root = cluster.root.private_key
+    assert log.fork is not None
+    kept = next(one for one in log.fork.branches if one.tip_height == 3)
+    log.submit(sign_mend(log, keep=kept.tip, root=root, now=NOW))
+    log.submit(by_root(cluster, log, RemoveAdmin(key_id(bad.public_key()))))
+    assert len(log.revoked()) == 201, "a mend holds some, so look before you mend"
+    assert SITE_A in log.revoked()
+    exchange(thief, log)
+    assert thief.revoked() == log.revoked()
+    assert thief.digest8 == log.digest8
+
+
+def test_an_admin_removed_on_both_branches_of_a_fork_is_removed_on_both() -> None:
+    cluster = Cluster()
+    one = cluster.log()
+    other = copy_of(one)
+    gone = RemoveAdmin(key_id(cluster.admin.public_key()))
+    one.append(by_admin(cluster, one, SITE_A))
+    one.append(by_root(cluster, one, gone))
+    other.append(by_admin(cluster, other, SITE_B))
+    other.append(by_admin(cluster, other, SITE_C))
+    stale = copy_of(other)
+    other.append(by_root(cluster, other, gone))
+    stale.append(by_admin(cluster, stale, SiteId(bytes([9]) * 32)))
+    for giver, taker in ((one, other), (other, one), (stale, one), (stale, other)):
+        for entry in giver.entries():
+            try:
+                taker.append(entry)
+            except Refused:
+                continue
+    joiner = TrustLog(cluster.id)
+    joiner.learn(one.entries())
+    for log in (one, other, joiner):
+        assert log.revoked() == {SITE_A, SITE_B, SITE_C}, "on the way to a removal they count"
+        assert (log.digest8, log.fork) == (one.digest8, one.fork)
+        assert dict(log.admins()) == {}
+
+
+def test_a_false_removal_recalls_nothing() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    stale = copy_of(log)
+    log.append(by_root(cluster, log, RemoveAdmin(key_id(cluster.admin.public_key()))))
+    stale.append(by_admin(cluster, stale, SITE_A))
+    gone = RemoveAdmin(key_id(cluster.admin.public_key()))
+    forged = seal_entry(stale.height + 1, stale.head, gone, cluster.admin, NOW)
+    for entry in (*stale.entries()[1:], forged):
+        with pytest.raises(Refused):
+            log.append(entry)
+    assert log.revoked() == frozenset()
+    assert log.height == 2
+
+
+def test_an_operators_entry_must_be_the_next_one() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    one, other = by_admin(cluster, log, SITE_A), by_admin(cluster, log, SITE_B)
+    assert log.submit(one) != ()
+    assert log.submit(one) == ()
+    with pytest.raises(Refused, match="has moved"):
+        log.submit(other)
+    assert log.fork is None
+
+
+def test_logs_tell_each_other_only_what_is_lacking() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    old = copy_of(log)
+    for number in range(100):
+        log.append(by_admin(cluster, log, SiteId(number.to_bytes(32, "big"))))
+    assert len(log.heads().known) < 12
+    page, is_all = log.lacking(old.heads(), 40, 1 << 20)
+    assert (len(page), is_all) == (40, False)
+    for entry in page:
+        old.append(entry)
+    page, is_all = log.lacking(old.heads(), 100, 1 << 20)
+    assert (len(page), is_all) == (60, True)
+    assert len(old.lacking(log.heads(), 100, 1 << 20)[0]) < 16, "past the last mark they share"
+    assert log.covers(old.heads())
+    assert not old.covers(log.heads())
+    assert log.lacking(old.heads(), 100, 300)[1] is False, "bounded in bytes too"
+
+
+def test_a_log_that_was_never_changed_leaves_the_records_as_they_were() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    assert log.digest8 == bytes(8)
+    log.append(by_admin(cluster, log, SITE_A))
+    assert log.digest8 != bytes(8)
 
 
 def test_a_damaged_or_missing_row_is_found_at_restart() -> None:
@@ -325,6 +471,48 @@ def test_a_damaged_or_missing_row_is_found_at_restart() -> None:
     del rows[2]
     with pytest.raises(Corruption):
         TrustLog.restore(cluster.id, rows.items())
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_after_damage_every_revocation_that_proves_itself_holds(lost: int) -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    founding = log.entries()
+    for site in (SITE_A, SITE_B, SITE_C):
+        log.append(by_admin(cluster, log, site))
+    rows = dict(enumerate(log.entries(), start=1))
+    rows[lost] = b"noise"
+    damaged = TrustLog.salvaged(cluster.id, rows.items(), founding)
+    assert damaged.trouble
+    gone = {1: set(), 2: {SITE_A}, 3: {SITE_B}}[lost]
+    assert damaged.revoked() == {SITE_A, SITE_B, SITE_C} - gone
+    entries, _ = log.lacking(damaged.heads(), 100, 1 << 20)
+    disk = Disk()
+    disk.rows = dict(rows)
+    disk.carry_out(damaged.unwritten())
+    for entry in entries:
+        disk.carry_out(damaged.append(entry))
+    assert damaged.covers(log.heads())
+    assert (damaged.head, damaged.revoked()) == (log.head, log.revoked())
+    disk.carry_out(damaged.confirm())
+    assert damaged.trouble == ""
+    again = TrustLog.salvaged(cluster.id, disk.rows.items(), founding)
+    assert (again.trouble, again.head) == ("", log.head)
+
+
+def test_a_row_that_nobody_known_signed_holds_until_a_member_confirms() -> None:
+    cluster = Cluster()
+    log, disk = cluster.log(), Disk()
+    disk.rows[1] = log.entries()[0]
+    disk.rows[2] = seal_entry(2, log.head, RevokeSite(SITE_A), cluster.key(), NOW)
+    whole, _ = read_entry(by_admin(cluster, log, SITE_B))
+    disk.rows[3] = pack(replace(whole, signature=bytes(64)))
+    found = TrustLog.salvaged(cluster.id, disk.rows.items())
+    assert found.trouble
+    assert found.revoked() == {SITE_A}, "its admin may be named by a row that is lost"
+    disk.carry_out(found.confirm())
+    assert list(disk.rows) == [1]
+    assert found.revoked() == frozenset()
 
 
 def test_an_impossible_jurisdiction_or_key_is_malformed_although_the_root_signed_it() -> None:

@@ -27,6 +27,8 @@ T = TypeVar("T")
 class OneSite:
     """Steps the machine of site 'me'; members answer pings unless they are listed as silent."""
 
+    settings = Settings.lan()
+
     def __init__(
         self,
         members: str = "abcd",
@@ -38,12 +40,14 @@ class OneSite:
         self.now = 100.0
         self.names = {site(name): name for name in members}
         self.silent = set(silent)
+        self.mute: set[str] = set()
+        """Members that answer calls over TCP, but whose datagrams do not come back."""
         self.effects: list[SwimEffect] = []
         self.notary = Notary(site("me"), tuple(site(name) for name in strangers))
         self.swim = Swim(
             record=record("me"),
             notary=self.notary,
-            settings=Settings.lan(),
+            settings=self.settings,
             rng=Random(5),
             now=self.now,
         )
@@ -69,7 +73,8 @@ class OneSite:
             return SyncEnded(effect.site, succeeded=not is_silent)
         if not isinstance(effect, SendGossip) or not isinstance(effect.message, Ping):
             return None
-        if (name := self.names.get(effect.target)) is None or name in self.silent:
+        name = self.names.get(effect.target)
+        if name is None or name in self.silent | self.mute:
             return None
         return Heard(effect.target, Ack(effect.message.number, effect.target))
 

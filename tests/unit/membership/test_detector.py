@@ -1,7 +1,7 @@
-from mesh_of_statements import BOOT, accusation, record, site
+from mesh_of_statements import BOOT, accusation, record, signed, site
 from one_site import OneSite, opened
 
-from agent.membership.events import Heard, PortRefused, SendGossip
+from agent.membership.events import Heard, Introduced, PortRefused, SendGossip
 from agent.wire.gossip import Ack, Nack, Ping, PingRequest
 from agent.wire.records import Accusation
 
@@ -15,8 +15,11 @@ def pings_to(one: OneSite, name: str) -> list[int]:
 
 
 def until_indirect(one: OneSite, target: str) -> list[SendGossip]:
-    """Run until others are asked to probe ``target``; the requests."""
-    for _ in range(400):
+    """Run until others are asked to probe ``target``; the requests.
+
+    Two shuffled rounds of four, each probe two periods apart, may lie between two probes of one.
+    """
+    for _ in range(700):
         asked = [
             e
             for e in one.made(SendGossip)
@@ -175,3 +178,56 @@ def test_a_member_heard_during_the_probe_is_not_accused() -> None:
     one.step(Heard(site("a"), Ping(9)))
     one.run(1)
     assert one.state("a") == "alive"
+
+
+def test_members_known_from_the_book_only_are_not_accused_while_everybody_starts() -> None:
+    one = OneSite("")
+    one.names = {site(name): name for name in "abcd"}
+    one.silent = {"a"}
+    book = tuple(signed(record(name)) for name in "abcd")
+    one.step(Introduced(book, is_from_book=True))
+    for _ in range(8):
+        one.step(PortRefused(site("a")))
+        one.run(1)
+    assert one.state("a") == "alive"
+    one.run(10)
+    assert one.state("a") == "suspect", "and not for ever"
+
+
+def test_a_member_from_the_book_that_was_heard_has_no_excuse() -> None:
+    one = OneSite("")
+    one.names = {site(name): name for name in "abcd"}
+    book = tuple(signed(record(name)) for name in "abcd")
+    one.step(Introduced(book, is_from_book=True))
+    one.hear("a")
+    one.silent = {"a"}
+    one.run(9)
+    assert one.state("a") == "suspect"
+
+
+def over_tcp_only() -> OneSite:
+    """The datagrams of 'a' do not come back; it has answered a call instead."""
+    one = OneSite()
+    one.run(5)
+    one.mute = {"a"}
+    one.run(15)
+    assert one.swim.members()[site("a")].is_relayed
+    one.hear("b", record("a", BOOT + 99, incarnation=BOOT + 99))
+    assert one.state("a") == "alive"
+    one.effects.clear()
+    return one
+
+
+def test_a_member_that_answers_over_tcp_only_is_relayed_and_not_accused_again() -> None:
+    one = over_tcp_only()
+    one.run(60)
+    assert one.state("a") == "alive"
+    assert one.swim.members()[site("a")].is_relayed
+    assert not any(isinstance(told, Accusation) for told in one.told())
+
+
+def test_a_member_that_answers_no_call_either_is_accused() -> None:
+    one = over_tcp_only()
+    one.silent = {"a"}
+    one.run(15)
+    assert one.state("a") == "suspect"

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from agent.membership.settings import Settings
@@ -28,8 +30,14 @@ def test_a_starting_site_uses_the_expected_size() -> None:
 
 def test_rumors_are_sent_more_often_in_larger_clusters() -> None:
     settings = Settings.lan()
-    sent = [settings.transmissions(n) for n in (1, 9, 10, 99, 100, 1000)]
-    assert sent == [5, 5, 10, 10, 15, 20]
+    sent = [settings.transmissions(n) for n in (1, 2, 10, 20, 40, 100, 1000)]
+    assert sent == [6, 7, 9, 10, 10, 12, 14]
+
+
+@pytest.mark.parametrize("sites", [2, 20, 40, 1000, 10_000])
+def test_hardly_any_rumor_misses_anybody_at_ten_percent_loss(sites: int) -> None:
+    pushes = Settings.lan().transmissions(sites)
+    assert sites * math.exp(-0.9 * pushes) <= 0.01
 
 
 def test_periodic_syncs_become_rarer_above_64_sites() -> None:

@@ -66,3 +66,25 @@ def test_a_stall_postpones_every_open_probe() -> None:
     probes.hold(9.0)
     assert probes.due(8.9) == []
     assert len(probes.due(9.0)) == 1
+
+
+def test_behind_a_silent_successor_the_next_ones_are_watched_too() -> None:
+    sites = tuple(sorted(site(name) for name in "abcdefgh"))
+    me, *others = sites
+    order = ProbeOrder(me, Random(1))
+    reachable = tuple(others)
+    assert order.beyond(others[0], reachable) is None, "no turn has come yet"
+    assert order.next(reachable) == others[0]
+    assert order.beyond(others[3], reachable) is None, "another site watches that one"
+    assert order.beyond(others[0], reachable) == others[1]
+    assert order.beyond(others[1], reachable) == others[2]
+    assert order.beyond(others[1], reachable) is None, "the chain has gone on"
+
+
+def test_the_watch_ends_when_it_has_gone_round_the_ring() -> None:
+    me, one, other = sorted(site(name) for name in "abc")
+    order = ProbeOrder(me, Random(1))
+    assert order.next((one, other)) == one
+    assert order.beyond(one, (one, other)) == other
+    assert order.beyond(other, (one, other)) is None
+    assert order.beyond(one, (one,)) is None

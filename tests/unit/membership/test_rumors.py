@@ -7,6 +7,10 @@ from agent.wire.limits import PACKET_BYTES_MAX
 from agent.wire.records import Signed
 
 
+def of_itself(number: int) -> tuple[SiteId, SiteId]:
+    return site(f"subject {number}"), site(f"subject {number}")
+
+
 def statement(number: int, size: int = 150) -> Signed:
     return Signed(b"%06d" % number + bytes(size - 6), bytes(64))
 
@@ -76,3 +80,32 @@ def test_a_full_queue_drops_what_was_sent_most() -> None:
         rumors.put(key(number), statement(number))
     assert len(rumors) == 3
     assert statement(1) not in rumors.take([], 10)
+
+
+def test_records_have_a_bound_of_their_own_and_leave_accusations_alone() -> None:
+    rumors = Rumors(10, records_max=2)
+    for number in range(5):
+        assert rumors.put(key(number), statement(number))
+    assert rumors.put(of_itself(10), statement(10))
+    assert rumors.put(of_itself(11), statement(11))
+    rumors.take([], 10)
+    assert not rumors.put(of_itself(12), statement(12))
+    assert len(rumors) == 7
+    told = [one for _ in range(3) for one in rumors.take([], 10)]
+    assert {statement(number) for number in range(5)} <= set(told)
+    assert statement(12) in told
+
+
+def test_a_full_queue_of_unsent_records_keeps_the_oldest() -> None:
+    rumors = Rumors(10, records_max=3)
+    for number in range(6):
+        rumors.put(of_itself(number), statement(number))
+    assert rumors.take([], 10) == (statement(0), statement(1), statement(5))
+
+
+def test_a_newer_record_of_the_same_site_takes_nobody_elses_place() -> None:
+    rumors = Rumors(10, records_max=2)
+    rumors.put(of_itself(1), statement(1))
+    rumors.put(of_itself(2), statement(2))
+    assert rumors.put(of_itself(1), statement(3))
+    assert len(rumors) == 2

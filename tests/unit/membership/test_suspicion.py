@@ -29,26 +29,33 @@ def test_evidence_is_bounded() -> None:
 
 
 def test_with_too_few_accusers_the_time_is_for_looking_not_for_dying() -> None:
-    assert suspicion("a", "c").deadline(SETTINGS, 3, 20) == 100.0 + SETTINGS.confirm_after_s
+    assert suspicion("a", "c").deadline(SETTINGS, 3, FLOOR_S) == 100.0 + SETTINGS.confirm_after_s
 
 
 def test_enough_accusers_leave_the_time_to_refute() -> None:
-    assert suspicion("a", "c", "d").deadline(SETTINGS, 3, 20) == 100.0 + FLOOR_S
+    assert suspicion("a", "c", "d").deadline(SETTINGS, 3, FLOOR_S) == 100.0 + FLOOR_S
 
 
 def test_two_refused_ports_shorten_the_time() -> None:
-    one = suspicion("a", "c", "d", refused=1).deadline(SETTINGS, 3, 20)
-    two = suspicion("a", "c", "d", refused=2).deadline(SETTINGS, 3, 20)
+    one = suspicion("a", "c", "d", refused=1).deadline(SETTINGS, 3, FLOOR_S)
+    two = suspicion("a", "c", "d", refused=2).deadline(SETTINGS, 3, FLOOR_S)
     assert one == 100.0 + FLOOR_S
     assert two == 100.0 + SETTINGS.refused_suspicion_s
 
 
 def test_in_a_cluster_of_two_one_refusal_is_enough() -> None:
-    deadline = suspicion("a", refused=1).deadline(SETTINGS, 1, 2)
+    deadline = suspicion("a", refused=1).deadline(SETTINGS, 1, FLOOR_S)
     assert deadline == 100.0 + SETTINGS.refused_suspicion_s
 
 
 def test_a_held_suspect_gets_no_verdict_before_its_time() -> None:
     held = suspicion("a", "c", "d")
     held.held_until = 200.0
-    assert held.deadline(SETTINGS, 3, 20) == 200.0
+    assert held.deadline(SETTINGS, 3, FLOOR_S) == 200.0
+
+
+def test_what_a_revoked_accuser_said_counts_no_longer() -> None:
+    one = suspicion("a", "c", "d", refused=2)
+    one.discount([site("a"), site("z")])
+    assert site("a") not in one.accusers
+    assert one.refusals() == sum(evidence.is_refused for evidence in one.accusers.values())

@@ -37,6 +37,24 @@ def test_introduced_members_are_alive_remembered_and_synced_with_at_once() -> No
     assert [e.reason for e in one.made(SyncWith)] == ["join"]
 
 
+def test_whoever_calls_is_news_to_others_even_before_this_site_has_joined() -> None:
+    for is_caller in (False, True):
+        one = OneSite("")
+        one.step(Introduced((signed(record("a")),), is_by_sync=True))
+        one.step(Introduced((signed(record("b")),), is_by_sync=True, is_caller=is_caller))
+        one.run(0.25)
+        assert (record("b") in one.told()) == is_caller
+
+
+def test_members_that_a_sync_brings_are_not_each_called_back() -> None:
+    one = OneSite("")
+    for name in "abcd":
+        one.step(Introduced((signed(record(name)),), is_by_sync=True))
+    assert one.made(SyncWith) == []
+    one.run(0.6)
+    assert [e.reason for e in one.made(SyncWith)] == ["join"]
+
+
 def test_a_ping_is_answered_with_its_number() -> None:
     one = OneSite()
     effects = one.step(Heard(site("a"), Ping(77)))
@@ -158,6 +176,7 @@ def test_an_unknown_member_is_asked_for_at_whoever_spoke_of_it() -> None:
     one.run(6)
     one.effects.clear()
     one.hear("b", record("x"))
+    one.run(0.15)
     assert [(e.site, e.reason) for e in one.made(SyncWith)] == [(site("b"), "unknown member")]
     one.hear("b", record("x"))
     assert len(one.made(SyncWith)) == 1

@@ -21,7 +21,7 @@ def test_one_target_is_not_asked_twice_at_once_nor_too_often() -> None:
     bench = Bench()
     assert bench.plan.want(A, "r", 0.0)
     assert not bench.plan.want(A, "r", 10.0)
-    bench.plan.ended(A, succeeded=True)
+    bench.plan.ended(A, succeeded=True, now=0.0)
     assert not bench.plan.want(A, "r", SETTINGS.sync_spacing_s - 0.1)
     assert bench.plan.want(A, "r", SETTINGS.sync_spacing_s + 0.1)
 
@@ -47,29 +47,70 @@ def test_until_the_first_success_a_sync_is_tried_every_second_or_so() -> None:
     for _ in range(5):
         bench.plan.run_periodic((A, B, C), 4, now)
         for target, _ in bench.asked:
-            bench.plan.ended(target, succeeded=False)
+            bench.plan.ended(target, succeeded=False, now=now)
         now += 1.25
     assert [reason for _, reason in bench.asked].count("join") >= 4
 
 
 def test_afterwards_syncs_are_periodic() -> None:
     bench = Bench()
-    bench.plan.ended(A, succeeded=True)
+    bench.plan.ended(A, succeeded=True, now=0.0)
     for second in range(61):
         bench.plan.run_periodic((A, B), 3, float(second))
         for target, _ in bench.asked:
-            bench.plan.ended(target, succeeded=True)
+            bench.plan.ended(target, succeeded=True, now=float(second))
     assert 4 <= len(bench.asked) <= 6
     assert {reason for _, reason in bench.asked} == {"periodic"}
 
 
+def test_the_first_success_is_the_join_and_a_repairing_sync_follows_soon() -> None:
+    bench = Bench()
+    bench.plan.ended(A, succeeded=True, now=0.0)
+    bench.plan.run_periodic((A, B), 3, 0.7)
+    assert bench.asked == []
+    bench.plan.run_periodic((A, B), 3, 2.5)
+    assert [reason for _, reason in bench.asked] == ["periodic"]
+
+
+def test_a_greeted_site_leaves_its_own_join_until_greetings_had_time_to_end() -> None:
+    bench = Bench()
+    bench.plan.met(1.0)
+    bench.plan.met(1.1)
+    bench.plan.run_periodic((A, B), 3, 1.25)
+    assert bench.asked == []
+    bench.plan.run_periodic((A, B), 3, 1.6)
+    assert [reason for _, reason in bench.asked] == ["join"]
+
+
+def test_members_of_the_peer_book_are_asked_at_once() -> None:
+    bench = Bench()
+    bench.plan.met(1.0)
+    bench.plan.hasten(1.0)
+    bench.plan.run_periodic((A, B), 3, 1.0)
+    assert [reason for _, reason in bench.asked] == ["join"]
+
+
+def test_word_of_many_unknown_members_makes_one_sync() -> None:
+    bench = Bench()
+    for number in range(50):
+        bench.plan.look_up((A, B)[number % 2], 0.0)
+    assert bench.asked == []
+    bench.plan.run_look_up(0.02)
+    assert bench.asked == [(B, "unknown member")]
+    bench.plan.look_up(A, 0.03)
+    bench.plan.run_look_up(0.09)
+    assert len(bench.asked) == 1
+    bench.plan.run_look_up(0.13)
+    assert bench.asked[1:] == [(A, "unknown member")]
+
+
 def test_a_healed_cut_brings_one_sync_forward() -> None:
     bench = Bench()
-    bench.plan.ended(A, succeeded=True)
-    bench.plan.run_periodic((A,), 2, 0.0)
-    assert bench.plan.wake_at > 10.0
-    bench.plan.bring_forward(1.0)
-    assert 3.0 <= bench.plan.wake_at <= 5.0
+    bench.plan.ended(A, succeeded=True, now=0.0)
+    bench.plan.run_periodic((A,), 2, 6.0)
+    assert bench.plan.wake_at > 16.0
+    bench.plan.bring_forward(7.0)
+    assert 9.0 <= bench.plan.wake_at <= 11.0
 
 
 def test_a_differing_catalog_is_synced_soon_and_then_ever_more_slowly() -> None:
@@ -82,7 +123,7 @@ def test_a_differing_catalog_is_synced_soon_and_then_ever_more_slowly() -> None:
         bench.plan.run_catalog(lambda: [A], now)
         if len(bench.asked) > before:
             times.append(now)
-            bench.plan.ended(A, succeeded=True)
+            bench.plan.ended(A, succeeded=True, now=now)
         now += 0.05
     assert times[0] <= 0.1
     gaps = [late - early for early, late in itertools.pairwise(times)]

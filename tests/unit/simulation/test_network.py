@@ -82,6 +82,6 @@ def test_ties_are_broken_by_insertion() -> None:
     net, _ = network()
     order: list[int] = []
     for number in range(5):
-        net.call_at(1.0, lambda number=number: order.append(number))  # type: ignore[misc]
+        net.call_at(1.0, lambda number=number: order.append(number))
     net.run_until(1.0)
     assert order == [0, 1, 2, 3, 4]

@@ -1,6 +1,7 @@
 """Models at one site: fetched, loaded, refused, quarantined, retried."""
 
 from agent.foundation.ids import Digest
+from agent.foundation.writes import Delete
 from agent.site.events import LoadModel, Noted, Persist, UnloadModel
 from agent.site.shelf import CRASHES_MAX, Shelf
 from agent.wire.documents import ModelVersion
@@ -87,3 +88,28 @@ def test_what_is_no_longer_wanted_is_unloaded_even_if_it_became_ready_meanwhile(
     assert place.shelf.want([], 1) == [UnloadModel(KEY)]
     assert place.shelf.ready(KEY, ("CPU",), "{}", 5) == [UnloadModel(KEY)]
     assert place.shelf.failed(KEY, "x", is_crash=True) == []
+
+
+def test_a_quarantined_model_that_is_released_is_tried_again_and_its_crashes_are_forgotten() -> (
+    None
+):
+    place = Place({KEY: CRASHES_MAX})
+    place.held.add(version().manifest)
+    place.shelf.worker_up(0)
+    assert place.shelf.want([version()], 0) == []
+    assert "atoll model release m:1" in place.shelf.items[KEY].reason
+    assert place.shelf.release(KEY, 1) == [
+        Persist((Delete("models", (KEY,)),)),
+        LoadModel(KEY, version()),
+    ]
+    for _ in range(CRASHES_MAX - 1):
+        place.shelf.failed(KEY, "killed", is_crash=True)
+        assert place.shelf.advance(2) == [LoadModel(KEY, version())]
+
+
+def test_releasing_a_model_that_is_well_or_unknown_changes_nothing() -> None:
+    place = loading()
+    place.shelf.ready(KEY, ("CPUExecutionProvider",), "{}", 5)
+    assert place.shelf.release(KEY, 1) == []
+    assert place.shelf.items[KEY].stage == "ready"
+    assert place.shelf.release(b"unknown!", 1) == []

@@ -14,8 +14,11 @@ from sites_of_one_cluster import (
 )
 
 from agent.foundation.ids import SiteId
+from agent.membership.coordinates import Coordinate
+from agent.membership.events import RememberPlace
 from agent.site.events import Answer, Ask, BlobStored, CallReceived, LeaveRequested, WallClock
 from agent.site.exchange import DOCUMENTS_PER_MESSAGE_MAX
+from agent.site.stored import COORDINATE_KEY
 from agent.wire.mesh import Ballot, Declined, Have, HaveReply, Prepare, Promise, Push, SyncRequest
 
 
@@ -245,3 +248,16 @@ def test_a_site_that_leaves_says_so(world: World) -> None:
     world.feed(one, LeaveRequested())
     world.run(2)
     assert other.site.swim.members()[one.site.me].state == "left"
+
+
+def test_a_site_keeps_its_place_over_a_restart(world: World) -> None:
+    one, other = pair(world)
+    lies = Coordinate((0.01, 0.02, 0.0, 0.0), 0.001, 0.0, 0.2).pack()
+    one.site.swim._out.append(RememberPlace(lies))
+    world.run(2)
+    kept = [put.row for put in one.persisted if put.table == "meta"]
+    assert kept == [{"key": COORDINATE_KEY, "value": lies}]
+    again = world.add(stored=replace(remembered(one), coordinate=lies), again=one)
+    assert again.site.swim.record.coordinate == lies
+    world.run(10)
+    assert other.site.swim.members()[one.site.me].record.coordinate == lies

@@ -10,11 +10,11 @@ from agent.wire.schema import Tagged
 
 CALLS = [
     "SyncRequest", "Push", "Prepare", "Accept", "Read", "Notice", "Offer", "Withdraw", "Keep",
-    "Watch", "Have",
+    "Watch", "Have", "IssuerKeyWanted",
 ]  # fmt: skip
 REPLIES = [
     "SyncReply", "Done", "Declined", "Promise", "Accepted", "Conflict", "ReadReply", "NoticeReply",
-    "OfferReply", "HaveReply",
+    "OfferReply", "HaveReply", "IssuerKeyOffer",
 ]  # fmt: skip
 
 

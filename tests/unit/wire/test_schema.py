@@ -6,7 +6,7 @@ import msgpack
 import pytest
 
 from agent.foundation.errors import Malformed
-from agent.wire.schema import AtMost, Length, Range, Tagged, pack, unpack
+from agent.wire.schema import AtMost, Length, Range, Tagged, omitted, pack, unpack
 
 Id = NewType("Id", bytes)
 
@@ -140,3 +140,68 @@ def test_a_tagged_union_tells_its_members_apart() -> None:
 def test_an_unknown_tag_is_malformed(plain_form: object) -> None:
     with pytest.raises(Malformed):
         Tagged({1: Point}).unpack(msgpack.packb(plain_form))
+
+
+@dataclass(frozen=True, slots=True)
+class One:
+    many: tuple[Point | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    one: One
+    pairs: tuple[tuple[Annotated[str, AtMost(3)], Colour], ...]
+    colour: Colour | None = None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        One((Point(1), None)),
+        Nothing(),
+        Nested(One(()), (("a", Colour.RED),), Colour.BLUE),
+        Nested(One((None,)), ()),
+    ],
+    ids=str,
+)
+def test_messages_of_few_fields_and_of_nested_ones_survive_the_journey(message: object) -> None:
+    assert unpack(type(message), pack(message)) == message
+
+
+def test_what_a_newer_sender_appends_may_not_nest_too_deep() -> None:
+    deep: object = 1
+    for _ in range(20):
+        deep = [deep]
+    assert unpack(Point, msgpack.packb([3, 1.0, [[1]]])) == Point(3, 1.0)
+    with pytest.raises(Malformed, match="nest"):
+        unpack(Point, msgpack.packb([3, 1.0, deep]))
+
+
+def test_a_truth_value_is_no_tag() -> None:
+    with pytest.raises(Malformed):
+        Tagged({1: Point}).unpack(msgpack.packb([True, [1]]))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    x: int
+    place: Annotated[bytes, AtMost(4)] = omitted(b"")
+    mark: int = omitted(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    x: int
+
+
+def test_an_omitted_field_costs_no_byte_while_it_has_its_default() -> None:
+    assert pack(Told(5)) == pack(Untold(5))
+    assert unpack(Told, pack(Untold(5))) == Told(5)
+    for told in (Told(5, b"ab"), Told(5, b"", 7), Told(5, b"ab", 7)):
+        assert unpack(Told, pack(told)) == told
+        assert unpack(Untold, pack(told)) == Untold(5)

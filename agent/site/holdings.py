@@ -1,0 +1,131 @@
+"""What this site holds for others and serves: blobs with their labels, models on the shelf.
+
+It follows the catalog and the jobs: what they want here is fetched, loaded and announced; what nobody
+wants any more is forgotten. A blob's residency label is known before the blob can be asked for.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from random import Random
+
+from agent.catalog.catalog import Catalog
+from agent.federation import events as job
+from agent.foundation.ids import Digest, SiteId
+from agent.identity.claims import Claims
+from agent.identity.registry import Roll
+from agent.membership.events import LocalChanged
+from agent.membership.swim import Swim
+from agent.routing.policy import is_within
+from agent.site.events import FetchBlob, GatewayChanged, SiteEffect
+from agent.site.shelf import Shelf
+from agent.site.versions import Versions
+from agent.site.workshop import Workshop
+from agent.wire.documents import ModelVersion
+from agent.wire.inside import model_key
+from agent.wire.limits import SERVING_PER_RECORD_MAX
+from agent.wire.records import Served
+
+SOURCES_MAX = 16
+"""Sites asked for one blob; rarely are more than a few needed, and all are tried in the end."""
+
+
+class Holdings:
+    """Blobs, labels, shelf and versions of one site."""
+
+    def __init__(
+        self,
+        *,
+        claims: Claims,
+        catalog: Catalog,
+        swim: Swim,
+        roll: Roll,
+        workshop: Workshop,
+        held: set[Digest],
+        crashes: Mapping[bytes, int],
+        rng: Random,
+        emit: Callable[[SiteEffect], None],
+        tell: Callable[[LocalChanged, float], None],
+    ) -> None:
+        """``emit`` takes effects in order; ``tell`` changes this site's record."""
+        self._catalog, self._swim, self._roll, self._workshop = catalog, swim, roll, workshop
+        self._rng, self._emit, self._tell = rng, emit, tell
+        self.held = held
+        self.labels: dict[Digest, tuple[str, ...]] = {}
+        self.shelf = Shelf(held.__contains__, self._fetch_model, dict(crashes))
+        self.versions = Versions(claims, catalog, workshop, self.shelf, swim)
+
+    # --- what is wanted --------------------------------------------------------------------------
+    def wanted_changed(self, now: float) -> None:
+        """The catalog, a job's end or another site's shelf changes what is to be served here."""
+        versions = self.versions.wanted()
+        for version in versions:
+            self.labels[version.manifest] = version.residency
+        for body in self._catalog.of_kind(ModelVersion):
+            if body.manifest in self.held:
+                self.labels[body.manifest] = body.residency
+        for effect in self.shelf.want(versions, now):
+            self._emit(effect)
+        self.serving_changed(now)
+
+    def serving_changed(self, now: float) -> None:
+        """Announce what is ready and what is refused here."""
+        items = sorted(self.shelf.items.items())
+        serving = [Served(key, item.service_us) for key, item in items if item.stage == "ready"]
+        serving += [Served(key, 0, True) for key, item in items if item.stage == "refused"]
+        self._tell(LocalChanged(serving=tuple(serving[:SERVING_PER_RECORD_MAX])), now)
+        self._emit(GatewayChanged())
+
+    def measured(self, load: float, service_us: Mapping[bytes, int], now: float) -> None:
+        """Inference says how busy it is and how long its models run."""
+        for key, item in self.shelf.items.items():
+            item.service_us = service_us.get(key, item.service_us)
+        self._tell(LocalChanged(load=load), now)
+
+    # --- blobs -----------------------------------------------------------------------------------
+    def fetch(self, digest: Digest, sites: Collection[SiteId]) -> None:
+        """Fetch from those of ``sites`` that are known, in their order."""
+        members = self._swim.members()
+        sources = tuple((site, members[site].record.endpoint) for site in sites if site in members)
+        self._emit(FetchBlob(digest, sources[:SOURCES_MAX]))
+
+    def stored(self, digest: Digest, now: float) -> None:
+        """A blob is complete here: label it, and move on whatever waited for it."""
+        self.held.add(digest)
+        for version in self._catalog.of_kind(ModelVersion):
+            if version.manifest == digest:
+                self.labels[digest] = version.residency
+        if (residency := self.labels.get(digest)) is not None:
+            self._emit(job.Label(digest, residency))
+        for effect in self.shelf.advance(now):
+            self._emit(effect)
+        self._emit(GatewayChanged())
+
+    def label(self, effect: job.Label) -> None:
+        """A job says where a blob may go."""
+        self.labels[effect.digest] = effect.residency
+        if effect.digest in self.held:  # told at once: an offer of it may follow
+            self._emit(effect)
+
+    def forget(self, digest: Digest) -> None:
+        """Remove a job's blob, unless a model or another job needs the same bytes."""
+        if any(machine.needs(digest) for machine in self._workshop.machines.values()):
+            return
+        wanted = {item.version.manifest for item in self.shelf.items.values()}
+        if digest not in wanted and all(
+            version.manifest != digest for version in self._catalog.of_kind(ModelVersion)
+        ):
+            self.held.discard(digest)
+            self.labels.pop(digest, None)
+            self._emit(job.ForgetBlob(digest))
+
+    def _fetch_model(self, version: ModelVersion) -> None:
+        """Ask those who serve it first, then everyone the label allows, in random order."""
+        key = model_key(version.name, version.version)
+        members = [m for m in self._swim.members().values() if m.state == "alive"]
+        self._rng.shuffle(members)
+        members.sort(key=lambda m: all(served.key != key for served in m.record.serving))
+        sites = [m.site for m in members if self._is_allowed(version.residency, m.site)]
+        self.fetch(version.manifest, sites)
+
+    def _is_allowed(self, residency: tuple[str, ...], site: SiteId) -> bool:
+        identity = self._roll.get(site)
+        return identity is not None and is_within(identity.claims.jurisdiction, residency)

@@ -1,0 +1,373 @@
+"""This site's relations to the others: who is a member, what they say, and who must go.
+
+Membership, discovery, state sync and the trust log meet here. A hint is greeted, a greeting is a state
+sync, a sync brings records, passports, documents and entries of the trust log; whoever the log or a
+successor's certificate expels is forgotten everywhere at once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from random import Random
+from typing import Protocol, assert_never
+
+from agent.catalog.catalog import Catalog
+from agent.catalog.clock import HybridClock
+from agent.foundation.errors import Malformed
+from agent.foundation.ids import SiteId
+from agent.foundation.machine import Woke
+from agent.foundation.notary import Notary
+from agent.foundation.writes import Put, Scalar, Write
+from agent.identity.certificates import Identity
+from agent.identity.registry import Roll
+from agent.identity.trust import TrustLog
+from agent.membership import events as swim_events
+from agent.membership.member import Member
+from agent.membership.settings import Settings as SwimSettings
+from agent.membership.swim import Swim
+from agent.site.arrivals import Arrivals
+from agent.site.causes import Cause
+from agent.site.discovery import Discovery
+from agent.site.duplicates import COPIED, Duplicates
+from agent.site.events import (
+    Answer,
+    CallEnded,
+    GatewayChanged,
+    IsolationChanged,
+    MeshLeft,
+    Noted,
+    Persist,
+    SiteEffect,
+    TrustChanged,
+)
+from agent.site.exchange import Exchange
+from agent.site.paths import Paths
+from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY
+from agent.wire.documents import Document
+from agent.wire.limits import RUMOR_BYTES_MAX
+from agent.wire.mesh import (
+    Call,
+    Declined,
+    Done,
+    Introduction,
+    Push,
+    SyncReply,
+    SyncRequest,
+    TrustHeads,
+)
+from agent.wire.records import STATEMENTS, Endpoint, Passport, SiteRecord
+from agent.wire.schema import pack
+
+SYNC_TIMEOUT_S = 10.0
+WITNESSES = 2
+"""Members who are shown the record of a copy that leaves, so that they can name the duplicate."""
+
+Then = Callable[[CallEnded, float], None]
+
+
+class Home(Protocol):
+    """The rest of the site, as far as these relations concern it."""
+
+    def emit(self, effect: SiteEffect) -> None:
+        """Have an effect carried out, after those before it."""
+
+    def ask(
+        self, site: SiteId | None, endpoint: Endpoint, message: Call, timeout_s: float, then: Then
+    ) -> None:
+        """Call a site (None: whoever is there) and go on with ``then``."""
+
+    def take_documents(self, documents: tuple[Document, ...], now: float) -> list[str]:
+        """Merge documents; why each was refused, empty if it was taken."""
+
+    def catalog_changed(self, now: float) -> None:
+        """Announce catalog and trust log as they are now."""
+
+    def members_moved(self, now: float) -> None:
+        """Somebody came, went or fell silent."""
+
+    def shelves_moved(self, now: float) -> None:
+        """Another site's record is new."""
+
+    def bar(self, reason: str) -> None:
+        """Never vote again with this identity."""
+
+    def wall_s(self, now: float) -> float:
+        """Unix time."""
+
+
+class Relations:
+    """Membership, discovery and exchange of one site."""
+
+    def __init__(
+        self,
+        *,
+        home: Home,
+        record: SiteRecord,
+        identity: Identity,
+        passport: Passport,
+        notary: Notary,
+        settings: SwimSettings,
+        roll: Roll,
+        trust: TrustLog,
+        catalog: Catalog,
+        clock: HybridClock,
+        rng: Random,
+        now: float,
+    ) -> None:
+        """``record`` is this site's first one of this boot."""
+        self.me = me = record.site
+        self._home, self._rng, self._roll = home, rng, roll
+        self.duplicates = Duplicates(me, record.boot_epoch, record.mark)
+        self.swim = Swim(record=record, notary=notary, settings=settings, rng=rng, now=now)
+        self.discovery, self.paths, self.arrivals = Discovery(rng), Paths(), Arrivals()
+        self.exchange = Exchange(me, passport, roll, self.swim, catalog, clock, trust)
+        self.exchange.recertified(passport, identity)
+        roll.learn_retired(identity)
+        self.is_isolated = False
+        self._syncing: set[tuple[str, int]] = set()
+
+    def wake_at(self) -> float:
+        """The earliest thing put off."""
+        return min(self.swim.wake_at(), self.discovery.wake_at(), self.arrivals.due_at)
+
+    def woke(self, now: float) -> None:
+        """Do what is due."""
+        if now >= self.swim.wake_at():
+            self.step(Woke(), now)
+        for call, sender, request in self.arrivals.take(now):
+            self._answer_sync(call, sender, request)
+        self.greet(now)
+
+    def _emit(self, effect: SiteEffect) -> None:
+        self._home.emit(effect)
+
+    def _emit_all(self, effects: Iterable[SiteEffect]) -> None:
+        for effect in effects:
+            self._home.emit(effect)
+
+    # --- calls from members ----------------------------------------------------------------------
+    def asked(self, call: int, sender: SiteId, request: SyncRequest, now: float) -> None:
+        """A member asks for a state sync; the first time it waits a moment for others that come."""
+        self.learn_trust((), request.trust, now)
+        caller = record_of(request.me)
+        if caller is not None and caller.site == sender:
+            self.watch_for_double(caller, now, is_live=True)
+        is_new = sender not in self.swim.members()
+        self.introduce((request.me,), now, is_caller=True)
+        if is_new:
+            self.arrivals.add(call, sender, request, now)
+        else:
+            self._answer_sync(call, sender, request)
+
+    def pushed(self, push: Push, now: float) -> None:
+        """A member brings what this site said it lacks."""
+        self.learn_trust(push.trust_entries, None, now)
+        self.introduce(push.members, now)
+        self._home.take_documents(push.documents, now)
+
+    def _answer_sync(self, call: int, sender: SiteId, request: SyncRequest) -> None:
+        self._emit(Answer(call, self.exchange.answer(request, sender)))
+
+    # --- membership ------------------------------------------------------------------------------
+    def step(self, event: swim_events.SwimEvent, now: float) -> None:  # noqa: C901, PLR0912 - one case an effect
+        """Give membership an event, and do what it asks for."""
+        has_moved = has_record = False
+        for effect in self.swim.step(event, now):
+            match effect:
+                case swim_events.SendGossip():
+                    self._emit(effect)
+                case swim_events.SyncWith(site, endpoint, _):
+                    self._sync(site, endpoint)
+                case swim_events.RememberPlace(coordinate):
+                    row: dict[str, Scalar] = {"key": COORDINATE_KEY, "value": coordinate}
+                    self._emit(Persist((Put("meta", row),)))
+                case swim_events.RememberPeer(site, signed):
+                    self._remember(site, signed.body, signed.signature)
+                case swim_events.MemberChanged(site, before, after):
+                    has_moved = True
+                    name = self._name(site)
+                    was = "" if before is None else f" (was {before})"
+                    self._emit(Noted(f"{name} is {after}{was}", after == "dead"))
+                case swim_events.RecordChanged(site, record):
+                    has_record = has_record or site != self.me
+                    self.watch_for_double(record, now, is_live=False)
+                    self._emit(GatewayChanged())
+                case swim_events.IsolationChanged(is_isolated):
+                    self.is_isolated = is_isolated
+                    self._emit(IsolationChanged(is_isolated))
+                case swim_events.IdentityCloned(_, record):
+                    if record is not None:
+                        self._cloned(record, now, is_live=False)
+                case _:
+                    assert_never(effect)
+        if has_moved:
+            self._emit(GatewayChanged())
+            self._home.members_moved(now)
+        if has_record:
+            self._home.shelves_moved(now)
+
+    def watch_for_double(self, record: SiteRecord, now: float, *, is_live: bool) -> None:
+        """Look whether two processes use one key; ``is_live``: its owner itself shows the record."""
+        if record.site == self.me and is_live:
+            self._cloned(record, now, is_live=True)
+        elif text := self.duplicates.saw(record, now):
+            self._emit(Noted(f"{text} ({self._name(record.site)})", is_warning=True))
+
+    def _some_alive(self, most: int) -> list[Member]:
+        alive = [one for one in self.swim.members().values() if one.state == "alive"]
+        return self._rng.sample(alive, min(most, len(alive)))
+
+    def _cloned(self, record: SiteRecord, now: float, *, is_live: bool) -> None:
+        """Another process made a record with this site's key: never vote again; perhaps leave."""
+        verdict = self.duplicates.own(record, now, self.swim.record.endpoint, is_live=is_live)
+        if verdict is None:
+            return
+        if verdict.is_news:
+            day = datetime.fromtimestamp(self._home.wall_s(now), UTC).date()
+            row = {"key": VOTING_BARRED_KEY, "value": f"{self.me.hex()} {day} {COPIED}"}
+            self._emit_all([Persist((Put("meta", row),)), Noted(verdict.text, is_warning=True)])
+            self._home.bar(verdict.text)
+        if verdict.call is not None:
+            self._sync(self.me, verdict.call)
+        if verdict.must_leave:
+            for member in self._some_alive(WITNESSES):
+                self._sync(member.site, member.record.endpoint)
+            self._emit_all([MeshLeft(verdict.text), GatewayChanged()])
+
+    def _remember(self, site: SiteId, record: bytes, signature: bytes) -> None:
+        passport = self._roll.passport(site)
+        if passport is not None:
+            row: dict[str, Scalar] = {
+                "site": site, "record": record, "signature": signature,
+                "passport": pack(passport), "seen_at": 0.0,
+            }  # fmt: skip
+            self._emit(Persist((Put("peers", row),)))
+
+    def introduce(
+        self,
+        introductions: Sequence[Introduction],
+        now: float,
+        *,
+        is_from_book: bool = False,
+        is_caller: bool = False,
+    ) -> None:
+        """Admit whoever proves itself, and take its record."""
+        admitted = self.exchange.admit(tuple(introductions), self._home.wall_s(now))
+        if admitted:
+            records = tuple(one.record for one in admitted)
+            self.step(
+                swim_events.Introduced(records, is_from_book, not is_from_book, is_caller), now
+            )
+        self._passports_changed(now)
+
+    def _passports_changed(self, now: float) -> None:
+        """Write renewed passports into the peer book, and forget those whose place another took."""
+        members = self.swim.members()
+        for site in self._roll.take_renewed():
+            member = members.get(site)
+            if member is not None and member.signed is not None:
+                self._remember(site, member.signed.body, member.signed.signature)
+        if not self._roll.retired().isdisjoint(members):
+            gone, effects = self.exchange.expelled(())
+            self._emit_all([*effects, GatewayChanged()])
+            self.step(swim_events.Revoked(gone), now)
+            self._home.members_moved(now)
+
+    def _name(self, site: SiteId) -> str:
+        identity = self._roll.get(site)
+        return identity.claims.name if identity is not None else site.hex()[:8]
+
+    # --- discovery and state sync ----------------------------------------------------------------
+    def greet(self, now: float) -> None:
+        """Sync with whoever is at the addresses that hints name."""
+        if now < self.discovery.wake_at():
+            return  # this runs at every wake-up, and what follows looks at every member
+        met = {
+            (member.record.endpoint.host, member.record.endpoint.mesh_port)
+            for member in self.swim.members().values()
+            if member.state == "alive"
+        }
+        mine = self.swim.record.endpoint
+        met.add((mine.host, mine.mesh_port))
+        known = {site for site, member in self.swim.members().items() if member.state == "alive"}
+        for hint in self.discovery.due(now, met, known | {self.me}):
+            self._sync(None, hint.endpoint, hint.timeout_s)
+
+    def _sync(
+        self, site: SiteId | None, endpoint: Endpoint, timeout_s: float = SYNC_TIMEOUT_S
+    ) -> None:
+        def answered(ended: CallEnded, at: float) -> None:
+            who, reply, error = ended.site, ended.reply, ended.error
+            if isinstance(reply, SyncReply):
+                self._synced(who, endpoint, reply, at)
+            elif not error:
+                error = reply.reason if isinstance(reply, Declined) else "no answer"
+            self._syncing.discard(where)
+            self.discovery.ended(endpoint, error, who, at, cause=ended.cause, is_me=who == self.me)
+            if site is None:
+                self.greet(at)  # the next of those that waited for this one
+            target = who if who is not None else site
+            if target is not None:
+                self.paths.called(target, at, ended.cause if error else Cause.ANSWERED, error)
+            if target is not None and target != self.me:
+                self.step(swim_events.SyncEnded(target, not error), at)
+
+        where = (endpoint.host, endpoint.mesh_port)
+        self._syncing.add(where)
+        self._home.ask(site, endpoint, self.exchange.request(), timeout_s, answered)
+
+    def _synced(self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, now: float) -> None:
+        """Apply the answer, push what is lacking there, and go on while either side has more."""
+        has_learned = self.learn_trust(reply.trust_entries, reply.trust, now)
+        push, is_all_pushed = self.exchange.push(reply, who)
+        self.introduce(reply.members, now)
+        errors = self._home.take_documents(reply.documents, now)
+        is_useful = bool(has_learned or reply.members or errors.count("") or push is not None)
+        has_more = is_useful and (reply.has_more or not is_all_pushed)
+        if push is None or who is None:
+            if has_more:
+                self._sync(who, endpoint)
+            return
+
+        def pushed(ended: CallEnded, _: float) -> None:
+            if has_more and isinstance(ended.reply, Done):
+                self._sync(who, endpoint)
+
+        self._home.ask(who, endpoint, push, SYNC_TIMEOUT_S, pushed)
+
+    def learn_from(self, site: SiteId) -> None:
+        """It knows documents that this site lacks; asked once at a time, however often it calls."""
+        member = self.swim.members().get(site)
+        if member is None:
+            return
+        endpoint = member.record.endpoint
+        if (endpoint.host, endpoint.mesh_port) not in self._syncing:
+            self._sync(site, endpoint)
+
+    # --- the trust log ---------------------------------------------------------------------------
+    def learn_trust(self, entries: Sequence[bytes], theirs: TrustHeads | None, now: float) -> bool:
+        """Take entries from a member whose log is ``theirs``; whether any was new."""
+        writes = self.exchange.learn(entries)
+        self.trust_changed(writes, now)
+        self._emit_all(self.exchange.confirmed(theirs))
+        return bool(writes)
+
+    def trust_changed(self, writes: Sequence[Write], now: float) -> None:
+        """What the log's growth means here, all at once; durable before anybody hears of it."""
+        if not writes:
+            return
+        gone, effects = self.exchange.expelled(writes)
+        self._emit_all(effects)
+        if gone:
+            self.step(swim_events.Revoked(gone), now)
+            self._home.members_moved(now)
+        self._home.catalog_changed(now)
+        self._emit_all([TrustChanged(), GatewayChanged()])
+
+
+def record_of(introduction: Introduction) -> SiteRecord | None:
+    """The record in an introduction, unchecked; None if it does not decode."""
+    try:
+        statement = STATEMENTS.unpack(introduction.record.body, RUMOR_BYTES_MAX)
+    except Malformed:
+        return None
+    return statement if isinstance(statement, SiteRecord) else None
