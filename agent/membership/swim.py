@@ -542,3 +542,4 @@ class Swim:
             self._own.refute(self._own.record.sequence, now)
             self._post.spread_own()
             self._post.burst(self._rng)
+            self._syncs.bring_forward(now)  # what was told meanwhile is not told again

@@ -235,6 +235,8 @@ class Testimony:
             self._detector.health.note(1)
             self._own.refute(accusation.incarnation, now)
             self._post.spread_own()
+            # Who was not heard may not have heard either (a host that slept, clock and all).
+            self._syncs.bring_forward(now)
             is_first = True
         peer = None if sender is None else self._roster.get(sender)
         if peer is not None and (is_first or now - peer.told_at >= TELL_AGAIN_S):

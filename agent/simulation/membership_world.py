@@ -34,8 +34,10 @@ from agent.membership.swim import Swim
 from agent.membership.testimony import read_statement
 from agent.simulation.membership_checks import MembershipChecks
 from agent.simulation.network import Faults, Network
+from agent.site.arrivals import Arrivals
 from agent.wire.gossip import GOSSIP, GossipMessage
 from agent.wire.limits import PACKET_BYTES_MAX
+from agent.wire.mesh import MemberHead
 from agent.wire.records import Accusation, Endpoint, Signed, SiteRecord
 
 ENVELOPE_BYTES = 37
@@ -79,6 +81,7 @@ class Site:
     swim: Swim | None = None
     boot_epoch: int = 0
     wake: float = NEVER
+    arrivals: Arrivals[tuple[MemberHead, ...]] = field(default_factory=Arrivals)
     bytes_sent: int = 0
     packets_sent: int = 0
     is_isolated: bool = False
@@ -401,9 +404,29 @@ class MembershipWorld:
         heads = site.swim.heads()
         site.known.add(other.id)
         other.known.add(site.id)
+        is_new = site.id not in other.swim.members()
+        self._introduce(other, ((site.id, site.swim.signed),), is_caller=True)
+        if not is_new:
+            self._answer_sync(site, other, boot, heads)
+            return
+        # As ``site.relations`` does: newcomers that knock together are answered together.
+        other.arrivals.add(boot, site.id, heads, self.now)
+        self.network.call_at(other.arrivals.due_at, lambda: self._answer_arrivals(other))
+
+    def _answer_arrivals(self, other: Site) -> None:
+        for boot, site, heads in other.arrivals.take(self.now):
+            self._answer_sync(self.sites[site], other, boot, heads)
+
+    def _answer_sync(
+        self, site: Site, other: Site, boot: int, heads: tuple[MemberHead, ...]
+    ) -> None:
+        if site.swim is None or site.boot_epoch != boot:
+            return
+        if other.swim is None:
+            self.step(site.id, SyncEnded(other.id, succeeded=False))
+            return
         reply = other.swim.statements_for(site.id, heads)
         wanted = set(other.swim.wanted(heads))
-        self._introduce(other, ((site.id, site.swim.signed),), is_caller=True)
         push = [
             (member.site, member.signed)
             for member in site.swim.members().values()

@@ -7,10 +7,12 @@ answer to a site that was not known before waits until nobody else has knocked f
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
-from agent.wire.mesh import SyncRequest
+
+Request = TypeVar("Request")
 
 QUIET_S = 0.05
 """Several handshakes' time on a slow board; a single newcomer waits this long and does not notice."""
@@ -21,15 +23,15 @@ WAITING_MAX = 256
 
 
 @dataclass(slots=True)
-class Arrivals:
+class Arrivals(Generic[Request]):
     """Requests of newcomers that are not answered yet."""
 
     due_at: float = NEVER
     """When ``take`` wants to be called."""
     _latest_at: float = NEVER
-    _waiting: list[tuple[int, SiteId, SyncRequest]] = field(default_factory=list)
+    _waiting: list[tuple[int, SiteId, Request]] = field(default_factory=list)
 
-    def add(self, call: int, site: SiteId, request: SyncRequest, now: float) -> None:
+    def add(self, call: int, site: SiteId, request: Request, now: float) -> None:
         """Somebody new asks."""
         if not self._waiting:
             self._latest_at = now + WAIT_MAX_S
@@ -37,7 +39,7 @@ class Arrivals:
         is_full = len(self._waiting) >= WAITING_MAX
         self.due_at = now if is_full else min(now + QUIET_S, self._latest_at)
 
-    def take(self, now: float) -> Iterator[tuple[int, SiteId, SyncRequest]]:
+    def take(self, now: float) -> Iterator[tuple[int, SiteId, Request]]:
         """Those to be answered now: all, or nobody yet."""
         if now < self.due_at:
             return iter(())

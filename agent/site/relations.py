@@ -58,6 +58,9 @@ from agent.wire.records import STATEMENTS, Endpoint, Passport, SiteRecord
 from agent.wire.schema import pack
 
 SYNC_TIMEOUT_S = 10.0
+PAGES_MAX = 200
+"""Of one state sync: 10,000 members and as many documents are 158. A member that always has more, or
+has what this site refuses, is asked again at the next sync and not for ever in this one."""
 WITNESSES = 2
 """Members who are shown the record of a copy that leaves, so that they can name the duplicate."""
 
@@ -118,7 +121,8 @@ class Relations:
         self._home, self._rng, self._roll = home, rng, roll
         self.duplicates = Duplicates(me, record.boot_epoch, record.mark)
         self.swim = Swim(record=record, notary=notary, settings=settings, rng=rng, now=now)
-        self.discovery, self.paths, self.arrivals = Discovery(rng), Paths(), Arrivals()
+        self.discovery, self.paths = Discovery(rng), Paths()
+        self.arrivals: Arrivals[SyncRequest] = Arrivals()
         self.exchange = Exchange(me, passport, roll, self.swim, catalog, clock, trust)
         self.exchange.recertified(passport, identity)
         roll.learn_retired(identity)
@@ -249,8 +253,8 @@ class Relations:
         *,
         is_from_book: bool = False,
         is_caller: bool = False,
-    ) -> None:
-        """Admit whoever proves itself, and take its record."""
+    ) -> int:
+        """Admit whoever proves itself, and take its record; how many were admitted."""
         admitted = self.exchange.admit(tuple(introductions), self._home.wall_s(now))
         if admitted:
             records = tuple(one.record for one in admitted)
@@ -258,6 +262,7 @@ class Relations:
                 swim_events.Introduced(records, is_from_book, not is_from_book, is_caller), now
             )
         self._passports_changed(now)
+        return len(admitted)
 
     def _passports_changed(self, now: float) -> None:
         """Write renewed passports into the peer book, and forget those whose place another took."""
@@ -293,12 +298,16 @@ class Relations:
             self._sync(None, hint.endpoint, hint.timeout_s)
 
     def _sync(
-        self, site: SiteId | None, endpoint: Endpoint, timeout_s: float = SYNC_TIMEOUT_S
+        self,
+        site: SiteId | None,
+        endpoint: Endpoint,
+        timeout_s: float = SYNC_TIMEOUT_S,
+        page: int = 0,
     ) -> None:
         def answered(ended: CallEnded, at: float) -> None:
             who, reply, error = ended.site, ended.reply, ended.error
             if isinstance(reply, SyncReply):
-                self._synced(who, endpoint, reply, at)
+                self._synced(who, endpoint, reply, page, at)
             elif not error:
                 error = reply.reason if isinstance(reply, Declined) else "no answer"
             self._syncing.discard(where)
@@ -315,22 +324,24 @@ class Relations:
         self._syncing.add(where)
         self._home.ask(site, endpoint, self.exchange.request(), timeout_s, answered)
 
-    def _synced(self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, now: float) -> None:
+    def _synced(
+        self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, page: int, now: float
+    ) -> None:
         """Apply the answer, push what is lacking there, and go on while either side has more."""
         has_learned = self.learn_trust(reply.trust_entries, reply.trust, now)
         push, is_all_pushed = self.exchange.push(reply, who)
-        self.introduce(reply.members, now)
+        admitted = self.introduce(reply.members, now)
         errors = self._home.take_documents(reply.documents, now)
-        is_useful = bool(has_learned or reply.members or errors.count("") or push is not None)
-        has_more = is_useful and (reply.has_more or not is_all_pushed)
+        is_useful = bool(has_learned or admitted or errors.count("") or push is not None)
+        has_more = is_useful and page < PAGES_MAX and (reply.has_more or not is_all_pushed)
         if push is None or who is None:
             if has_more:
-                self._sync(who, endpoint)
+                self._sync(who, endpoint, page=page + 1)
             return
 
         def pushed(ended: CallEnded, _: float) -> None:
             if has_more and isinstance(ended.reply, Done):
-                self._sync(who, endpoint)
+                self._sync(who, endpoint, page=page + 1)
 
         self._home.ask(who, endpoint, push, SYNC_TIMEOUT_S, pushed)
 

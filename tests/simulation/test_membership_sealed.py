@@ -67,6 +67,22 @@ def test_a_stopped_machine_whose_clock_stood_still_accuses_nobody() -> None:
     assert {verdict.subject for verdict in world.checks.verdicts} <= {ids[0]}
 
 
+@pytest.mark.parametrize("seed", range(20, 24))
+def test_a_machine_that_slept_clock_and_all_hears_what_it_missed_when_it_wakes(seed: int) -> None:
+    """It cannot know by itself that it slept; that others accused it says so."""
+    world, ids = calm(10, seed)
+    world.suspend(ids[0], 12)
+    world.checks.troubled(ids[0], world.now + 30.0)
+    world.network.cut(ids[1:], ids[:1])  # its buffers are full
+    world.run(1.0)
+    world.kill(ids[5], host=True)
+    world.run(10.9)
+    world.network.heal()
+    assert world.swim(ids[1]).members()[ids[5]].state == "dead"
+    world.run(9.0)
+    assert world.swim(ids[0]).members()[ids[5]].state == "dead"
+
+
 def test_addresses_that_change_hands_mislead_nobody() -> None:
     world, ids = calm(8, 4)
     one, other = ids[1], ids[5]

@@ -1,5 +1,8 @@
 """The site and its network: hints, greetings, and what happens when addresses change."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from sites_of_one_cluster import World
 
@@ -7,6 +10,8 @@ from agent.foundation.ids import SiteId
 from agent.site.causes import Cause
 from agent.site.discovery import LOOSE_TIMEOUT_S, TIMEOUT_S
 from agent.site.events import Ask, CallEnded, Discovered, NetworkChanged
+from agent.site.relations import PAGES_MAX
+from agent.wire.mesh import SyncReply, SyncRequest
 from agent.wire.records import Endpoint
 
 NOWHERE = Endpoint("10.77.0.1", 7411, 7412)
@@ -63,3 +68,22 @@ def test_every_call_to_a_member_is_remembered_for_the_way_to_it(world: World) ->
     called = one.site.paths.of(other.site.me)
     assert called is not None
     assert called.cause is Cause.ANSWERED
+
+
+@pytest.mark.parametrize("has_members", [True, False])
+def test_a_member_that_always_has_more_is_not_asked_for_ever(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, has_members: bool
+) -> None:
+    """Whether by a lie, or because it has what this site refuses (expired passports, say)."""
+    one, other = world.add(), world.add()
+    honest = other.site.exchange.answer
+
+    def more(*asked: Any) -> SyncReply:
+        reply = honest(*asked)
+        return replace(reply, members=reply.members if has_members else (), has_more=True)
+
+    monkeypatch.setattr(other.site.exchange, "answer", more)
+    world.meet(one, other)
+    world.run(0.5)
+    asked = [ask for ask in one.asked if isinstance(ask.message, SyncRequest)]
+    assert 1 <= len(asked) <= PAGES_MAX + 2
