@@ -13,6 +13,10 @@ from agent.foundation.machine import NEVER
 from agent.foundation.randomness import Rng
 from agent.membership.settings import Settings
 
+PARTNERS_MAX = 3
+"""Members tried for one periodic sync: one may be in a sync with us already."""
+REPEAT_S = (1.0, 2.0)
+"""After a periodic sync that failed; each costs its partner's timeout first, so this is no loop."""
 REPAIR_JOIN_S = (0.8, 2.5)
 """When the first periodic sync follows the join: it finds whoever joined at the same time and was missed."""
 JOIN_AFTER_MEETING_S = (0.3, 0.6)
@@ -44,6 +48,7 @@ class SyncPlan:
         self._is_brought_forward = False
         self._look_up_at, self._look_up_free_at = NEVER, now
         self._look_up_with: SiteId | None = None
+        self._periodic_with: SiteId | None = None
         self._catalog_at: float | None = None
         self._catalog_delay_s = settings.catalog_spacing_s
         self._catalog_free_at = now
@@ -68,6 +73,11 @@ class SyncPlan:
         """A sync is over; the first that succeeds is the join."""
         if (target := self._targets.get(site)) is not None:
             target.is_open = False
+        if site == self._periodic_with:
+            self._periodic_with = None
+            if not succeeded and self.has_joined:
+                # Somebody else, and soon: who misses a sync misses what rumors left out.
+                self._periodic_at = min(self._periodic_at, now + self._rng.uniform(*REPEAT_S))
         if succeeded and not self.has_joined:
             self.has_joined = True
             self._periodic_at = now + self._rng.uniform(*REPAIR_JOIN_S)
@@ -133,9 +143,11 @@ class SyncPlan:
         self._is_brought_forward = False
         period_s = self._settings.sync_period_s(sites) if self.has_joined else 1.0
         self._periodic_at = now + period_s * self._rng.uniform(0.8, 1.2)
-        if reachable:
-            reason = "periodic" if self.has_joined else "join"
-            self.want(self._rng.choice(reachable), reason, now, spacing_s=1.0)
+        reason = "periodic" if self.has_joined else "join"
+        for site in self._rng.sample(reachable, min(PARTNERS_MAX, len(reachable))):
+            if self.want(site, reason, now, spacing_s=1.0):
+                self._periodic_with = site
+                break
 
     # --- catalog ---------------------------------------------------------------------------------
     def catalog_differs(self, sites: int, now: float) -> None:

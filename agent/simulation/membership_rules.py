@@ -68,7 +68,9 @@ class Bounds:
     """What one site of ten sends of its own accord: 25 packets of gossip (fanout 5 every 0.2 s),
     probes, a burst to each member after a stall; besides, one packet for each that it hears."""
     bytes_per_s: int = 60_000
-    """Half of what those packets could hold."""
+    """Half of what those packets could hold; besides, ``answer_bytes`` for each that it hears."""
+    answer_bytes: int = 600
+    """Half a packet: a site that was stopped answers what waited for it all at once."""
 
 
 class FleetChecks(MembershipChecks):
@@ -246,10 +248,11 @@ class FleetChecks(MembershipChecks):
         packets, size = packets + 1, size + len(packet) + IP_UDP_BYTES
         self._second[me] = (second, packets, size)
         heard_in, heard = self._heard.get(me, (0, 0))
-        own = packets - heard if heard_in == second else packets
+        answers = heard if heard_in == second else 0
+        own, bounds = packets - answers, self.bounds
         self.packets_per_s = max(self.packets_per_s, own)
         self.bytes_per_s = max(self.bytes_per_s, size)
-        if own > self.bounds.packets_per_s or size > self.bounds.bytes_per_s:
+        if own > bounds.packets_per_s or size > bounds.bytes_per_s + answers * bounds.answer_bytes:
             raise Broken("bytes", f"{short(me)} sends {packets} packets, {size} bytes in a second")
 
     def opened(self, me: SiteId, sender: SiteId, packet: bytes, now: float) -> None:

@@ -241,10 +241,13 @@ def test_metrics_count_what_happened(site: ServingSite) -> None:
 def test_overload_is_refused_at_once_with_retry_after(site: ServingSite) -> None:
     """The queue is bounded by predicted time (1 s), however many ask."""
     answers: list[tuple[int, float, dict[str, str]]] = []
-    begun = time.monotonic()
-    assert site.infer("endless", rounds(80_000))[0] == 200
-    # As much work as takes 0.1 s on this machine: 24 of them are more than the queue allows.
-    count = max(80_000, round(80_000 * 0.1 / (time.monotonic() - begun)))
+    times = []
+    for _ in range(3):
+        begun = time.monotonic()
+        assert site.infer("endless", rounds(80_000))[0] == 200
+        times.append(time.monotonic() - begun)
+    # As much work as takes 0.2 s on this machine: 24 of them are more than the queue allows.
+    count = round(80_000 * 0.2 / min(times))
     for _ in range(2):
         assert site.infer("endless", rounds(count))[0] == 200
 

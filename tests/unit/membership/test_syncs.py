@@ -140,3 +140,26 @@ def test_no_catalog_sync_happens_once_nobody_differs() -> None:
     bench.plan.catalog_differs(3, 0.0)
     bench.plan.run_catalog(list, 1.0)
     assert bench.asked == []
+
+
+def test_a_periodic_sync_that_fails_is_repeated_soon_and_one_that_cannot_begin_goes_elsewhere() -> (
+    None
+):
+    bench = Bench()
+    bench.plan.want(A, "r", 0.0)
+    bench.plan.ended(A, succeeded=True, now=0.0)
+    bench.plan.run_periodic((A, B, C), 4, 30.0)
+    ((_, _), (first, reason)) = bench.asked
+    assert reason == "periodic"
+    bench.plan.ended(first, succeeded=False, now=33.0)
+    assert 34.0 <= bench.plan.wake_at <= 35.0
+    bench.plan.run_periodic((first, B, C), 4, bench.plan.wake_at)
+    assert len(bench.asked) == 3
+    again = bench.asked[2][0]
+    bench.plan.ended(again, succeeded=True, now=36.0)
+    assert bench.plan.wake_at > 36.0 + SETTINGS.sync_interval_s / 2
+
+    open_with = [one for one in (A, B, C) if one != again][:1]
+    bench.plan.want(open_with[0], "r", 60.0)  # under way: another one is asked instead
+    bench.plan.run_periodic((open_with[0], again), 3, 60.0)
+    assert bench.asked[-1] == (again, "periodic")
