@@ -16,7 +16,7 @@ def site(number: int) -> SiteId:
 
 
 def test_one_that_comes_alone_is_answered_after_the_quiet_time() -> None:
-    arrivals = Arrivals()
+    arrivals: Arrivals[SyncRequest] = Arrivals()
     assert arrivals.due_at == NEVER
     arrivals.add(7, site(1), REQUEST, 10.0)
     assert list(arrivals.take(10.0 + QUIET_S / 2)) == []
@@ -25,7 +25,7 @@ def test_one_that_comes_alone_is_answered_after_the_quiet_time() -> None:
 
 
 def test_those_that_knock_one_after_the_other_are_answered_together_in_order() -> None:
-    arrivals = Arrivals()
+    arrivals: Arrivals[SyncRequest] = Arrivals()
     for number in range(4):
         arrivals.add(number, site(number), REQUEST, 10.0 + number * QUIET_S * 0.9)
         assert list(arrivals.take(10.0 + number * QUIET_S * 0.9)) == []
@@ -33,7 +33,7 @@ def test_those_that_knock_one_after_the_other_are_answered_together_in_order() -
 
 
 def test_the_first_waits_no_longer_than_the_bound_however_many_follow() -> None:
-    arrivals = Arrivals()
+    arrivals: Arrivals[SyncRequest] = Arrivals()
     now, number = 10.0, 0
     while now < 10.0 + WAIT_MAX_S:
         arrivals.add(number, site(number), REQUEST, now)
@@ -43,7 +43,7 @@ def test_the_first_waits_no_longer_than_the_bound_however_many_follow() -> None:
 
 
 def test_no_more_than_the_bound_are_kept_waiting() -> None:
-    arrivals = Arrivals()
+    arrivals: Arrivals[SyncRequest] = Arrivals()
     for number in range(WAITING_MAX):
         arrivals.add(number, site(number), REQUEST, 10.0)
     assert len(list(arrivals.take(10.0))) == WAITING_MAX
