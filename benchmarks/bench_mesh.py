@@ -1,6 +1,6 @@
 """The mesh beside HashiCorp serf: joining, failure detection, rumors, cuts, and what idling costs.
 
-Run: make bench-mesh        (or: python benchmarks/bench_mesh.py [--sizes 10 20 40] [--quick] [--only NAME])
+Run: make bench-mesh        (or: python benchmarks/bench_mesh.py [--sizes 10 20 40] [--short] [--quick] [--only NAME])
 Needs root (network namespaces, nft) and the packages serf, nftables, iproute2, which it installs with
 apt-get where they are missing. Writes benchmarks/results/mesh.json and renews docs/status.md.
 
@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument(
         "--only", choices=ONLY, action="append", help="repeat for several; nothing is written"
     )
+    parser.add_argument("--short", action="store_true", help="fewer runs of each; written")
     parser.add_argument("--no-serf", action="store_true", help="nothing is written")
     asked = parser.parse_args()
     _require_tools()
@@ -93,6 +94,8 @@ async def _measure(asked: argparse.Namespace) -> Found:
         plan = replace(
             plan, joins=1, idle_s=8.0, settle_s=3.0, rumors=5, kills=1, cuts=1, stall_s=15.0
         )
+    if asked.short:
+        plan = replace(plan, joins=2, idle_s=12.0, settle_s=10.0, rumors=8, kills=2, cuts=1)
     found: Found = {}
     with tempfile.TemporaryDirectory(prefix="atoll-mesh-") as folder:
         identities = Path(folder) / "identities"

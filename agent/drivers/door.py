@@ -133,7 +133,8 @@ class Door:
             await asyncio.gather(*group.shaking, return_exceptions=True)
         for transport in list(self._anonymous):
             self._forget(transport)
-            transport.abort()
+            if not transport.is_closing():  # CPython 3.11.2 fails on a TLS transport that is gone
+                transport.abort()
 
     # --- accepting -------------------------------------------------------------------------------
     def _accept(self) -> None:
