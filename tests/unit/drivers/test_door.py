@@ -217,23 +217,6 @@ async def test_closing_ends_everybody_who_was_not_let_in(
                 assert await reader.read() == b""
 
 
-async def test_closing_is_not_held_up_by_strangers_who_are_gone_already(
-    context: ssl.SSLContext,
-) -> None:
-    """CPython 3.11.2, Debian 12's, fails to abort a TLS transport that was closed before."""
-    made = Door(Greeter, context)
-    made.open("127.0.0.1", 0)
-    writers: list[Writer] = []
-    assert await is_greeted(made, STRANGER, writers)
-    (transport,) = made._anonymous
-    transport.close()
-    for writer in writers:
-        writer.close()
-    await asyncio.sleep(0.05)
-    await made.close()
-    assert not made._anonymous
-
-
 def test_a_network_is_an_ipv4_address_or_the_half_of_an_ipv6_one() -> None:
     assert door._network("192.0.2.1") == "192.0.2.1"
     assert door._network("2001:db8::1") == door._network("2001:db8::ffff") == "2001:db8::/64"
