@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +28,7 @@ now = time.monotonic
 Kind = Literal["up", "down", "other"]
 
 
-class Agent:
+class Agent(ABC):
     """One process, its address, and what its log has said."""
 
     peer = "?"
@@ -52,21 +53,21 @@ class Agent:
         self.tail: list[str] = []
 
     # --- for the kinds to say ----------------------------------------------------------------
+    @abstractmethod
     def command(self) -> list[str]:
         """The command line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_line(self, line: bytes, at: float) -> bool:
         """Take one line of the log; whether it said something."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def join(self, ip: str) -> None:
         """Tell the running process of a seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def tell(self, number: int) -> str:
         """Start a rumor; the word by which the others' logs will show it."""
-        raise NotImplementedError
 
     # --- for everybody -----------------------------------------------------------------------
     async def start(self) -> None:

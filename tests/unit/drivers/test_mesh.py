@@ -3,15 +3,16 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import aiohttp
 import pytest
+from cluster_of_site_keys import founded, joined
 
 from agent.drivers import door, mesh, tls
-from agent.drivers.keystore import SiteKeys, complete_join, found_cluster, prepare_join
+from agent.drivers.keystore import SiteKeys
 from agent.drivers.mesh import CALL_PATH, CHAIN_PATH, JOIN_PATH, MeshClient, MeshServer, RemoteBlobs
 from agent.drivers.pinned import server_name
 from agent.foundation.errors import (
@@ -23,7 +24,6 @@ from agent.foundation.errors import (
     Unreachable,
 )
 from agent.foundation.ids import Digest, SiteId
-from agent.identity.certificates import issue_site
 from agent.wire.mesh import Call, Declined, Done, Have, HaveReply, Reply, Watch
 from agent.wire.records import Endpoint
 
@@ -33,24 +33,6 @@ BLOB = Digest(b"\3" * 32)
 @pytest.fixture(autouse=True)
 def _quick_passphrase(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.drivers.keystore._SCRYPT_N", 2)
-
-
-def founded(directory: Path) -> SiteKeys:
-    return found_cluster(
-        directory, name="hub", region="north", tier="core", jurisdiction="DE", roles=(),
-        passphrase="correct horse", now=datetime.now(UTC),
-    ).keys  # fmt: skip
-
-
-def joined(hub: SiteKeys, directory: Path) -> SiteKeys:
-    own = prepare_join(directory)
-    gossip = own.gossip_private.public_key().public_bytes_raw()
-    claims = replace(hub.identity.claims, name=directory.name, gossip_key=gossip)
-    assert hub.issuer is not None
-    leaf = issue_site(hub.issuer, own.site_private.public_key(), claims, datetime.now(UTC))
-    return complete_join(
-        directory, chain=(leaf, hub.issuer.certificate), root=hub.root, trust=hub.trust
-    )
 
 
 @dataclass
