@@ -169,14 +169,16 @@ def check_renewed(
     """Prove that ``chain`` may take the place of this site's present one, before it is stored.
 
     Raises:
-        Refused: of another site, for another gossip key, revoked, no better than the present one,
-            or not valid by this clock.
+        Refused: of another site, for another gossip key, revoked, older than the present one or
+            not good for longer, or not valid by this clock. One of the same second is as good: the
+            operator may ask just after the site itself has.
         Malformed: not certificates of this protocol.
     """
     identity = verify_passport(Passport(chain), log.root, now, log.revoked())
     if (identity.site, identity.claims.gossip_key) != (former.site, former.claims.gossip_key):
         raise Refused("the issuer certified another key than asked for")
-    if identity.not_before < former.not_before or identity.not_after <= former.not_after:
+    dates, present = ((one.not_before, one.not_after) for one in (identity, former))
+    if dates != present and (dates[0] < present[0] or dates[1] <= present[1]):
         raise Refused(
             "the new certificate is no newer than the present one",
             why=f"it begins {identity.not_before.isoformat()}, the present one"

@@ -194,7 +194,7 @@ class RenewalPlan:
             case Wanted():
                 return self._begin(now) if self._queue is None else []
             case Granted(identity, _):
-                return self._granted(identity)
+                return self._granted(identity, now)
             case Refusal(candidate, reason, issuers):
                 return self._refused(candidate, reason, issuers, now)
             case _:
@@ -234,8 +234,9 @@ class RenewalPlan:
                 return [AskIssuer(candidate)]
         return self._failed(now)
 
-    def _granted(self, identity: Identity) -> list[PlanEffect]:
+    def _granted(self, identity: Identity, now: float) -> list[PlanEffect]:
         self._identity, self._due_wall = identity, self._plan(identity)
+        self._retry_at = now + RETRY_MIN_S  # should an issuer give what is due again at once
         self._queue, self._is_waiting, self._failures, self.attempts = None, False, 0, []
         return [RoundEnded("")]
 

@@ -257,11 +257,14 @@ class Discovery:
         wait_s = min(RETRY_MIN_S * 2.0 ** min(hint.failures, 10), RETRY_MAX_S)
         hint.next_at = now + (wait_s if error else RETRY_MAX_S) * self._rng.uniform(0.7, 1.0)
 
-    def hasten(self, now: float) -> None:
-        """The network has changed: what failed before is tried again at once."""
+    def hasten(self, now: float, *, is_alone: bool = False) -> None:
+        """What failed before is tried again at once: the network has changed.
+
+        ``is_alone``: nobody is heard any more, so those that were met are tried too, and say why.
+        """
         self._wake_at = None
         for hint in self._hints.values():
-            if hint.failures:
+            if hint.failures or (is_alone and hint.cause in {Cause.MET, Cause.ANSWERED}):
                 hint.failures, hint.next_at = 0, now
 
     def wake_at(self) -> float:

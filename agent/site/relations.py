@@ -198,6 +198,8 @@ class Relations:
                 case swim_events.IsolationChanged(is_isolated):
                     self.is_isolated = is_isolated
                     self._emit(IsolationChanged(is_isolated))
+                    if is_isolated:
+                        self.discovery.hasten(now, is_alone=True)
                 case swim_events.IdentityCloned(_, record):
                     if record is not None:
                         self._cloned(record, now, is_live=False)
@@ -286,14 +288,12 @@ class Relations:
         """Sync with whoever is at the addresses that hints name."""
         if now < self.discovery.wake_at():
             return  # this runs at every wake-up, and what follows looks at every member
-        met = {
-            (member.record.endpoint.host, member.record.endpoint.mesh_port)
-            for member in self.swim.members().values()
-            if member.state == "alive"
-        }
-        mine = self.swim.record.endpoint
-        met.add((mine.host, mine.mesh_port))
-        known = {site for site, member in self.swim.members().items() if member.state == "alive"}
+        alive = {site: one for site, one in self.swim.members().items() if one.state == "alive"}
+        if self.is_isolated:
+            alive = {}  # so they were when they were last heard; a greeting says why no more
+        places = [one.record.endpoint for one in alive.values()]
+        met = {(one.host, one.mesh_port) for one in (*places, self.swim.record.endpoint)}
+        known = set(alive)
         for hint in self.discovery.due(now, met, known | {self.me}):
             self._sync(None, hint.endpoint, hint.timeout_s)
 

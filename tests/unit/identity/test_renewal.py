@@ -116,8 +116,9 @@ def test_what_comes_back_is_proven_before_it_takes_the_present_ones_place() -> N
     assert check_renewed(former, reply.chain, LOG, now).site == EDGE.site
     with pytest.raises(Refused, match="another key than asked for"):
         check_renewed(former, HUB.passport.chain, LOG, NOW)
+    renewed = check_renewed(former, reply.chain, LOG, now)
     with pytest.raises(Refused, match="no newer than the present one"):
-        check_renewed(former, EDGE.passport.chain, LOG, NOW)
+        check_renewed(renewed, EDGE.passport.chain, LOG, NOW)
     with pytest.raises(Refused, match="is not valid yet"):
         check_renewed(former, reply.chain, LOG, NOW - timedelta(days=30))
     stranger = Cluster(2).site("edge")
@@ -127,6 +128,13 @@ def test_what_comes_back_is_proven_before_it_takes_the_present_ones_place() -> N
     log.append(sign_revocation(log, EDGE.site, "", CLUSTER.admin, NOW))
     with pytest.raises(Refused, match="revoked"):
         check_renewed(former, reply.chain, log, now)
+
+
+def test_a_renewal_within_the_second_of_the_last_one_is_as_good() -> None:
+    now = NOW + timedelta(days=5)
+    chain = renew(CLUSTER.issuer, HUB.site, asked(), LOG, now).chain
+    present = check_renewed(verify_passport(EDGE.passport, ROOT, NOW, ()), chain, LOG, now)
+    assert check_renewed(present, chain, LOG, now) == present
 
 
 def test_a_reply_may_name_issuers_instead() -> None:

@@ -125,6 +125,15 @@ def test_a_success_plans_the_next_one_from_the_new_certificate() -> None:
     assert machine.attempts == []
 
 
+def test_what_an_issuer_gives_though_it_is_due_again_at_once_makes_no_storm() -> None:
+    machine, now = plan(candidate(1)), START + 13 * DAY_S
+    for _ in range(10):
+        assert asked(machine.step(Woke(), now)) == candidate(1)
+        machine.step(Granted(identity(), "hub"), now)
+        assert machine.wake_at() >= now + 5
+        now = machine.wake_at()
+
+
 def test_failing_waits_grow_to_an_hour_and_shrink_as_the_end_comes_near() -> None:
     machine = plan(candidate(1))
     now, waits = machine.wake_at(), []

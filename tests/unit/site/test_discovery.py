@@ -71,6 +71,16 @@ def test_a_changed_network_makes_every_failed_hint_due_at_once() -> None:
     assert hints.wake_at() == now
 
 
+def test_whoever_hears_nobody_greets_those_it_had_met_at_once() -> None:
+    hints = discovery()
+    hints.learn(endpoint(), "mdns", SITE, 0)
+    hints.due(0, {(endpoint().host, 7411)})
+    hints.hasten(1)
+    assert hints.due(1, set()) == []
+    hints.hasten(1, is_alone=True)
+    assert len(hints.due(1, set())) == 1
+
+
 def test_a_living_member_is_not_greeted() -> None:
     hints = discovery()
     hints.learn(endpoint(), "book", SITE, 0)

@@ -16,6 +16,7 @@ from sites_of_one_cluster import (
 from agent.foundation.ids import SiteId
 from agent.membership.coordinates import Coordinate
 from agent.membership.events import RememberPlace
+from agent.site.causes import GOOD
 from agent.site.events import Answer, Ask, BlobStored, CallReceived, LeaveRequested, WallClock
 from agent.site.exchange import DOCUMENTS_PER_MESSAGE_MAX
 from agent.site.stored import COORDINATE_KEY
@@ -241,6 +242,20 @@ def test_a_silent_site_is_noticed_and_found_again(world: World) -> None:
     world.down.clear()
     world.run(90)
     assert one.alive() == {other.site.me}
+
+
+def test_an_isolated_site_says_of_each_known_address_why_nobody_answers_there(
+    world: World,
+) -> None:
+    one, *others = [world.add() for _ in range(6)]
+    for other in others:
+        world.meet(one, other)
+    world.run(60)
+    world.down |= {other.site.me for other in others}
+    while not one.site.is_isolated:
+        world.run(0.1)
+    assert one.alive(), "not all of them are suspected yet"
+    assert not GOOD & {hint.cause for hint in one.site.discovery.hints}
 
 
 def test_a_site_that_leaves_says_so(world: World) -> None:
