@@ -56,17 +56,16 @@ class FailureDetector:
     def wake_at(self) -> float:
         """When ``run`` wants to be called."""
         next_at = self.period_at if self._roster.is_anybody_reachable else NEVER
-        if not self._open.is_any:
-            return next_at
         return min(next_at, self._open.wake_at())
 
     def run(self, now: float) -> None:
         """Begin the next protocol period and end what is due."""
-        if self._open.is_any:
+        if self._open.wake_at() <= now:
             for relay in self._open.relays_due(now):
                 self._run_relay(relay, now)
             for probe in self._open.due(now):
                 self._run_probe(probe, now)
+            self._open.looked()
         if self.period_at <= now:
             interval_s = self._settings.probe_interval_s * self.health.scale
             self.period_at = now + interval_s * self._rng.uniform(0.95, 1.05)
@@ -236,6 +235,7 @@ class FailureDetector:
         retry_s = self._settings.refused_retry_s
         if probe.refused_at is None:
             probe.refused_at, probe.repeat_at = now, now + retry_s
+            self._open.want(probe.repeat_at)
         elif now >= probe.refused_at + retry_s:
             self._fail(probe, peer, now, is_refused=True)
 

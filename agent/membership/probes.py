@@ -100,11 +100,8 @@ class OpenProbes:
         self._probes: dict[int, Probe] = {}
         self._by_target: dict[SiteId, int] = {}
         self._relays: dict[int, Relay] = {}
-
-    @property
-    def is_any(self) -> bool:
-        """Whether anything is open at all."""
-        return bool(self._probes or self._relays)
+        self._wake_at = NEVER
+        """Never later than the earliest deadline; an earlier wake-up finds nothing due and looks anew."""
 
     def number(self) -> int:
         """The next message number."""
@@ -118,6 +115,7 @@ class OpenProbes:
         probe = Probe(self.number(), target, now, due_at)
         self._probes[probe.number] = probe
         self._by_target[target] = probe.number
+        self.want(due_at)
         return probe
 
     def relay(
@@ -128,7 +126,12 @@ class OpenProbes:
             return None
         relay = Relay(self.number(), asker, asked, subject, nack_at, drop_at)
         self._relays[relay.number] = relay
+        self.want(nack_at)
         return relay
+
+    def want(self, at: float) -> None:
+        """A probe or relay has a deadline of its own."""
+        self._wake_at = min(self._wake_at, at)
 
     def get(self, number: int) -> Probe | None:
         """The open probe with this number."""
@@ -175,10 +178,14 @@ class OpenProbes:
             probe.due_at = max(probe.due_at, until)
 
     def wake_at(self) -> float:
-        """The earliest deadline."""
+        """When to look for what is due."""
+        return self._wake_at
+
+    def looked(self) -> None:
+        """What was due is done: find the next deadline."""
         at = NEVER
         for probe in self._probes.values():
             at = min(at, probe.due_at, probe.repeat_at)
         for relay in self._relays.values():
             at = min(at, relay.drop_at if relay.is_nacked else relay.nack_at)
-        return at
+        self._wake_at = at

@@ -25,6 +25,10 @@ STATEMENT_BYTES_MIN = 140
 MISFITS_MAX = 8
 """Statements that did not fit before the packet counts as full: bounds the search."""
 
+ACCUSATION_SENT_MAX = 10
+"""An accusation is told no more often than in a cluster of twenty: in one of a thousand e^-9 of the
+members miss it, and whoever lacks one looks for itself. A third of the packets while many fail."""
+
 Key = tuple[SiteId, SiteId]
 """(subject, speaker): the newest statement of a speaker about a subject replaces the former."""
 
@@ -138,7 +142,8 @@ class Rumors:
     def _count(self, key: Key, rumor: _Rumor, transmissions: int) -> None:
         del self._tiers[rumor.sent].of(key)[key]
         rumor.sent += 1
-        if rumor.sent >= transmissions:
+        is_record = key[0] == key[1]
+        if rumor.sent >= (transmissions if is_record else min(transmissions, ACCUSATION_SENT_MAX)):
             del self._by_key[key]
             self._counted(key, -1)
             return
