@@ -1,4 +1,4 @@
-"""What can be typed about trust: revoke a site, add and remove issuers, look at the log, mend it."""
+"""What can be typed about trust: revoke a site; issuers, admins, jurisdictions; the log and its forks."""
 
 import argparse
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agent.cli.parser import (
     Verbs,
+    labels,
     name,
 )
 from agent.cli.parser import _admin_key as admin_key
@@ -32,6 +33,7 @@ def add(verbs: Verbs) -> None:
     revoke.add_argument("--yes", action="store_true", help="also if it is this very site")
     admin_key(revoke)
     _issuers(verbs)
+    _admins(verbs)
     _log(verbs)
 
 
@@ -67,6 +69,38 @@ def _issuers(verbs: Verbs) -> None:
     request.add_argument("--out", type=Path, metavar="FILE", help="(default: standard output)")
 
 
+def _admins(verbs: Verbs) -> None:
+    admins = group(verbs, "admin", "Keys that sign models, jobs and revocations.")
+    key = verb(admins, "key", "trust_admins:make_key", "Make an admin key where it is to be used.")
+    key.add_argument("--out", type=Path, metavar="FILE", required=True, help="must not exist yet")
+    more = verb(admins, "add", "trust_admins:add", "Let an admin's key sign, with the root key.")
+    more.add_argument(
+        "key", metavar="PUBLIC", help="the 64 hex digits that `atoll admin key` printed"
+    )
+    less = verb(
+        admins, "remove", "trust_admins:remove", "Let an admin's key sign nothing more, for ever."
+    )
+    less.add_argument(
+        "admin", type=identifier, metavar="ID", help="8 or more digits; see atoll trust"
+    )
+    less.add_argument("--yes", action="store_true", help="although it is the last one")
+    for parser in (more, less):
+        _from_file(parser)
+        _root(parser)
+
+
+def identifier(text: str) -> str:
+    """The first 8 or more hex digits of a key's id."""
+    if not re.fullmatch(r"[0-9a-f]{8,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 8 to 64 hex digits")
+    return text
+
+
+def vocabulary(text: str) -> tuple[str, ...]:
+    """Jurisdictions, or none for ``any``."""
+    return () if text == "any" else labels(text)
+
+
 def _log(verbs: Verbs) -> None:
     about = "The trust log: issuers, admins, revoked keys, and its fork if it has one."
     trust = verbs.add_parser(
@@ -86,6 +120,17 @@ def _log(verbs: Verbs) -> None:
     )
     _from_file(mend)
     _root(mend)
+    law = verb(
+        more,
+        "jurisdictions",
+        "trust_admins:set_jurisdictions",
+        "Say which jurisdictions new sites may have, with the root key.",
+    )
+    law.add_argument(
+        "labels", type=vocabulary, metavar="DE,FR|any", help="in place of the present ones"
+    )
+    _from_file(law)
+    _root(law)
     export = verb(
         more,
         "export",

@@ -42,7 +42,7 @@ def revoke(asked: argparse.Namespace) -> int:
     site, name = known.find(asked.site)
     who = f"{clean(name) if name else 'site'} ({short(site)})"
     if site in known.log.revoked():
-        return _tell(asked, known, f"{who} is revoked already", {"site": site.hex(), "name": name})
+        return tell(asked, known, f"{who} is revoked already", {"site": site.hex(), "name": name})
     if not asked.yes and any(row["self"] and row["id"] == site.hex() for row in known.sites):
         raise UsageError(
             f"{who} is this very site", mend="add --yes if it is to be shut out of the cluster"
@@ -51,7 +51,7 @@ def revoke(asked: argparse.Namespace) -> int:
     def sign(now_known: Known) -> bytes:
         return sign_revocation(now_known.log, site, asked.reason, signer, wall(), name)
 
-    known = _add(client, known, sign)
+    known = append(client, known, sign)
     kept = [row for row in known.issuers if row["site"] == site.hex()]
     text = f"{who} is revoked: refused here now, and by every other site as soon as it hears of it"
     if kept:
@@ -59,7 +59,7 @@ def revoke(asked: argparse.Namespace) -> int:
             f"\nIt keeps issuer key {kept[0]['id'][:8]}, which still admits and renews others:\n"
             f"  atoll issuer remove {kept[0]['id'][:16]} --root-key FILE"
         )
-    return _tell(asked, known, text, {"site": site.hex(), "name": name, "is_issuer": bool(kept)})
+    return tell(asked, known, text, {"site": site.hex(), "name": name, "is_issuer": bool(kept)})
 
 
 def add_issuer(asked: argparse.Namespace) -> int:
@@ -82,17 +82,17 @@ def add_issuer(asked: argparse.Namespace) -> int:
     who = f"{clean(identity.claims.name)} ({short(identity.site)})"
     told = {"site": identity.site.hex(), "name": identity.claims.name}
     if asked.out is not None or asked.request is not None:
-        return _hand_over(asked, entry, f"{who} becomes an issuer when this is imported", told)
+        return hand_over(asked, entry, f"{who} becomes an issuer when this is imported", told)
 
     def sign(now_known: Known) -> bytes:
         return certify_request(request, now_known.log, root, wall())[1]
 
-    known = _add(client, known, sign)
+    known = append(client, known, sign)
     text = (
         f"{who} is an issuer: it admits and renews as soon as the log has reached it\n"
         "next       atoll token create there"
     )
-    return _tell(asked, known, text, told)
+    return tell(asked, known, text, told)
 
 
 def remove_issuer(asked: argparse.Namespace) -> int:
@@ -111,14 +111,14 @@ def remove_issuer(asked: argparse.Namespace) -> int:
 
     told = {"issuer": row["id"], "name": row["name"], "locked_out": [one["name"] for one in locked]}
     if asked.out is not None or asked.log is not None:
-        return _hand_over(
+        return hand_over(
             asked, sign(known), f"issuer {name} is removed when this is imported", told
         )
-    known = _add(client, known, sign)
+    known = append(client, known, sign)
     text = f"issuer {name} is removed: its key, and every certificate it signed, is refused"
     if locked:
         text += "\n" + _readmission(locked)
-    return _tell(asked, known, text, told)
+    return tell(asked, known, text, told)
 
 
 def request(asked: argparse.Namespace) -> int:
@@ -151,14 +151,14 @@ def mend(asked: argparse.Namespace) -> int:
 
     told = {"kept": branch.tip.hex(), "branches": len(fork.branches)}
     if asked.out is not None or asked.log is not None:
-        return _hand_over(asked, sign(known), "the fork is mended when this is imported", told)
-    known = _add(client, known, sign)
+        return hand_over(asked, sign(known), "the fork is mended when this is imported", told)
+    known = append(client, known, sign)
     text = (
         f"the fork at height {fork.height} is mended: branch {asked.keep} is the log, and what the"
         " others revoke stays revoked\n"
         "Find out who signed the other branch: whoever has that key can do it again."
     )
-    return _tell(asked, known, text, told)
+    return tell(asked, known, text, told)
 
 
 def export(asked: argparse.Namespace) -> int:
@@ -176,7 +176,7 @@ def take(asked: argparse.Namespace) -> int:
             why=why,
             mend="if the log has moved since it was exported: export, sign and import again",
         )
-    return _tell(asked, from_agent(client), "taken: every site has it soon", {})
+    return tell(asked, from_agent(client), "taken: every site has it soon", {})
 
 
 # --- parts ---------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _request_of(client: AdminClient, site: SiteId | None) -> bytes:
     return base64.b64decode(client.post("/1/trust/issuer-request", body)["request"])
 
 
-def _add(client: AdminClient, known: Known, sign: Callable[[Known], bytes]) -> Known:
+def append(client: AdminClient, known: Known, sign: Callable[[Known], bytes]) -> Known:
     """Sign and submit the next entry, again if somebody else was quicker; the log afterwards."""
     for _ in range(TRIES_MAX):
         head = known.log.head
@@ -242,9 +242,10 @@ def _readmission(locked: Sequence[Mapping[str, object]]) -> str:
     )
 
 
-def _hand_over(
+def hand_over(
     asked: argparse.Namespace, entry: bytes, text: str, told: Mapping[str, object]
 ) -> int:
+    """Write the signed entry where ``--out`` says, for ``atoll trust import``."""
     out: Path | None = asked.out
     write_entries((entry,), out)
     if out is not None and asked.json:
@@ -254,7 +255,8 @@ def _hand_over(
     return 0
 
 
-def _tell(asked: argparse.Namespace, known: Known, text: str, told: Mapping[str, object]) -> int:
+def tell(asked: argparse.Namespace, known: Known, text: str, told: Mapping[str, object]) -> int:
+    """Say what was done: ``text`` to a person, ``told`` to a script."""
     if asked.json:
         print_json({**told, "height": known.log.height, "head": known.log.head.hex()})
     else:

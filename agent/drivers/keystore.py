@@ -402,6 +402,20 @@ def load_admin(path: Path) -> Ed25519PrivateKey:
     return _load_ed25519(path)
 
 
+def make_admin(path: Path, *, entropy: Entropy = os.urandom) -> Ed25519PrivateKey:
+    """A new admin key in a file of its own, readable by its owner only.
+
+    Raises:
+        ConfigError: something is there already, or the folder cannot be written.
+    """
+    if path.exists():
+        raise ConfigError(f"{path} is there already", mend="name another file")
+    key = Ed25519PrivateKey.from_private_bytes(entropy(32))
+    with _explained(path.parent):
+        _write(path, _private_pem(key))
+    return key
+
+
 def load_root(path: Path, passphrase: str) -> RootKey:
     """The root key; ``root.pem`` must lie beside it.
 

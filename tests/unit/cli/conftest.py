@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from trust_desk import PASS, Desk
 
 from agent.api.admin import AdminServer
 from agent.api.job_spec import JobSpec
 from agent.api.operations import Json, Operations, TokenRequest
+from agent.api.trust import routes
 from agent.cli.main import main
+from agent.drivers import keystore
 from agent.foundation.errors import AtollError, NotFound
 from agent.foundation.ids import JobId, SiteId
 from agent.identity.admin import check_document
@@ -352,3 +355,27 @@ def admin_of(canned: CannedSite) -> Callable[[Path], None]:
         canned.admin_keys[key_id(key)] = key
 
     return trust
+
+
+@pytest.fixture
+def desk(founded: Path) -> Desk:
+    return Desk(keystore.load(founded.parent / "state" / "identity"))
+
+
+@pytest.fixture
+def at_desk(
+    desk: Desk, canned: CannedSite, loop_thread: LoopThread, bare: Atoll, founded: Path,
+    tmp_path: Path,
+) -> Iterator[Atoll]:  # fmt: skip
+    """The command line, asking a site with this desk; settings and keys are berlin's."""
+    path = tmp_path / "desk.sock"
+    server = loop_thread.run(AdminServer.start(canned, path, routes(desk)))
+    yield lambda *words: bare("--socket", path, "--config", founded, *words)
+    loop_thread.run(server.close())
+
+
+@pytest.fixture
+def root_pass(tmp_path: Path) -> tuple[object, ...]:
+    file = tmp_path / "pass"
+    file.write_text(f"{PASS}\n")
+    return ("--passphrase-file", file)
