@@ -173,6 +173,14 @@ class ServingPart:
         Between(0, 512),
         Doc("Models run by this many threads at once. 0: as the hardware profile says."),
     ] = 0
+    batch_rows_max: Annotated[
+        int,
+        Between(1, 64),
+        Doc(
+            "Rows of waiting requests for one model run together at most, where that is measured to"
+            " pay. 1: never."
+        ),
+    ] = 64
     queue_max_s: Annotated[
         float,
         Between(0.0, 60.0),

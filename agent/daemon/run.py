@@ -282,7 +282,7 @@ class _Daemon:
             "--request-bytes-max", str(serving.request_bytes_max),
             "--queue-max-s", str(serving.queue_max_s),
         ]  # fmt: skip
-        worker = ["--threads", str(threads)]
+        worker = ["--threads", str(threads), "--batch-rows-max", str(serving.batch_rows_max)]
         if serving.sessions_bytes:
             worker += ["--sessions-bytes", str(serving.sessions_bytes)]
         if serving.worker_memory_bytes:

@@ -65,7 +65,8 @@ class Sizes:
         """How many rows of any form to run together now."""
         if self._rows_max == 1:
             return 1
-        return max((costs.rows_max() for costs in self._forms.values()), default=2)
+        most = max((costs.rows_max() for costs in self._forms.values()), default=2)
+        return min(self._rows_max, most)
 
     def ran(self, form: Hashable, rows: int, run_us: int) -> None:
         """``rows`` of ``form`` took ``run_us`` microseconds together."""

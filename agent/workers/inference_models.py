@@ -105,9 +105,12 @@ class Memory:
 class Models:
     """Loads, lets go and loads again, in a thread of its own."""
 
-    def __init__(self, runner: Runner, memory: Memory, budget_bytes: int) -> None:
-        """``budget_bytes``: what sessions may hold together; one always may, however large."""
+    def __init__(
+        self, runner: Runner, memory: Memory, budget_bytes: int, *, rows_max: int = ROWS_MAX
+    ) -> None:
+        """Bounds of all sessions' memory together (one always may stay) and of a batch."""
         self._runner, self._memory, self._budget_bytes = runner, memory, budget_bytes
+        self._rows_max = rows_max
         self._known: dict[bytes, _Known] = {}
         self._lock = threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -135,7 +138,7 @@ class Models:
             raise Busy(f"{MODELS_MAX} models are known here already")
         try:
             opened = self._open(source)
-            may_batch = stand_rows_apart(opened.session)
+            may_batch = self._rows_max > 1 and stand_rows_apart(opened.session)
         except BaseException:
             os.close(source.descriptor)
             raise
@@ -219,7 +222,7 @@ class Models:
         return _Opened(session, passed, cost_bytes)
 
     def _show(self, key: bytes, known: _Known, session: ModelSession) -> None:
-        sizes = Sizes(ROWS_MAX if known.may_batch else 1)
+        sizes = Sizes(self._rows_max if known.may_batch else 1)
         loaded = Loaded(session, known.source.site, sizes, time.monotonic())
         with self._lock:
             if self._known.get(key) is known:

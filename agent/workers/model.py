@@ -24,6 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from agent.drivers.channel import BlockingChannel, exit_with_parent
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import AtollError, Malformed, Unreachable
+from agent.serving.batching import ROWS_MAX
 from agent.wire.inside import (
     FROM_WORKER,
     TO_WORKER,
@@ -121,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="runs at once; 0 = cores - 1")
     parser.add_argument("--memory-bytes", type=int, default=0, help="0 = unbounded")
     parser.add_argument("--sessions-bytes", type=int, default=0, help="0 = 40 % of the machine")
+    parser.add_argument("--batch-rows-max", type=int, default=ROWS_MAX, help="1 = no batches")
     given = parser.parse_args(arguments)
     exit_with_parent()
     threading.excepthook = _end_process
@@ -136,7 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
     runner = Runner(threads)
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     budget_bytes = given.sessions_bytes or round(SESSIONS_PART * machine_bytes)
-    worker = ModelWorker(channel, runner, Models(runner, memory, budget_bytes))
+    models = Models(runner, memory, budget_bytes, rows_max=given.batch_rows_max)
+    worker = ModelWorker(channel, runner, models)
     try:
         channel.send(FROM_WORKER.pack(WorkerReady(os.getpid(), RUNTIME, sandbox[:1000])))
     except Unreachable:
