@@ -1,11 +1,12 @@
 """The memory in which requests and answers lie, shared by the gateway and one model worker.
 
-One sealed memfd: a header page, then ``slots`` slots of ``slot_bytes``. It is sealed against
+One sealed memfd: a header, then ``slots`` slots of ``slot_bytes``. It is sealed against
 resizing, so neither side can make the other touch memory that is gone. Slots are sparse: memory is
 used as far as bodies have reached, and given back after large ones.
 
-The header page also says how many requests the worker runs at once, and which model each slot is
-running: after a crash the control process reads there whom to blame.
+The header also says how many requests the worker runs at once; which model each slot is running:
+after a crash the control process reads there whom to blame; and which requests nobody waits for any
+more: a worker whose threads all compute has nobody to hear a message.
 """
 
 import contextlib
@@ -20,9 +21,9 @@ from agent.foundation.errors import Malformed
 from agent.serving.doorbell import RING_BYTES_MAX
 
 SLOTS_MAX = 256
-"""As many as the configuration allows; their notes (8 bytes each) fit the header page."""
+"""As many as the configuration allows; their notes (twice 8 bytes each) fit the header."""
 SLOT_BYTES_MAX = 1 << 30
-HEADER_BYTES = 4096
+HEADER_BYTES = 8192
 ALIGNMENT = 64
 """Tensors start at multiples of it, as vector instructions like."""
 KEPT_BYTES = 1 << 20
@@ -35,6 +36,8 @@ _RUNNERS_AT = 64
 _NOTES_AT = 128
 _KEY_BYTES = 8
 _NO_KEY = bytes(_KEY_BYTES)
+_NUMBER = struct.Struct("<Q")
+_CANCELS_AT = _NOTES_AT + SLOTS_MAX * _KEY_BYTES
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -99,6 +102,15 @@ class SharedSlots:
         starts = range(_NOTES_AT, _NOTES_AT + self.slots * _KEY_BYTES, _KEY_BYTES)
         notes = [self._map[start : start + _KEY_BYTES] for start in starts]
         return [note for note in notes if note != _NO_KEY]
+
+    def cancel(self, index: int, number: int) -> None:
+        """Say that nobody waits for this request in the slot any more (gateway side)."""
+        _NUMBER.pack_into(self._map, _CANCELS_AT + index * _NUMBER.size, number)
+
+    def is_cancelled(self, index: int, number: int) -> bool:
+        """Whether that was said of this request; numbers are never used again (worker side)."""
+        found: int = _NUMBER.unpack_from(self._map, _CANCELS_AT + index * _NUMBER.size)[0]
+        return found == number
 
     def close(self) -> None:
         """Unmap. Views of slots that are still held keep the mapping alive until they go."""

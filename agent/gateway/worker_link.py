@@ -6,7 +6,6 @@ request fails at once and the memory is let go.
 """
 
 import asyncio
-import contextlib
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from agent.foundation.errors import Malformed, Unreachable
 from agent.serving.doorbell import (
     RING_BYTES_MAX,
     AnswerRing,
-    CancelRing,
     InferRing,
     unpack_ring,
 )
@@ -116,7 +114,9 @@ class WorkerLink:
         number = self._number
         call = _Call(self._loop.create_future(), slot, len(body))
         self._calls[number] = call
-        ring = InferRing(number, slot, offset, len(body), header_bytes, key, deadline)
+        ring = InferRing(
+            number, slot, offset, len(body), header_bytes, key, deadline, monotonic_s()
+        )
         try:
             self._ring(ring.pack())
         except Unreachable:
@@ -128,9 +128,8 @@ class WorkerLink:
         except TimeoutError:
             raise _late() from None
         finally:
-            if not call.answered.done() or call.answered.cancelled():
-                with contextlib.suppress(Unreachable):
-                    self._ring(CancelRing(number).pack())
+            if not self._is_closed and (not call.answered.done() or call.answered.cancelled()):
+                self._slots.cancel(slot, number)
 
     def close(self) -> None:
         """The worker is gone: fail what is under way, let the memory go."""

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 from agent.foundation.errors import Malformed
 
-_INFER = struct.Struct("<BxHII q Q 8s d")
-_CANCEL = struct.Struct("<B7xQ")
+_INFER = struct.Struct("<BxHII q Q 8s d d")
 _ANSWER = struct.Struct("<BBHHH q Q Q I I")
 RING_BYTES_MAX = 64
-"""Above the largest of the three."""
+"""Above the larger of the two."""
 
-_INFER_TAG, _CANCEL_TAG, _ANSWER_TAG = 1, 2, 3
+_INFER_TAG, _ANSWER_TAG = 1, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +33,8 @@ class InferRing:
     key: bytes
     deadline: float
     """Monotonic seconds."""
+    rung_at: float
+    """Monotonic seconds: the waiting from then on is the worker's."""
 
     def pack(self) -> bytes:
         """The ring as bytes."""
@@ -47,18 +48,8 @@ class InferRing:
             self.number,
             self.key,
             self.deadline,
+            self.rung_at,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRing:
-    """Gateway to worker: nobody waits for this request any more."""
-
-    number: int
-
-    def pack(self) -> bytes:
-        """The ring as bytes."""
-        return _CANCEL.pack(_CANCEL_TAG, self.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +63,7 @@ class AnswerRing:
     """Length of the JSON part of a binary answer; None = all JSON."""
     body_bytes: int
     queue_us: int
-    """Time between the ring and the start of the work, microseconds."""
+    """Time between ``rung_at`` and the start of the work, microseconds."""
     run_us: int
     """Time inside the model, microseconds; 0 if it did not run."""
     together: int = 1
@@ -97,7 +88,7 @@ class AnswerRing:
         )
 
 
-Ring = InferRing | CancelRing | AnswerRing
+Ring = InferRing | AnswerRing
 
 
 def unpack_ring(data: bytes) -> Ring:
@@ -108,12 +99,8 @@ def unpack_ring(data: bytes) -> Ring:
     """
     tag = data[0] if data else 0
     if tag == _INFER_TAG and len(data) == _INFER.size:
-        _, slot, offset, body_bytes, header, number, key, deadline = _INFER.unpack(data)
-        return InferRing(
-            number, slot, offset, body_bytes, None if header < 0 else header, key, deadline
-        )
-    if tag == _CANCEL_TAG and len(data) == _CANCEL.size:
-        return CancelRing(_CANCEL.unpack(data)[1])
+        _, slot, offset, body_bytes, header, number, *rest = _INFER.unpack(data)
+        return InferRing(number, slot, offset, body_bytes, None if header < 0 else header, *rest)
     if tag == _ANSWER_TAG and len(data) == _ANSWER.size:
         _, first, slot, status, together, header, *rest = _ANSWER.unpack(data)
         number, body_bytes, queue_us, run_us = rest

@@ -159,8 +159,8 @@ class Models:
             self._runner.models.pop(key, None)
         if known is not None:
             os.close(known.source.descriptor)
-            for work in known.waiting:
-                self._runner.put(work)  # to be told that the model is gone
+            if known.waiting:
+                self._runner.put(known.waiting)  # to be told that the model is gone
         self._runner.trim_soon()
 
     def wake(self, works: list[Work]) -> bool:
@@ -171,8 +171,7 @@ class Models:
             if known is None:
                 return False
             if key in self._runner.models:  # it came back meanwhile
-                for work in works:
-                    self._runner.put(work)
+                self._runner.put(works)
                 return True
             known.waiting += works
             if len(known.waiting) == len(works):
@@ -206,11 +205,11 @@ class Models:
             error = short
         with self._lock:
             waiting, known.waiting = known.waiting, []
+        if error is None:
+            self._runner.put(waiting)
+            return
         for work in waiting:
-            if error is None:
-                self._runner.put(work)
-            else:
-                self._runner.fail(work, error)
+            self._runner.fail(work, error)
 
     def _open(self, source: Source) -> _Opened:
         before = self._memory.held_bytes()

@@ -1,9 +1,9 @@
 """Requests rung by the gateway, run by a few threads, each stopped at its deadline.
 
-Per attached gateway one thread reads rings; ``threads`` runners take them in order, those of one model
-together where that pays (``serving.batching``); one keeper stops what is over time. A slot belongs to
-the worker from ring to answer ring, and every ring is answered exactly once, also when it was
-cancelled or failed.
+Per attached gateway ``threads`` runners wait for rings and take them in order, those of one model
+together where that pays (``serving.batching``); one keeper stops what is over time or not waited for
+any more. A slot belongs to the worker from ring to answer ring, and every ring is answered exactly
+once, also when it was cancelled or failed.
 
 A request that is over time inside a run of several is answered at once (its inputs were copied into
 the batch, so nothing reads its slot any more); the run goes on for the others. A run that does not
@@ -19,18 +19,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from agent.drivers.shared_memory import SharedSlots
-from agent.foundation.errors import AtollError, Busy, Malformed, UsageError
+from agent.foundation.errors import AtollError, Busy, UsageError
 from agent.serving.batching import Sizes, form_of, groups, rows_of
-from agent.serving.doorbell import (
-    RING_BYTES_MAX,
-    AnswerRing,
-    CancelRing,
-    InferRing,
-    unpack_ring,
-)
+from agent.serving.doorbell import AnswerRing
 from agent.serving.failures import DeadlineExceeded, error_body, status_of
 from agent.serving.request import InferRequest, parse_request
 from agent.workers.inference_batching import run_together
@@ -42,6 +37,10 @@ from agent.workers.inference_work import Link, Run, Work
 EXIT_STUCK = 70
 """Exit status when native code did not stop (``EX_SOFTWARE``)."""
 STUCK_AFTER_S = 1.0
+CANCEL_LOOK_S = 0.02
+"""How often the keeper looks for runs that nobody waits for; deadlines it meets exactly."""
+LINGER_S = 1.0
+"""After the last run the keeper looks on for so long: waking it for each run would cost every run."""
 LARGE_BYTES = 2 << 20
 """Inputs or bodies beyond this leave a mark on the arena and the heap that is worth cleaning."""
 TRIM_EVERY_S = 1.0
@@ -79,31 +78,32 @@ class Runner:
     """The threads that serve; models are put in and taken out while they run."""
 
     def __init__(self, threads: int, *, exit_process: Callable[[int], Any] = os._exit) -> None:
-        """Start ``threads`` runners and the keeper (daemon threads: they end with the process)."""
+        """At most ``threads`` run at once. Starts the keeper; all are daemon threads."""
         self.threads = threads
         self.models: dict[bytes, Loaded] = {}
         self.cold: Callable[[list[Work]], bool] = lambda _: False
         """Takes requests for a model that is not among ``models``, if it can bring that back."""
         self._exit = exit_process
-        self._queue = WorkQueue(threads, self._rows_max)
+        self._permits = threading.Semaphore(threads)
         self._runs: set[Run] = set()
         self._changed = threading.Condition()
         self._next_look = math.inf
+        self._lingers_until = 0.0
         self._trim_at = math.inf
-        for number in range(threads):
-            self._start(self._serve, f"runner-{number}")
         self._start(self._keep, "keeper")
 
     def attach(self, doorbell: socket.socket, slots: SharedSlots) -> None:
         """Serve a gateway until its end of the doorbell closes."""
         doorbell.setblocking(True)
         slots.runners = self.threads
-        link = Link(doorbell, slots)
-        self._start(lambda: self._listen(link), "doorbell")
+        link = Link(doorbell, slots, listeners=self.threads)
+        queue = WorkQueue(link, self.threads, self._rows_max)
+        for number in range(self.threads):
+            self._start(partial(self._serve, link, queue), f"runner-{number}")
 
-    def put(self, work: Work) -> None:
-        """Have a request run after those that wait."""
-        self._queue.put(work)
+    def put(self, works: list[Work]) -> None:
+        """Run requests for one model that were held back while it was loaded; soon, in a new thread."""
+        self._start(partial(self._work_off, works), "returned")
 
     def trim_soon(self) -> None:
         """Give freed memory back to the system shortly (``malloc_trim``)."""
@@ -119,37 +119,15 @@ class Runner:
         loaded = self.models.get(key)
         return 1 if loaded is None else loaded.sizes.most
 
-    # --- rings -----------------------------------------------------------------------------------
-    def _listen(self, link: Link) -> None:
-        while packet := _receive(link.doorbell):
-            ring = unpack_ring(packet)
-            match ring:
-                case InferRing():
-                    self._take(link, ring)
-                case CancelRing():
-                    self._cancel(link, ring.number)
-                case AnswerRing():
-                    raise Malformed("a gateway rang an answer")
-        for work in tuple(link.pending.values()):
-            self._tell(work)
-        link.is_over = True
-        link.close_if_idle()
-
-    def _take(self, link: Link, ring: InferRing) -> None:
-        if ring.slot >= link.slots.slots or ring.offset + ring.body_bytes > link.slots.slot_bytes:
-            raise Malformed("a gateway rang for memory that is not there")
-        work = Work(link, ring, time.monotonic(), ring.deadline)
-        link.pending[ring.number] = work
-        self.put(work)
-
-    def _cancel(self, link: Link, number: int) -> None:
-        if (work := link.pending.get(number)) is not None:
-            self._tell(work)
-
     # --- running ---------------------------------------------------------------------------------
-    def _serve(self) -> None:
-        while True:
-            self._process(self._queue.take())
+    def _serve(self, link: Link, queue: WorkQueue) -> None:
+        while works := queue.take():
+            self._work_off(works)
+        link.leave()
+
+    def _work_off(self, works: list[Work]) -> None:
+        with self._permits:
+            self._process(works)
 
     def _process(self, works: list[Work]) -> None:
         loaded = self.models.get(works[0].ring.key)
@@ -189,7 +167,7 @@ class Runner:
         body = slot[ring.offset : ring.offset + ring.body_bytes]
         request = parse_request(body, ring.header_bytes, loaded.session.signature)
         if request.timeout_us is not None:
-            work.deadline = min(work.deadline, work.rung_at + request.timeout_us / 1e6)
+            work.deadline = min(work.deadline, ring.rung_at + request.timeout_us / 1e6)
         return _Prepared(work, request, [array_of(tensor, body) for tensor in request.inputs])
 
     def _run_alone(self, loaded: Loaded, one: _Prepared) -> None:
@@ -308,8 +286,8 @@ class Runner:
         work.is_answered = True
         if ring.body_bytes > LARGE_BYTES:
             self.trim_soon()
-        link.pending.pop(ring.number, None)
-        queue_us = round(((work.begun_at or time.monotonic()) - work.rung_at) * 1e6)
+        link.pending.discard(ring.number)
+        queue_us = max(0, round(((work.begun_at or time.monotonic()) - ring.rung_at) * 1e6))
         link.answer(
             AnswerRing(
                 ring.number, ring.slot, status, json_bytes, body_bytes, queue_us, run_us,
@@ -322,24 +300,13 @@ class Runner:
     def _watch(self, run: Run) -> None:
         with self._changed:
             self._runs.add(run)
-            for work in run.works:
-                work.run = run
-            if min(work.deadline for work in run.works) < self._next_look:
+            is_asleep = self._next_look == math.inf
+            if is_asleep or min(work.deadline for work in run.works) < self._next_look:
                 self._changed.notify()
 
     def _unwatch(self, run: Run) -> None:
         with self._changed:
             self._runs.discard(run)
-            for work in run.works:
-                work.run = None
-
-    def _tell(self, work: Work) -> None:
-        """Nobody waits for it any more."""
-        with self._changed:
-            work.is_cancelled = True
-            if work.run is not None:
-                self._review(work.run, time.monotonic())
-                self._changed.notify()
 
     def _review(self, run: Run, now: float) -> None:
         """Let go of the requests of a run that are over time; stop it when none is left."""
@@ -364,7 +331,11 @@ class Runner:
 
     def _look(self, now: float) -> float:
         """Review every run; when to look again."""
-        next_look = math.inf
+        if self._runs:
+            self._lingers_until = now + LINGER_S
+        next_look = now + CANCEL_LOOK_S if now < self._lingers_until else math.inf
+        for link in {work.link for run in self._runs for work in run.works}:
+            link.look()
         for run in self._runs:
             self._review(run, now)
             if now >= run.told_at + STUCK_AFTER_S:
@@ -375,10 +346,3 @@ class Runner:
                 left = (work.deadline for work in run.works if not work.is_answered)
                 next_look = min(next_look, *left)
         return next_look
-
-
-def _receive(doorbell: socket.socket) -> bytes:
-    try:
-        return doorbell.recv(RING_BYTES_MAX)
-    except OSError:
-        return b""

@@ -22,6 +22,10 @@ def test_both_sides_see_the_same_slots() -> None:
     assert ours.running() == [b"12345678"]
     theirs.note_running(3, None)
     assert ours.running() == []
+    ours.cancel(3, 77)
+    assert theirs.is_cancelled(3, 77)
+    assert not theirs.is_cancelled(3, 78)
+    assert not theirs.is_cancelled(2, 77)
     for side in (ours, theirs):
         side.close()
 

@@ -6,7 +6,6 @@ from agent.foundation.errors import Malformed
 from agent.serving.doorbell import (
     RING_BYTES_MAX,
     AnswerRing,
-    CancelRing,
     InferRing,
     Ring,
     unpack_ring,
@@ -16,10 +15,9 @@ from agent.serving.doorbell import (
 @pytest.mark.parametrize(
     "ring",
     [
-        InferRing(2**60, 127, 63, 2**31, None, b"12345678", 1234.5),
-        InferRing(1, 0, 0, 0, 0, b"12345678", 0.0),
-        InferRing(1, 0, 0, 70_000, 65_000, b"12345678", 0.0),
-        CancelRing(2**60),
+        InferRing(2**60, 127, 63, 2**31, None, b"12345678", 1234.5, 1233.5),
+        InferRing(1, 0, 0, 0, 0, b"12345678", 0.0, 0.0),
+        InferRing(1, 0, 0, 70_000, 65_000, b"12345678", 0.0, 0.0),
         AnswerRing(2**60, 127, 504, None, 2**31, 12, 13),
         AnswerRing(1, 0, 200, 100, 5000, 0, 0),
     ],

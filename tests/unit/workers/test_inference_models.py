@@ -31,8 +31,8 @@ class Tape:
         self.given: list[Work] = []
         self.failed: list[tuple[Work, BaseException]] = []
 
-    def put(self, work: Work) -> None:
-        self.given.append(work)
+    def put(self, works: list[Work]) -> None:
+        self.given += works
 
     def fail(self, work: Work, error: BaseException) -> None:
         self.failed.append((work, error))
@@ -72,7 +72,7 @@ def source(folder: Path, name: str, body: str = "y = Neg(x)") -> Source:
 
 
 def work(key: bytes) -> Work:
-    return Work(LINK, InferRing(1, 0, 0, 0, None, key, 9.0), 0.0, 9.0)
+    return Work(LINK, InferRing(1, 0, 0, 0, None, key, 9.0, 0.0), 9.0)
 
 
 def until(is_so: Callable[[], bool]) -> None:

@@ -15,7 +15,7 @@ from onnx import parser
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import UsageError
 from agent.serving.batching import Sizes
-from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, CancelRing, InferRing, unpack_ring
+from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, InferRing, unpack_ring
 from agent.workers import inference_runner
 from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
 from agent.workers.inference_session import ModelSession, Terminated
@@ -45,7 +45,8 @@ class Gateway:
         body = json.dumps({"inputs": [given], **more}).encode()
         self.slots.slot(slot)[: len(body)] = body
         self.number += 1
-        ring = InferRing(self.number, slot, 0, len(body), None, key, time.monotonic() + left_s)
+        now = time.monotonic()
+        ring = InferRing(self.number, slot, 0, len(body), None, key, now + left_s, now)
         self.doorbell.send(ring.pack())
         return self.number
 
@@ -118,9 +119,9 @@ def test_a_cancelled_run_stops_and_hands_its_slot_back(gateway: Gateway) -> None
         threading.Event().wait(0.005)
     assert gateway.slots.running() == [KEY]
     waiting = gateway.ring(10**9, slot=1)
-    for number in (waiting, running):
-        gateway.doorbell.send(CancelRing(number).pack())
-    gateway.doorbell.send(CancelRing(99).pack())
+    gateway.slots.cancel(1, waiting)
+    gateway.slots.cancel(0, running)
+    gateway.slots.cancel(2, 99)
     answers = [gateway.answer()[0] for _ in range(2)]
     assert {(ring.number, ring.status) for ring in answers} == {(running, 499), (waiting, 499)}
 
@@ -210,9 +211,9 @@ def ring_rows(gateway: Gateway, slot: int, values: list[float], left_s: float = 
     body = json.dumps({"inputs": [given]}).encode()
     gateway.slots.slot(slot)[: len(body)] = body
     gateway.number += 1
-    deadline = time.monotonic() + left_s
+    now = time.monotonic()
     gateway.doorbell.send(
-        InferRing(gateway.number, slot, 0, len(body), None, ROWS, deadline).pack()
+        InferRing(gateway.number, slot, 0, len(body), None, ROWS, now + left_s, now).pack()
     )
     return gateway.number
 
@@ -228,9 +229,7 @@ def wait_behind_one(gateway: Gateway, counting: Counting, *rings: Callable[[], i
     """While one request is inside the model these come, and wait together."""
     ring_rows(gateway, 3, [0.0])
     until(lambda: bool(counting.sizes))
-    numbers = [ring() for ring in rings]
-    until(lambda: len(gateway.runner._queue._works) == len(rings))
-    return numbers
+    return [ring() for ring in rings]
 
 
 def test_what_waits_runs_together_and_each_gets_its_own_rows(
@@ -306,7 +305,7 @@ def test_when_nobody_of_a_run_waits_any_more_it_stops(gateway: Gateway, counting
     counting.passes.release()
     gateway.answer()
     until(lambda: counting.sizes == [1, 2])
-    for number in numbers:
-        gateway.doorbell.send(CancelRing(number).pack())
+    for slot, number in enumerate(numbers):
+        gateway.slots.cancel(slot, number)
     assert {gateway.answer()[0].status for _ in numbers} == {499}
     until(lambda: not gateway.slots.running())
