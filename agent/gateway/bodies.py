@@ -50,16 +50,13 @@ class Bodies:
         size = 0
         begun = asyncio.get_running_loop().time()
         try:
+            if request.content.is_eof():  # all of it is there: nobody is waited for
+                self._take(request.content.read_nowait(), chunks, 0)
+                return
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
                 while chunk := await request.content.readany():
-                    chunks.append(chunk)
-                    size += len(chunk)
+                    size = self._take(chunk, chunks, size)
                     limit.reschedule(begun + BODY_TIMEOUT_S + size / BODY_BYTES_PER_S_MIN)
-                    self._held += len(chunk)
-                    if size > self.bytes_max:
-                        raise self._too_large()
-                    if self._held > self._held_max:
-                        raise Busy("too many large requests at once", mend="try again later")
         except TimeoutError:
             raise TooSlow(
                 "the body comes too slowly",
@@ -68,6 +65,16 @@ class Bodies:
             ) from None
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise UsageError("the body cannot be read", why=_text(error)) from None
+
+    def _take(self, chunk: bytes, chunks: list[bytes], size: int) -> int:
+        chunks.append(chunk)
+        size += len(chunk)
+        self._held += len(chunk)
+        if size > self.bytes_max:
+            raise self._too_large()
+        if self._held > self._held_max:
+            raise Busy("too many large requests at once", mend="try again later")
+        return size
 
     def _too_large(self) -> TooLarge:
         return TooLarge(

@@ -98,7 +98,10 @@ class Endpoints:
     def routes(self) -> list[web.RouteDef]:
         """All routes of the protocol, and the counters."""
         model = "/v2/models/{model}"
+        bases = (model, model + "/versions/{version}")
         routes = [
+            # First: routes of one prefix are tried in their order.
+            *(web.post(base + "/infer", self.infer) for base in bases),
             web.get("/v2", self.server_metadata),
             web.get("/v2/", self.server_metadata),
             web.get("/v2/health/live", self.live),
@@ -109,13 +112,12 @@ class Endpoints:
             web.post("/v2/repository/models/{model}/unload", self.no_repository_control),
             *self.metrics_routes(),
         ]
-        for base in (model, model + "/versions/{version}"):
+        for base in bases:
             routes += [
                 web.get(base, self.model_metadata),
                 web.get(base + "/ready", self.model_ready),
                 web.get(base + "/config", self.model_config),
                 web.get(base + "/stats", self.statistics),
-                web.post(base + "/infer", self.infer),
             ]
         return routes
 

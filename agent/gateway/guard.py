@@ -9,6 +9,7 @@ Source: RFC 9110 section 7.2 (Host), RFC 6454 section 7 (Origin).
 """
 
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ from agent.foundation.errors import Refused
 LOCAL_ENDINGS = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 """Names that public DNS never answers (RFC 6761, 6762, 8375; ICANN reserves .internal)."""
 SHOWN_CHARS = 80
+REMEMBERED_MAX = 64
+"""Pairs of Host and Origin that were let through: clients name a site in a few ways only."""
 
 
 def is_local_name(host: str, names: Collection[str]) -> bool:
@@ -66,11 +69,12 @@ def check_names(host: str | None, origin: str | None, names: Collection[str]) ->
 def local_names_only(names: Collection[str]) -> Middleware:
     """The check as a middleware of the applications' door."""
     lower = frozenset(name.lower() for name in names)
+    check = lru_cache(REMEMBERED_MAX)(lambda host, origin: check_names(host, origin, lower))
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = request.headers
-        check_names(headers.get("Host"), headers.get("Origin"), lower)
+        check(headers.get("Host"), headers.get("Origin"))
         return await handler(request)
 
     return guard

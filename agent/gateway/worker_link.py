@@ -122,13 +122,14 @@ class WorkerLink:
         except Unreachable:
             del self._calls[number]
             raise
+        limit = self._loop.call_later(
+            max(deadline - monotonic_s(), 0.0) + GRACE_S, _give_up, call.answered
+        )
         try:
-            async with asyncio.timeout(max(deadline - monotonic_s(), 0.0) + GRACE_S):
-                return await call.answered
-        except TimeoutError:
-            raise _late() from None
+            return await call.answered
         finally:
-            if not self._is_closed and (not call.answered.done() or call.answered.cancelled()):
+            limit.cancel()
+            if number in self._calls:  # the worker has not answered, and need not
                 self._slots.cancel(slot, number)
 
     def close(self) -> None:
@@ -218,6 +219,11 @@ class WorkerLink:
 
 def _gone() -> Unreachable:
     return Unreachable("the model worker has stopped", why="it is being restarted")
+
+
+def _give_up(answered: asyncio.Future[Reply]) -> None:
+    if not answered.done():
+        answered.set_exception(_late())
 
 
 def _late() -> DeadlineExceeded:

@@ -55,6 +55,11 @@ class Sizes:
         self._rows_max = rows_max
         self._forms: OrderedDict[Hashable, _Costs] = OrderedDict()
 
+    @property
+    def may_join(self) -> bool:
+        """Whether requests are run together at all."""
+        return self._rows_max > 1
+
     def rows_max(self, form: Hashable) -> int:
         """How many rows of ``form`` to run together now."""
         costs = self._forms.get(form)
@@ -63,14 +68,14 @@ class Sizes:
     @property
     def most(self) -> int:
         """How many rows of any form to run together now."""
-        if self._rows_max == 1:
+        if not self.may_join:
             return 1
         most = max((costs.rows_max() for costs in self._forms.values()), default=2)
         return min(self._rows_max, most)
 
     def ran(self, form: Hashable, rows: int, run_us: int) -> None:
         """``rows`` of ``form`` took ``run_us`` microseconds together."""
-        if self._rows_max == 1 or rows < 1:
+        if not self.may_join or rows < 1:
             return
         costs = self._forms.setdefault(form, _Costs())
         self._forms.move_to_end(form)

@@ -11,6 +11,7 @@ The three forms of a body (Triton, ``docs/protocol/extension_binary_data.md``):
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -25,6 +26,10 @@ ID_CHARS_MAX = 1024
 HEADER_NAME = "Inference-Header-Content-Length"
 TIMEOUT_US_MAX = 3_600_000_000
 """One hour: no request runs longer."""
+REMEMBERED_MAX = 64
+"""JSON parts remembered for one model: a client sends the same one again and again."""
+REMEMBERED_BYTES_MAX = 2048
+"""Longer ones hold values, which change, or many tensors, whose checks are little beside their run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +91,33 @@ def parse_request(
     if header_bytes == 0:
         return _parse_raw(len(body), signature)
     json_bytes = len(body) if header_bytes is None else header_bytes
-    binary_bytes = len(body) - json_bytes
-    content = _object(memoryview(body)[:json_bytes])
+    return _checked(memoryview(body)[:json_bytes], len(body) - json_bytes, signature)
+
+
+class RequestParser:
+    """``parse_request`` for one model, which knows the JSON parts again that it has checked.
+
+    The outcome depends on the JSON part and the length of what follows alone.
+    """
+
+    def __init__(self, signature: Signature) -> None:
+        self._signature = signature
+        self._remembered = lru_cache(REMEMBERED_MAX)(
+            lambda text, binary_bytes: _checked(text, binary_bytes, signature)
+        )
+
+    def parse(self, body: memoryview, header_bytes: int | None) -> InferRequest:
+        """As ``parse_request``."""
+        if header_bytes and header_bytes <= REMEMBERED_BYTES_MAX:
+            return self._remembered(bytes(body[:header_bytes]), len(body) - header_bytes)
+        return parse_request(body, header_bytes, self._signature)
+
+
+def _checked(text: bytes | memoryview, binary_bytes: int, signature: Signature) -> InferRequest:
+    content = _object(text)
     parameters = _parameters(content, "request")
     _refuse_unsupported(parameters)
-    inputs = _inputs(content.get("inputs"), signature, json_bytes, binary_bytes)
+    inputs = _inputs(content.get("inputs"), signature, len(text), binary_bytes)
     return InferRequest(
         inputs=inputs,
         outputs=_outputs(content.get("outputs"), parameters, signature),
@@ -100,7 +127,7 @@ def parse_request(
     )
 
 
-def _object(text: memoryview) -> dict[str, Any]:
+def _object(text: bytes | memoryview) -> dict[str, Any]:
     if not text:
         raise UsageError("the request is empty", mend='send {"inputs": [...]}')
     try:

@@ -27,7 +27,7 @@ from agent.foundation.errors import AtollError, Busy, UsageError
 from agent.serving.batching import Sizes, form_of, groups, rows_of
 from agent.serving.doorbell import AnswerRing
 from agent.serving.failures import DeadlineExceeded, error_body, status_of
-from agent.serving.request import InferRequest, parse_request
+from agent.serving.request import InferRequest, RequestParser
 from agent.workers.inference_batching import run_together
 from agent.workers.inference_queue import WorkQueue
 from agent.workers.inference_session import ModelSession, RunFailed, Terminated, run_options
@@ -59,6 +59,11 @@ class Loaded:
     sizes: Sizes = field(default_factory=lambda: Sizes(1))
     used_at: float = 0.0
     """Monotonic seconds."""
+    parser: RequestParser = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Requests are read by the session's signature."""
+        self.parser = RequestParser(self.session.signature)
 
 
 @dataclass(slots=True)
@@ -138,6 +143,9 @@ class Runner:
         ready = self._prepared(works, loaded)
         if loaded is None:
             return  # every one of them was refused
+        if len(ready) == 1:
+            self._run_alone(loaded, ready[0])
+            return
         for group in groups([one.request for one in ready], loaded.sizes):
             members = [ready[index] for index in group]
             if len(members) == 1 or not self._run_together(loaded, members):
@@ -165,7 +173,7 @@ class Runner:
         ring = work.ring
         slot = work.link.slots.slot(ring.slot)
         body = slot[ring.offset : ring.offset + ring.body_bytes]
-        request = parse_request(body, ring.header_bytes, loaded.session.signature)
+        request = loaded.parser.parse(body, ring.header_bytes)
         if request.timeout_us is not None:
             work.deadline = min(work.deadline, ring.rung_at + request.timeout_us / 1e6)
         return _Prepared(work, request, [array_of(tensor, body) for tensor in request.inputs])
@@ -178,8 +186,9 @@ class Runner:
         except (AtollError, MemoryError) as error:
             self.fail(one.work, error)
             return
-        loaded.sizes.ran(form_of(one.request), rows_of(one.request), run_us)
         self._answer(loaded, one, found, run_us)
+        if loaded.sizes.may_join:
+            loaded.sizes.ran(form_of(one.request), rows_of(one.request), run_us)
 
     def _run_together(self, loaded: Loaded, members: Sequence[_Prepared]) -> bool:
         """Whether all are answered; if not, each is to be run alone.

@@ -96,10 +96,11 @@ class ModelSession:
         }
         found = self.run_named(names, feeds, options)
         # A graph may pass an input through: its output then lies in the slot to be written.
-        return [
-            array.copy() if any(np.may_share_memory(array, given) for given in inputs) else array
-            for array in found
-        ]
+        for given in inputs:
+            for index, array in enumerate(found):
+                if np.may_share_memory(array, given):
+                    found[index] = array.copy()
+        return found
 
     def run_named(self, names: list[str], feeds: dict[str, Array], options: Any) -> list[Array]:
         """The named outputs for inputs by name; an output may share the memory of an input.
