@@ -183,20 +183,20 @@ class WorkerLink:
             raise _gone() from error
 
     def _rung(self) -> None:
-        while not self._is_closed:
-            try:
-                packet = self._doorbell.recv(RING_BYTES_MAX)
-            except BlockingIOError:
-                return
-            except OSError:
-                packet = b""
-            if not packet:
-                self.close()
-                return
-            ring = unpack_ring(packet)
-            if not isinstance(ring, AnswerRing):
-                raise Malformed("a worker rang a request")
-            self._answered(ring)
+        """Take one ring; the loop calls again while there are more."""
+        try:
+            packet = self._doorbell.recv(RING_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self.close()
+            return
+        ring = unpack_ring(packet)
+        if not isinstance(ring, AnswerRing):
+            raise Malformed("a worker rang a request")
+        self._answered(ring)
 
     def _answered(self, ring: AnswerRing) -> None:
         call = self._calls.pop(ring.number)
