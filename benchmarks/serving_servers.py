@@ -126,14 +126,14 @@ class Server:
             return False
 
     def ask(self, model: str, body: Body | None = None, headers: dict[str, str] | None = None,
-            timeout_s: float = 20.0) -> Answer:  # fmt: skip
+            timeout_s: float = 20.0, path: str | None = None) -> Answer:  # fmt: skip
         """One request over a connection of its own."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
         body = body or self.bodies[model]
         began = time.perf_counter()
         try:
             connection.request(
-                "POST", self.path % model, body.content, body.headers | (headers or {})
+                "POST", path or self.path % model, body.content, body.headers | (headers or {})
             )
             answer = connection.getresponse()
             content = answer.read()

@@ -1,0 +1,326 @@
+"""What Atoll alone is held to: bad requests, kills, deadlines, swaps, memory, lag, idling, overload, drift.
+
+Each function is one part of the bench: it founds its own site and gives its rows.
+"""
+
+import contextlib
+import http.client
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Self
+
+from serving_bad_requests import cases, refused_rightly
+from serving_open_loop import drive
+from serving_peers import work
+from serving_rows import Row, row
+from serving_servers import JSON, Body, Site, binary, running, scratch
+from serving_setup import MODELS
+
+LARGE: work.Shapes = {"x": (1, 3, 960, 960)}
+KILLS_A_MODEL = 2
+"""One less than quarantine takes."""
+KILLERS = ("vad", "cls", "det")
+DEADLINES = 20
+SWAPS = 30
+DRIFT_REQUESTS = 200_000
+CPU_S = 20.0
+
+
+@contextlib.contextmanager
+def site(settings: str = "") -> Iterator[Site]:
+    """A running site with the three models."""
+    with scratch() as folder:
+        made = Site(folder / "site", settings)
+        with running(made):
+            yield made
+
+
+@dataclass(slots=True)
+class Clients:
+    """Threads that send one request after the other, each over a connection of its own."""
+
+    server: Site
+    model: str
+    count: int
+    seen: list[tuple[float, float, int]] = field(default_factory=list)
+    """(sent at, answered at, status; 0 = the connection broke), monotonic seconds."""
+    _ending: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._threads = [threading.Thread(target=self._go, daemon=True) for _ in range(self.count)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _go(self) -> None:
+        while not self._ending.is_set():
+            began = time.monotonic()
+            try:
+                status = self.server.ask(self.model).status
+            except (OSError, http.client.HTTPException):
+                status = 0
+            self.seen.append((began, time.monotonic(), status))
+
+
+def bad_requests() -> list[Row]:
+    """Twenty wrong ones."""
+    with site() as one:
+        right, accepted, wrong = refused_rightly(one)
+        is_alive = one.ask("cls").status == 200
+    for text in wrong:
+        print("  wrong:", text)
+    total = len(cases())
+    return [
+        row(f"{total} malformed requests: right 4xx, error names the tensor", [right], "", total, is_least=True,
+            peer="PyTriton (Triton 2.51), measured earlier", peer_value=16),
+        row(f"{total} malformed requests: accepted", [accepted], "", 0),
+        row("served as before after them", [float(is_alive)], "", 1, is_least=True),
+    ]  # fmt: skip
+
+
+def kills() -> list[Row]:
+    """SIGKILL of the model worker under load, in turn with each model inside."""
+    failed_s: list[float] = []
+    again_s: list[float] = []
+    unready: list[float] = []
+    other = 0
+    with site() as one:
+        for model in KILLERS * KILLS_A_MODEL:
+            with Clients(one, model, 4) as clients:
+                time.sleep(0.5)
+                one.process_of("model-worker").kill()
+                killed = time.monotonic()
+                is_unready = False
+                while time.monotonic() < killed + 0.05:
+                    is_unready |= one.get("/v2/health/ready") != 200
+                one.until("served again", lambda m=model: one.ask(m).status == 200)
+                again_s.append(time.monotonic() - killed)
+                unready.append(float(is_unready))
+            failed_s += [
+                ended - killed for began, ended, _ in clients.seen if began < killed < ended
+            ]
+            other += sum(status not in {200, 503} for _, _, status in clients.seen)
+            one.until(
+                "all models are back", lambda: all(one.ask(m).status == 200 for m in work.MODELS)
+            )
+    return [
+        row("worker SIGKILL: requests under way answered (503) or run elsewhere, last", failed_s, "s", 0.1, of=max),
+        row("worker SIGKILL: served again, slowest", again_s, "s", 1.0, of=max,
+            peer="MLServer, measured earlier", peer_value=4.4),
+        row("worker SIGKILL: kills seen by /v2/health/ready", [sum(unready)], "", len(again_s), is_least=True),
+        row("worker SIGKILL: answers that are neither 200 nor 503", [other], "", 0),
+    ]  # fmt: skip
+
+
+def deadlines() -> list[Row]:
+    """A run of several hundred milliseconds, with a timeout of 100 ms."""
+    limit_s = 0.1
+    body = binary("det", LARGE)
+    head = json.loads(body.content[: body.json_bytes])
+    head["parameters"]["timeout"] = round(limit_s * 1e6)
+    text = json.dumps(head).encode()
+    hasty = Body(text + body.content[body.json_bytes :], body.kind, len(text))
+    late_s, spent_s, wrong = [], [], 0
+    with site("threads = 1") as one:
+        full_s = one.ask("det", body).took_s
+        worker = one.process_of("model-worker")
+        for _ in range(DEADLINES):
+            # From arrival on the deadline runs; the 11 MB themselves take their time before.
+            answer = one.ask("det", hasty)
+            wrong += answer.status != 504
+            before = sum(worker.cpu_times()[:2])
+            time.sleep(0.2)
+            spent_s.append(sum(worker.cpu_times()[:2]) - before)
+            late_s.append(answer.took_s - limit_s)
+        sending = [one.ask("cls", body).took_s for _ in range(5)]  # refused: all but the run
+    late_s = [late - statistics.median(sending) for late in late_s]
+    return [
+        row(f"deadline of 100 ms in a run of {full_s * 1000:.0f} ms: answered after it, p50", [s * 1000 for s in late_s],
+            "ms", 10.0),
+        row("deadline: answers that are not 504", [wrong], "", 0),
+        row("deadline: CPU of the worker in the 200 ms after it, p50", [s * 1000 for s in spent_s], "ms", 10.0),
+    ]  # fmt: skip
+
+
+def swaps(count: int = SWAPS) -> list[Row]:
+    """New versions of a model while it is asked by eight."""
+    import onnx
+
+    model = onnx.load(MODELS / "cls.onnx")
+    with site() as one, scratch() as folder:
+        file = folder / "cls.onnx"
+
+        def push(number: int) -> None:
+            del model.metadata_props[:]
+            model.metadata_props.add(key="swap", value=str(number))
+            onnx.save(model, str(file))
+            one.push("cls", str(number), file)
+
+        with Clients(one, "cls", 8) as clients:
+            push(2)
+            time.sleep(2)
+            before = one.process_of("model-worker").memory_info().rss
+            for number in range(3, 3 + count):
+                push(number)
+            time.sleep(2)
+            after = one.process_of("model-worker").memory_info().rss
+            asked = len(clients.seen)
+            bad = folder / "bad.onnx"
+            bad.write_bytes(file.read_bytes()[:-1000])
+            with contextlib.suppress(RuntimeError):  # said to be refused
+                one.push("cls", "999", bad)
+            time.sleep(1)
+        failed = [status for _, _, status in clients.seen if status != 200]
+    print(f"  {asked} requests during {count} swaps, {len(failed)} failed {set(failed)}")
+    return [
+        row(f"hot swap x {count} and a bad file at concurrency 8: failed requests", [len(failed)], "", 0),
+        row(f"hot swap x {count}: memory of the worker after, of before", [after / before], "x", 1.1),
+    ]  # fmt: skip
+
+
+def memory() -> list[Row]:
+    """One request that is much larger than all others."""
+    with site() as one:
+        for _ in range(3):
+            one.load("det", 4, 1)
+        time.sleep(3)
+        before = one.pss_mib()
+        status = one.ask("det", binary("det", LARGE)).status
+        peak = one.pss_mib()
+        time.sleep(5)
+        after = one.pss_mib()
+    print(f"  {status}: {before:.0f} -> {peak:.0f} -> {after:.0f} MiB")
+    return [
+        row("memory 5 s after one 960 x 960 request, of before", [after / before], "x", 1.2,
+            peer="ONNX Runtime as it comes, measured earlier", peer_value=2.85),
+    ]  # fmt: skip
+
+
+def lag() -> list[Row]:
+    """A small question to the gateway while large JSON comes: its loop's lag, and this process's own."""
+    times: list[float] = []
+    ending = threading.Event()
+    with site() as one:
+        body = Body(work.json_body("det"), JSON)
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection(one.host, one.port, timeout=10)
+            while not ending.wait(0.005):
+                began = time.perf_counter()
+                connection.request("GET", "/v2/health/live")
+                connection.getresponse().read()
+                times.append((time.perf_counter() - began) * 1000)
+            connection.close()
+
+        prober = threading.Thread(target=ask)
+        prober.start()
+        seen = one.load("det", 4, 10, body)
+        ending.set()
+        prober.join()
+    times.sort()
+    size = len(body.content) / 1e6
+    print(
+        f"  {size:.1f} MB JSON, {seen['rps']:.1f}/s; p50 {statistics.median(times):.2f} ms, of {len(times)}"
+    )
+    p99 = times[int(len(times) * 0.99)]
+    return [
+        row(f"small question answered, p99, while {size:.1f} MB JSON comes at concurrency 4", [p99], "ms", 5.0,
+            peer="orjson in a thread, measured earlier", peer_value=13.0),
+    ]  # fmt: skip
+
+
+def idling() -> list[Row]:
+    """20 requests a second of a small model: what all processes of the site use."""
+    with site() as one:
+        drive(one, "cls", 20, 2)
+        before = one.cpu_s()
+        drive(one, "cls", 20, CPU_S)
+        used = one.cpu_s() - before
+    return [
+        row("20 requests a second of cls, CPU of all processes", [100 * used / CPU_S], "% of a core", 10.0,
+            peer="ONNX Runtime as it comes, measured earlier", peer_value=101.0),
+    ]  # fmt: skip
+
+
+def overload() -> list[Row]:
+    """Twice what the site can bear, at a fixed rate; it keeps the wait to 50 ms."""
+    with site("queue_max_s = 0.05\nbatch_rows_max = 1") as one:
+        one.load("det", 8, 2)
+        bears = one.load("det", 8, 4)
+        seen = drive(one, "det", 2 * bears["rps"], 8)
+    accepted, refused = seen.times(200), seen.times(503)
+    other = len(seen.status_and_s) - len(accepted) - len(refused)
+    base_s = bears["p99_us"] / 1e6
+
+    def at(times: list[float], part: float) -> float:
+        return times[int(len(times) * part)] if times else 0.0
+
+    print(
+        f"  bears {bears['rps']:.0f}/s; of {len(seen.status_and_s)}: {len(accepted)} answered, "
+        f"{len(refused)} refused p50 {at(refused, 0.5) * 1000:.1f} ms, {other} other, {seen.not_sent} not sent"
+    )
+    return [
+        row("2x overload of det: accepted, p99, of the p99 at concurrency 8", [at(accepted, 0.99) / base_s], "x", 2.0),
+        row("2x overload of det: answered, of what it bears", [len(accepted) / (8 * bears["rps"])], "", 0.8, is_least=True),
+        row("2x overload of det: refused within, p50", [at(refused, 0.5) * 1000], "ms", 20.0),
+        row("2x overload of det: refused within, p99", [at(refused, 0.99) * 1000], "ms", 20.0),
+        row("2x overload of det: neither 200 nor 503 with Retry-After",
+            [other + seen.without_retry_after + seen.not_sent], "", 0),
+    ]  # fmt: skip
+
+
+def batching() -> list[Row]:
+    """The gain of running together, on the small model at concurrency 32."""
+    found: dict[str, list[float]] = {"on": [], "off": []}
+    with scratch() as folder:
+        sites = {
+            "on": Site(folder / "on", "slots = 64"),
+            "off": Site(folder / "off", "slots = 64\nbatch_rows_max = 1"),
+        }
+        for _ in range(3):
+            for name, one in sites.items():
+                with running(one):
+                    one.load("cls", 32, 3)
+                    found[name].append(one.load("cls", 32, 4)["rps"])
+    off = statistics.median(found["off"])
+    return [
+        row("cls at concurrency 32, requests run together where that pays", found["on"], "/s", off, is_least=True,
+            peer="each alone", peer_value=off),
+    ]  # fmt: skip
+
+
+def drift(requests: int = DRIFT_REQUESTS) -> list[Row]:
+    """Memory after very many requests."""
+    with site() as one:
+        done = warm = 0.0
+        while warm < min(20_000, requests):
+            warm += one.load("vad", 8, 5)["requests"]
+        before = sum(process.memory_info().rss for process in one.tree())
+        while done < requests:
+            done += one.load("vad", 8, 10)["requests"]
+        after = sum(process.memory_info().rss for process in one.tree())
+    print(f"  {done:.0f} requests: {before / 2**20:.1f} -> {after / 2**20:.1f} MiB")
+    return [
+        row(
+            f"RSS of all processes after {requests:,} requests, grown by",
+            [100 * (after / before - 1)],
+            "%",
+            1.0,
+        )
+    ]
+
+
+SCENES: dict[str, Callable[[], list[Row]]] = {
+    "batching": batching, "bad": bad_requests, "kills": kills, "deadlines": deadlines, "swaps": swaps,
+    "memory": memory, "lag": lag, "idling": idling, "overload": overload, "drift": drift,
+}  # fmt: skip
