@@ -19,7 +19,7 @@ class Api(litserve.LitAPI):
         self.session = session(self.model)
         self.names = [output.name for output in self.session.get_outputs()]
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request):  # an annotation would change what LitServe passes
         return decode(request["f"].file.read(), int(request["h"]), orjson.loads)[0]
 
     def predict(self, x: Any) -> Any:
