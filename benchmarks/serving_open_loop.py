@@ -54,7 +54,7 @@ class _Caller(asyncio.Protocol):
         if not split:
             return
         lower = bytes(head).lower()
-        if len(rest) >= int(lower.partition(b"content-length:")[2].split(b"\r\n")[0]):
+        if len(rest) >= int(lower.partition(b"\r\ncontent-length:")[2].split(b"\r\n")[0]):
             status = int(lower[9:12])
             self._run.seen.status_and_s.append((status, time.perf_counter() - self._begun))
             self._run.seen.without_retry_after += status == 503 and b"retry-after" not in lower

@@ -309,10 +309,12 @@ class Site(Server):
 
     def configure(self, serving: str = "") -> None:
         """Write the settings: its addresses, and ``serving`` for ``[serving]``."""
+        if "threads" not in serving:
+            serving = f"threads = {THREADS}\n{serving}"
         listen = f'http_host = "{HOST}"\nmesh_host = "{HOST}"'
         self.config.write_text(
             f'[site]\nstate_dir = "{self.site_folder / "state"}"\nruntime_dir = "{self.site_folder / "run"}"\n'
-            f"[listen]\n{listen}\n[serving]\nthreads = {THREADS}\n{serving}\n"
+            f"[listen]\n{listen}\n[serving]\n{serving}\n"
         )
 
     def atoll(self, *arguments: str) -> str:
