@@ -25,9 +25,9 @@ def main() -> int:
 
 def _area(path: Path) -> str:
     rows = json.loads(path.read_text())
-    commit = rows[0]["commit"] if rows else "?"
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows)) or "?"
     lines = [
-        f"### {path.stem} (commit {commit}; `make bench-{path.stem}`)",
+        f"### {path.stem} (commit {commits}; `make bench-{path.stem}`)",
         "",
         "| quantity | measured | all runs | goal | beside |",
         "|---|---|---|---|---|",

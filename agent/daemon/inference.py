@@ -70,12 +70,19 @@ class Inference:
         view: Callable[[], inside.View],
         feed: Feed,
         spawn: Callable[..., "asyncio.Task[object]"],
+        unload_after_s: float,
     ) -> None:
-        """``providers``: execution providers in order of preference, from the hardware profile."""
+        """Starts nothing yet.
+
+        ``providers``: execution providers in order of preference, from the hardware profile.
+        ``unload_after_s``: how long a model that is not wanted any more stays loaded. The gateway
+        hears of it meanwhile, and what it has passed on for it gets its turn.
+        """
         self._slots, self._slot_bytes = slots, slot_bytes
         self._providers, self._site_name = providers, site_name
         self._blobs, self._audit_log, self._view = blobs, audit, view
-        self._feed, self._spawn = feed, spawn
+        self._feed, self._spawn, self._unload_after_s = feed, spawn, unload_after_s
+        self._unloads: dict[bytes, asyncio.TimerHandle] = {}
         self._memory: SharedSlots | None = None
         self._is_worker_up = False
         self._view_timer: asyncio.TimerHandle | None = None
@@ -234,12 +241,20 @@ class Inference:
 
     def model(self, effect: LoadModel | UnloadModel) -> None:
         """Load or forget a model version."""
+        if (former := self._unloads.pop(effect.key, None)) is not None:
+            former.cancel()  # another one in its place needs no unloading before
         if isinstance(effect, UnloadModel):
             self._loading.discard(effect.key)
-            self.worker.post(inside.TO_WORKER.pack(inside.UnloadModel(effect.key)))
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self._unload_after_s, self._unload, effect.key)
+            self._unloads[effect.key] = timer
         else:
             self._loading.add(effect.key)
             self._spawn(self._load(effect))
+
+    def _unload(self, key: bytes) -> None:
+        del self._unloads[key]
+        self.worker.post(inside.TO_WORKER.pack(inside.UnloadModel(key)))
 
     async def _load(self, effect: LoadModel) -> None:
         version = effect.version
@@ -272,6 +287,8 @@ class Inference:
         """End both."""
         if self._view_timer is not None:
             self._view_timer.cancel()
+        for timer in self._unloads.values():
+            timer.cancel()
         await asyncio.gather(self.gateway.stop(), self.worker.stop())
         if self._memory is not None:
             self._memory.close()

@@ -67,6 +67,8 @@ STOP_TIMEOUT_S = 4.0
 """The whole site stops in under 5 s."""
 GATEWAY_TIMEOUT_S = 20.0
 """A gateway that is not up by then is reported; the daemon goes on trying."""
+UNLOAD_AFTER_S = 1.0
+"""By then the gateway has the view without a model; what it passed on before may wait its time."""
 
 T = TypeVar("T")
 _log = logging.getLogger("atoll")
@@ -293,6 +295,7 @@ class _Daemon:
             site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             feed=driver.feed, spawn=driver.spawn,
+            unload_after_s=serving.queue_max_s + UNLOAD_AFTER_S,
         )  # fmt: skip
 
     def _discover(

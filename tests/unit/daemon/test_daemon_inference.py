@@ -57,6 +57,7 @@ class Rig:
             gateway_arguments=(), worker_arguments=(), slots=2, slot_bytes=4096,
             providers=("GPU", "CPU"), site_name="berlin", blobs=self.blobs, audit=self.audit,
             view=self._view, feed=self.events.append, spawn=self._spawn,
+            unload_after_s=0.01,
         )  # fmt: skip
         self.to_gateway: list[Any] = []
         self.to_worker: list[Any] = []
@@ -209,6 +210,10 @@ async def test_a_model_is_loaded_from_a_descriptor_and_answers_are_passed_on(rig
     rig.from_worker(inside.ModelRefused(key, "no"))
     assert rig.events == [ModelReady(key, ("CPU",), "{}", 100), ModelFailed(key, "no")]
     rig.inference.model(UnloadModel(key))
+    assert rig.to_worker == [load], "the gateway may still ask for it"
+    async with asyncio.timeout(5):
+        while len(rig.to_worker) < 2:  # noqa: ASYNC110 - the code under test has no event
+            await asyncio.sleep(0.005)
     assert rig.to_worker[-1] == inside.UnloadModel(key)
 
 
