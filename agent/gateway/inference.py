@@ -18,6 +18,7 @@ from agent.gateway.members import (
     ID_HEADER,
     RESIDENCY_HEADER,
     SERVED_BY_HEADER,
+    MemberAnswer,
     Members,
 )
 from agent.gateway.site import SiteState
@@ -142,6 +143,13 @@ def _number(headers: Mapping[str, str], header: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(1 << 53))):
         raise UsageError(f"{header} is not a number", why=f"given {text[:40]!r}")
     return int(text)
+
+
+def _json_bytes(remote: RemoteSite, answer: MemberAnswer) -> int | None:
+    try:
+        return header_length(answer.headers.get(HEADER_NAME), len(answer.body))
+    except UsageError as error:
+        raise Unreachable(f"site {remote.name} answers nonsense", why=str(error)) from None
 
 
 class Inference:
@@ -272,11 +280,10 @@ class Inference:
             body=asked.body,
             deadline=asked.deadline,
         )
-        length = answer.headers.get(HEADER_NAME)
         return Answered(
             status=answer.status,
             body=answer.body,
-            json_bytes=int(length) if length is not None and length.isdigit() else None,
+            json_bytes=_json_bytes(remote, answer),
             served_by=answer.headers.get(SERVED_BY_HEADER, remote.name),
             retry_after=answer.headers.get(RETRY_HEADER),
         )

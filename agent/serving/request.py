@@ -30,6 +30,9 @@ REMEMBERED_MAX = 64
 """JSON parts remembered for one model: a client sends the same one again and again."""
 REMEMBERED_BYTES_MAX = 2048
 """Longer ones hold values, which change, or many tensors, whose checks are little beside their run."""
+ELEMENTS_MAX = (1 << 31) - 1
+"""Product of a shape's dimensions without its zeros. A body never has more; an empty tensor may claim
+``[0, 2**63]``, which no tensor library can build."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +259,11 @@ def _shape(given: Any, spec: TensorSpec) -> tuple[int, ...]:
         raise UsageError(
             f"wrong shape of input {spec.name!r}",
             why=f"expected {expected}, given {given!r:.200}",
+        )
+    if prod(dimension or 1 for dimension in given) > ELEMENTS_MAX:
+        raise UsageError(
+            f"shape of input {spec.name!r} is too large",
+            why=f"given {given!r:.200}, its dimensions may multiply to {ELEMENTS_MAX}",
         )
     return tuple(given)
 

@@ -7,10 +7,12 @@ What the session got is what ``session.get_providers()`` says after its creation
 build claims: onnxruntime-gpu lists CUDA on machines without a GPU.
 """
 
+import contextlib
 import ctypes
 import os
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -18,8 +20,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 import onnxruntime as ort
 
-from agent.foundation.errors import AtollError, UsageError
+from agent.foundation.errors import AtollError, Malformed, Refused, UsageError
 from agent.serving.datatypes import datatype_of_onnx
+from agent.serving.onnx_file import check_one_file
 from agent.serving.request import InferRequest
 from agent.serving.signature import FREE, Signature, TensorSpec
 from agent.workers.inference_tensors import Array, numpy_type
@@ -31,6 +34,10 @@ TENSORS_MAX = 256
 WARM_UP_SIZES = (1, 8, 32, 64, 224)
 """Tried in turn for free dimensions until the model runs: image models refuse images of one pixel."""
 WARM_UP_BYTES_MAX = 64 << 20
+TRIAL_S_MAX = 60.0
+"""For trying a model out on the CPU: one that loops for ever must not keep the others from loading."""
+TRIAL_ELSEWHERE_S_MAX = 900.0
+"""On accelerators, some of which compile the model inside its first run."""
 REASON_CHARS_MAX = 600
 
 _OPTIONS = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
@@ -60,9 +67,13 @@ class ModelSession:
         """Create the session and run a warm-up.
 
         Raises:
-            LoadRefused: the bytes are no model, it needs types that cannot be served, or a model
-                without free dimensions does not run.
+            LoadRefused: the bytes are no model, it lies in several files, it needs types that cannot
+                be served, it does not end, or a model without free dimensions does not run.
         """
+        try:
+            check_one_file(model)
+        except (Malformed, Refused) as error:
+            raise LoadRefused(str(error)) from None
         try:
             self._session = ort.InferenceSession(
                 model, sess_options=_options(), providers=_providers(providers)
@@ -126,7 +137,10 @@ class ModelSession:
 
     def run_plain(self, feeds: dict[str, Array]) -> list[Array]:
         """All outputs, for trying the model out; errors are ONNX Runtime's own."""
-        options = run_options()
+        with self._trial() as options:
+            return self._run_all(feeds, options)
+
+    def _run_all(self, feeds: dict[str, Array], options: Any) -> list[Array]:
         if self._has_bfloat16:
             return self._run_values([spec.name for spec in self.signature.outputs], feeds, options)
         found: list[Array] = self._session.run(None, feeds, options)
@@ -154,20 +168,39 @@ class ModelSession:
         specs = self.signature.inputs
         is_fixed = all(FREE not in spec.shape for spec in specs)
         reason = "its inputs are too large"
-        for size in WARM_UP_SIZES[:1] if is_fixed else WARM_UP_SIZES:
-            feeds = zeros_for(specs, size)
-            if feeds is None:
-                break
-            try:
-                self.run_plain(feeds)
-                begun = time.perf_counter()
-                self.run_plain(feeds)
-                return max(1, round((time.perf_counter() - begun) * 1e6))
-            except Exception as error:  # noqa: BLE001 - as above
-                reason = _clean(error)
+        with self._trial() as options:
+            for size in WARM_UP_SIZES[:1] if is_fixed else WARM_UP_SIZES:
+                feeds = zeros_for(specs, size)
+                if feeds is None:
+                    break
+                try:
+                    self._run_all(feeds, options)
+                    begun = time.perf_counter()
+                    self._run_all(feeds, options)
+                    return max(1, round((time.perf_counter() - begun) * 1e6))
+                except Exception as error:  # noqa: BLE001 - as above
+                    reason = _clean(error)
+                if options.terminate:
+                    raise LoadRefused(f"the model does not end on zeros within {self._trial_s:g} s")
         if is_fixed:
             raise LoadRefused(f"the model does not run on zeros: {reason}")
         return 0
+
+    @property
+    def _trial_s(self) -> float:
+        return TRIAL_S_MAX if self.providers[0] == CPU_PROVIDER else TRIAL_ELSEWHERE_S_MAX
+
+    @contextlib.contextmanager
+    def _trial(self) -> Iterator[Any]:
+        """Options of runs that are stopped when they take too long together."""
+        options = run_options()
+        timer = threading.Timer(self._trial_s, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield options
+        finally:
+            timer.cancel()
 
 
 def run_options(*, is_shrinking: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -14,8 +15,10 @@ from agent.gateway.inference import (
     read_question,
     read_request_id,
 )
+from agent.gateway.members import MemberAnswer
 from agent.gateway.site import Limits, SiteState
-from agent.wire.inside import KnownModel, LocalModel, View, model_key
+from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
+from agent.wire.records import Served
 
 KEY = model_key("m", "1")
 HOME, OTHER = SiteId(bytes(32)), SiteId(b"o" * 32)
@@ -30,6 +33,12 @@ VIEW = View(
     blobs=(),
     revoked=(),
 )
+
+
+REMOTE = RemoteSite(
+    OTHER, "other", "eu", "edge", "DE", "127.0.0.1", 7412, "alive", False, 1.0, 0.0,
+    (Served(KEY, 1000),),
+)  # fmt: skip
 
 
 class NoAudit:
@@ -106,3 +115,23 @@ async def test_without_other_sites_the_error_says_what_removed_this_one(state: S
     elsewhere = replace(asked, question=replace(question, residency=("FR",)))
     with pytest.raises(Refused, match="only in FR"):
         await inference.answer(elsewhere)
+
+
+class Willing:
+    async def forward(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("length", ["\xb2", "-1", "3", "1e0"])
+async def test_a_member_that_lies_about_its_answer_has_not_answered(
+    state: SiteState, length: str
+) -> None:
+    headers = {"Inference-Header-Content-Length": length}
+    members = Mock(under_way={}, is_avoided=lambda _: False)
+    members.call = AsyncMock(return_value=MemberAnswer(200, headers, b"{}"))
+    state.replace_view(replace(VIEW, local=(), sites=(REMOTE,)))
+    inference = Inference(state, members, Willing())
+    question = read_question(state, "m", None, {}, None)
+    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
+    with pytest.raises(Unreachable, match="site other answers nonsense"):
+        await inference.answer(asked)

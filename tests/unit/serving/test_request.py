@@ -163,3 +163,15 @@ def test_a_header_length_is_read(given: str | None, expected: int | None) -> Non
 def test_a_wrong_header_length_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match="Inference-Header-Content-Length"):
         header_length(given, 100)
+
+
+@pytest.mark.parametrize("shape", [[0, 1 << 63], [0, (1 << 64) - 1], [0, 1 << 31]])
+def test_an_empty_tensor_cannot_claim_dimensions_that_none_can_have(shape: list[int]) -> None:
+    """It would pass every count: nothing is in it."""
+    free = Signature("f", "1", (TensorSpec("x", DATATYPES["FP32"], (FREE, FREE)),), MODEL.outputs)
+    with pytest.raises(UsageError) as caught:
+        parse_request(body(item(shape=shape, data=[])), None, free)
+    assert str(caught.value) == (
+        f"shape of input 'x' is too large; given {shape}, its dimensions may multiply to 2147483647"
+    )
+    parse_request(body(item(shape=[0, (1 << 31) - 1], data=[])), None, free)

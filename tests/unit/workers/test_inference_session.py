@@ -6,12 +6,14 @@ import time
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from onnx import parser
 
 from agent.foundation.errors import UsageError
 from agent.serving.datatypes import DATATYPES
 from agent.serving.request import parse_request
+from agent.workers import inference_session
 from agent.workers.inference_session import (
     CPU_PROVIDER,
     LoadRefused,
@@ -110,8 +112,8 @@ def test_the_session_says_which_providers_it_really_has() -> None:
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (b"", "refuses the model"),
-        (b"no model", "refuses the model"),
+        (b"", "no ONNX model"),
+        (b"no model", "no ONNX model"),
         (model("g (float[N] x) => (float[N] y) { y = NoSuchOp(x) }"), "refuses the model"),
         (model("g (float[3] x) => (float[2] y) { s = Constant<value_ints=[2]>() y = Reshape(x, s) }"), "zeros"),
         (model("g (seq(float[N]) x) => (int64 y) { y = SequenceLength(x) }"), "no such type"),
@@ -121,6 +123,28 @@ def test_what_cannot_be_served_is_refused_with_the_reason(content: bytes, named:
     with pytest.raises(LoadRefused) as caught:
         ModelSession(content, "m", "1", ())
     assert named in str(caught.value)
+
+
+def test_a_model_whose_data_lies_in_another_file_is_refused_before_anything_is_read() -> None:
+    """Relative to the process's folder ONNX Runtime would read it, wherever the sandbox lets it."""
+    weight = onnx.TensorProto(name="w", data_type=onnx.TensorProto.UINT8, dims=[4])
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="agent/__init__.py")
+    made = onnx.load_model_from_string(model("g () => (uint8[4] y) { y = Identity(w) }"))
+    made.graph.initializer.append(weight)
+    with pytest.raises(LoadRefused, match="tensor 'w' has its data in another file"):
+        ModelSession(made.SerializeToString(), "m", "1", ())
+
+
+def test_a_model_that_does_not_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_session, "TRIAL_S_MAX", 0.2)
+    text = ENDLESS.replace("(int64 n)", "()").replace(
+        "start =", "n = Constant<value_int = 4611686018427387904>()\n start ="
+    )
+    begun = time.monotonic()
+    with pytest.raises(LoadRefused, match=r"does not end on zeros within 0\.2 s"):
+        session(text)
+    assert time.monotonic() - begun < 2
 
 
 def test_a_model_that_only_takes_larger_images_is_warmed_up_with_those() -> None:
