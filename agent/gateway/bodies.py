@@ -14,6 +14,8 @@ BODY_TIMEOUT_S = 10.0
 """Before this nobody is too slow; afterwards a body must have come at ``BODY_BYTES_PER_S_MIN``."""
 BODY_BYTES_PER_S_MIN = 128 << 10
 """1 Mbit/s: below that a request is not made for this site."""
+ENCODINGS = ("identity", "gzip", "deflate")
+"""What clients of the protocol send; others would be taken for plain bytes by some and not by others."""
 BODIES_AT_ONCE = 4
 """Bodies of the largest allowed size that may lie in memory together."""
 
@@ -28,34 +30,47 @@ class Bodies:
         self._held = 0
 
     @contextlib.asynccontextmanager
-    async def body(self, request: web.Request) -> AsyncIterator[bytes]:
+    async def body(
+        self, request: web.Request, bytes_max: int | None = None
+    ) -> AsyncIterator[bytes]:
         """The whole body, inflated; its memory counts until the block ends.
+
+        Args:
+            request: whose body it is.
+            bytes_max: if that is less than all bodies may have.
 
         Raises:
             TooLarge: more than ``bytes_max``, as announced or as it came.
             TooSlow: slower than ``BODY_BYTES_PER_S_MIN``.
-            UsageError: it breaks off or does not decompress.
+            UsageError: it breaks off, does not decompress, or is encoded in an unknown way.
             Busy: the bodies of other requests fill the memory set aside.
         """
-        if (request.content_length or 0) > self.bytes_max:
-            raise self._too_large()
+        bytes_max = self.bytes_max if bytes_max is None else bytes_max
+        encoding = request.headers.get("Content-Encoding", "identity").lower()
+        if encoding not in ENCODINGS:
+            raise UsageError(
+                f"the body's encoding {encoding!r:.40} is not supported",
+                why=f"it may be {', '.join(ENCODINGS)}",
+            )
+        if (request.content_length or 0) > bytes_max:
+            raise self._too_large(bytes_max)
         chunks: list[bytes] = []
         try:
-            await self._read(request, chunks)
+            await self._read(request, chunks, bytes_max)
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
         finally:
             self._held -= sum(map(len, chunks))
 
-    async def _read(self, request: web.Request, chunks: list[bytes]) -> None:
+    async def _read(self, request: web.Request, chunks: list[bytes], bytes_max: int) -> None:
         size = 0
         begun = asyncio.get_running_loop().time()
         try:
             if request.content.is_eof():  # all of it is there: nobody is waited for
-                self._take(request.content.read_nowait(), chunks, 0)
+                self._take(request.content.read_nowait(), chunks, 0, bytes_max)
                 return
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
                 while chunk := await request.content.readany():
-                    size = self._take(chunk, chunks, size)
+                    size = self._take(chunk, chunks, size, bytes_max)
                     limit.reschedule(begun + BODY_TIMEOUT_S + size / BODY_BYTES_PER_S_MIN)
         except TimeoutError:
             raise TooSlow(
@@ -66,24 +81,26 @@ class Bodies:
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise UsageError("the body cannot be read", why=_text(error)) from None
 
-    def _take(self, chunk: bytes, chunks: list[bytes], size: int) -> int:
+    def _take(self, chunk: bytes, chunks: list[bytes], size: int, bytes_max: int) -> int:
         chunks.append(chunk)
         size += len(chunk)
         self._held += len(chunk)
-        if size > self.bytes_max:
-            raise self._too_large()
+        if size > bytes_max:
+            raise self._too_large(bytes_max)
         if self._held > self._held_max:
             raise Busy("too many large requests at once", mend="try again later")
         return size
 
-    def _too_large(self) -> TooLarge:
+    def _too_large(self, bytes_max: int) -> TooLarge:
+        can_be_raised = bytes_max == self.bytes_max
         return TooLarge(
             "the body is too large",
-            why=f"the limit is {self.bytes_max} bytes, after decompression",
-            mend="raise serving.request_bytes_max or send less at once",
+            why=f"the limit is {bytes_max} bytes, after decompression",
+            mend="raise serving.request_bytes_max or send less at once" if can_be_raised else "",
         )
 
 
 def _text(error: Exception) -> str:
     cause = error.__cause__ or error
-    return str(cause).splitlines()[0][:200] if str(cause) else type(cause).__name__
+    text = cause.message if isinstance(cause, HttpProcessingError) else str(cause)
+    return text.splitlines()[0][:200] if text else type(cause).__name__

@@ -160,13 +160,13 @@ class Endpoints:
         raise AssertionError("it is not offered")
 
     async def _wants_ready_only(self, request: web.Request) -> bool:
-        body = await request.content.read(REPOSITORY_BODY_BYTES_MAX)
-        if not body:
-            return False
-        try:
-            content = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise UsageError("the request is not JSON", why=str(error)) from None
+        async with self._bodies.body(request, REPOSITORY_BODY_BYTES_MAX) as body:
+            if not body:
+                return False
+            try:
+                content = orjson.loads(body)
+            except orjson.JSONDecodeError as error:
+                raise UsageError("the request is not JSON", why=str(error)) from None
         if not isinstance(content, dict) or not isinstance(content.get("ready", False), bool):
             raise UsageError("the request is not an object with ready: true or false")
         return bool(content.get("ready", False))
@@ -243,6 +243,8 @@ class Endpoints:
 
     async def _infer(self, request: web.Request, question: Question, request_id: str) -> Answered:
         deadline = read_deadline(self._state, request.headers, DEADLINE_HEADER)
+        if len(request.headers.getall(HEADER_NAME, ())) > 1:
+            raise UsageError(f"{HEADER_NAME} is given more than once")
         async with self._bodies.body(request) as body:
             return await self._inference.answer(
                 Asked(

@@ -1,51 +1,31 @@
 """The gateway's two doors: plain HTTP for applications, mutual TLS for members.
 
-Bounds on what a client can hold: connections; 10 s from connecting to a first request's end of
-headers, then 30 s to stay idle or to send the headers of the next (aiohttp's keep-alive timer runs until
-they are complete); headers of 8 KiB a line, 64 lines; bodies as ``bodies`` says.
+Bounds on what a client can hold: connections and their time as ``crowd`` says, 30 s of which to stay idle
+or to send the headers of a next request (aiohttp's keep-alive timer runs until they are complete);
+headers of 8 KiB a line, 64 lines; bodies as ``bodies`` says.
 """
 
 import asyncio
 import ssl
 from collections.abc import Collection, Sequence
-from typing import cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Middleware
 
 from agent.drivers.pool import close_refused
 from agent.drivers.tls import Verify
+from agent.gateway.crowd import Connection, Crowd
 from agent.gateway.endpoints import CALLER, Handler, errors_as_json
 from agent.gateway.guard import local_names_only
 from agent.gateway.members import Callers
+from agent.serving.failures import error_body
 
-CONNECTIONS_MAX = 1024
-"""Of each door; below the usual limit of open files together with everything else."""
-HEADERS_TIMEOUT_S = 10.0
-"""To a connection's first request; aiohttp itself never ends one that sends nothing."""
 IDLE_TIMEOUT_S = 30.0
 """Between requests; longer than the clients' own, so that it is they who close."""
-REVIEW_S = 2.0
-"""How often connections without a request are looked at, while there are any."""
 HANDSHAKE_TIMEOUT_S = 5.0
 BACKLOG = 256
 DRAIN_S = 2.0
 """Requests under way at the end have this long."""
-
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
-    b"Retry-After: 1\r\nContent-Length: 32\r\nConnection: close\r\n\r\n"
-    b'{"error":"too many connections"}'
-)
-
-
-class _TurnedAway(asyncio.Protocol):
-    """For a connection too many: a short answer and the door."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        stream = cast("asyncio.WriteTransport", transport)  # uvloop's own class is no subclass
-        stream.write(_FULL)
-        stream.close()
 
 
 class Door:
@@ -90,33 +70,28 @@ async def open_door(
     Raises:
         OSError: the address cannot be bound.
     """
-    newcomers = _Newcomers()
-    middlewares: list[Middleware] = [newcomers.middleware(), errors_as_json]
+    crowd = Crowd()
+    middlewares: list[Middleware] = [crowd.middleware(), errors_as_json]
     if callers is not None:
         middlewares.append(_members_only(callers))
     else:
         middlewares.append(local_names_only(names))
     application = web.Application(middlewares=middlewares)
-    application.add_routes(routes)
+    application.add_routes(
+        web.route(route.method, route.path, route.handler, **route.kwargs, expect_handler=_expect)
+        for route in routes
+    )
     runner = web.AppRunner(
-        application,
-        access_log=None,
-        handler_cancellation=True,
-        keepalive_timeout=IDLE_TIMEOUT_S,
-        lingering_time=1.0,
-        max_headers=64,
-        shutdown_timeout=DRAIN_S,
+        application, access_log=None, handler_cancellation=True, shutdown_timeout=DRAIN_S
     )
     await runner.setup()
     handlers = runner.server
     assert handlers is not None
 
     def accept() -> asyncio.Protocol:
-        if len(handlers.connections) >= CONNECTIONS_MAX:
-            return _TurnedAway()
-        handler = handlers()
-        newcomers.add(handler)
-        return handler
+        return Connection(
+            crowd, handlers, keepalive_timeout=IDLE_TIMEOUT_S, lingering_time=1.0, max_headers=64
+        )
 
     try:
         server = await asyncio.get_running_loop().create_server(
@@ -133,39 +108,17 @@ async def open_door(
     return Door(runner, server)
 
 
-class _Newcomers:
-    """Connections that have not sent a whole request yet; each has ``HEADERS_TIMEOUT_S`` to do so."""
-
-    def __init__(self) -> None:
-        self._until: dict[web.RequestHandler, float] = {}
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, handler: web.RequestHandler) -> None:
-        """A connection comes; bounded by ``CONNECTIONS_MAX``."""
-        loop = asyncio.get_running_loop()
-        self._until[handler] = loop.time() + HEADERS_TIMEOUT_S
-        if self._timer is None:
-            self._timer = loop.call_later(min(REVIEW_S, HEADERS_TIMEOUT_S), self._review)
-
-    def middleware(self) -> Middleware:
-        """Strikes out whoever has sent a request."""
-
-        @web.middleware
-        async def served(request: web.Request, handler: Handler) -> web.StreamResponse:
-            self._until.pop(request.protocol, None)
-            return await handler(request)
-
-        return served
-
-    def _review(self) -> None:
-        loop = asyncio.get_running_loop()
-        now, self._timer = loop.time(), None
-        for handler, until in tuple(self._until.items()):
-            if now >= until:
-                del self._until[handler]
-                handler.force_close()
-        if self._until:
-            self._timer = loop.call_later(min(REVIEW_S, HEADERS_TIMEOUT_S), self._review)
+async def _expect(request: web.Request) -> web.Response | None:
+    """The one expectation there is (RFC 9110, section 10.1.1)."""
+    expected = request.headers["Expect"]
+    if request.version < HttpVersion11:
+        return None
+    if expected.lower() != "100-continue":
+        text = f"nothing is known of the expectation {expected!r:.80}; it may be 100-continue"
+        return web.Response(status=417, body=error_body(text), content_type="application/json")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer itself has not begun
+    return None
 
 
 def _members_only(callers: Callers) -> Middleware:

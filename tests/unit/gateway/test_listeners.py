@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from agent.gateway import bodies as bodies_module
-from agent.gateway import listeners
+from agent.gateway import crowd
 from agent.gateway.bodies import Bodies
 from agent.gateway.listeners import Door, open_door
 
@@ -23,7 +23,7 @@ async def bodies() -> Bodies:
 
 @pytest.fixture
 async def door(bodies: Bodies, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Door]:
-    monkeypatch.setattr(listeners, "HEADERS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(crowd, "HEADERS_TIMEOUT_S", 0.2)
     monkeypatch.setattr(bodies_module, "BODY_TIMEOUT_S", 0.2)
 
     async def count(request: web.Request) -> web.Response:
@@ -96,7 +96,20 @@ async def test_a_small_body_that_inflates_is_refused(door: Door, bodies: Bodies)
 async def test_bytes_that_do_not_inflate_are_the_callers_mistake(door: Door) -> None:
     status, body = await talk(door, post(b"not gzip at all", "Content-Encoding: gzip"))
     assert status == 400
-    assert "cannot be read" in json.loads(body)["error"]
+    assert json.loads(body)["error"] == (
+        "the body cannot be read; Can not decode content-encoding: gzip"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["br", "foo", "gzip, gzip", "x-gzip"])
+async def test_a_body_encoded_in_an_unknown_way_is_not_taken_for_plain_bytes(
+    door: Door, encoding: str
+) -> None:
+    status, body = await talk(door, post(b"{}", f"Content-Encoding: {encoding}"))
+    assert status == 400
+    assert json.loads(body)["error"] == (
+        f"the body's encoding {encoding!r} is not supported; it may be identity, gzip, deflate"
+    )
 
 
 async def test_a_body_that_never_ends_is_given_up(door: Door, bodies: Bodies) -> None:
@@ -122,22 +135,6 @@ async def test_a_body_that_comes_steadily_may_take_long(
 @pytest.mark.parametrize("start", [b"POST /count HTTP/1.1\r\nHost:", b""])
 async def test_headers_that_never_come_or_never_end_are_given_up(door: Door, start: bytes) -> None:
     assert await talk(door, start) == (0, b"")
-
-
-async def test_a_connection_that_is_still_being_made_is_left_alone(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A handler has no transport until its connection (and its TLS handshake) is made."""
-    monkeypatch.setattr(listeners, "HEADERS_TIMEOUT_S", 60.0)
-    monkeypatch.setattr(listeners, "REVIEW_S", 0.01)
-    newcomers = listeners._Newcomers()
-    handlers = door._runner.server
-    assert handlers is not None
-    handler = handlers()
-    newcomers.add(handler)
-    await asyncio.sleep(0.1)
-    assert handler in newcomers._until
-    assert not handler._force_close
 
 
 async def test_a_connection_that_has_asked_once_may_stay(door: Door) -> None:
@@ -167,15 +164,6 @@ async def test_the_memory_of_all_bodies_together_is_bounded(door: Door, bodies: 
     bodies._held = 0
 
 
-async def test_a_connection_too_many_gets_a_short_answer(
-    door: Door, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listeners, "CONNECTIONS_MAX", 0)
-    status, body = await talk(door, post(b""))
-    assert status == 503
-    assert json.loads(body) == {"error": "too many connections"}
-
-
 @pytest.mark.parametrize(
     ("request_line", "expected"), [("GET /nope", 404), ("GET /count", 405), ("GET /fail", 500)]
 )
@@ -185,3 +173,25 @@ async def test_every_failure_is_the_protocols_error_and_tells_nothing_of_the_ins
     status, body = await talk(door, f"{request_line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert status == expected
     assert "secret" not in json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("version", "expectation", "expected"),
+    [("1.1", "100-continue", 100), ("1.1", "pony", 417), ("1.0", "pony", 200)],
+)
+async def test_an_expectation_is_met_or_refused_in_the_protocols_form(
+    door: Door, version: str, expectation: str, expected: int
+) -> None:
+    lines = (
+        f"POST /count HTTP/{version}",
+        "Host: x",
+        f"Expect: {expectation}",
+        "Content-Length: 1",
+    )
+    request = "\r\n".join((*lines, "", "")).encode()
+    status, body = await talk(door, request + (b"" if expected == 100 else b"x"))
+    assert status == expected
+    if expected == 417:
+        assert json.loads(body) == {
+            "error": "nothing is known of the expectation 'pony'; it may be 100-continue"
+        }
