@@ -5,8 +5,10 @@ them is new, so are memory and doorbell, so that neither ever meets the other's 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, assert_never
@@ -89,7 +91,8 @@ class Inference:
         self._is_view_stale = self._is_view_under_way = False
         self._view_cost_s = 0.0
         self._view_sent = b""
-        self._loading: set[bytes] = set()
+        self._loading: deque[bytes] = deque()
+        """Loads that the worker has not answered, in the order that it takes them."""
         self.gateway_ready = asyncio.Event()
         self.http_port = 0
         self.runtime = self.sandbox = ""
@@ -194,8 +197,10 @@ class Inference:
 
     def _worker_gone(self, reason: str) -> None:
         blamed = set(self._memory.running()) if self._memory is not None else set()
-        blamed |= self._loading if "SIGTERM" not in reason else set()
-        self._loading = set()
+        # The worker loads one after the other: those behind the first have done nothing yet.
+        if self._loading and "SIGTERM" not in reason:
+            blamed.add(self._loading[0])
+        self._loading.clear()
         self._is_worker_up = False
         self.gateway.post(inside.TO_GATEWAY.pack(inside.DetachWorker(0)))
         self._feed(WorkerDown(f"the model worker ended: {reason}"))
@@ -214,17 +219,21 @@ class Inference:
                 self._connect()
                 self._feed(WorkerUp())
             case inside.ModelLoaded():
-                self._loading.discard(message.key)
+                self._answered(message.key)
                 for reason in message.passed_over:
                     _log.warning("a model runs on %s: %s", message.providers[0], reason)
                 self._feed(
                     ModelReady(message.key, message.providers, message.metadata, message.service_us)
                 )
             case inside.ModelRefused():
-                self._loading.discard(message.key)
+                self._answered(message.key)
                 self._feed(ModelFailed(message.key, message.reason))
             case _:
                 assert_never(message)
+
+    def _answered(self, key: bytes) -> None:
+        with contextlib.suppress(ValueError):
+            self._loading.remove(key)  # the first, if it was withdrawn and wanted again meanwhile
 
     def _connect(self) -> None:
         """New memory and doorbell for both."""
@@ -244,12 +253,10 @@ class Inference:
         if (former := self._unloads.pop(effect.key, None)) is not None:
             former.cancel()  # another one in its place needs no unloading before
         if isinstance(effect, UnloadModel):
-            self._loading.discard(effect.key)
             loop = asyncio.get_running_loop()
             timer = loop.call_later(self._unload_after_s, self._unload, effect.key)
             self._unloads[effect.key] = timer
         else:
-            self._loading.add(effect.key)
             self._spawn(self._load(effect))
 
     def _unload(self, key: bytes) -> None:
@@ -264,7 +271,6 @@ class Inference:
             path: Path = self._blobs.path(digest)
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except (AtollError, OSError) as error:
-            self._loading.discard(effect.key)
             self._feed(ModelFailed(effect.key, f"its bytes cannot be read: {error}"))
             return
         try:
@@ -272,7 +278,8 @@ class Inference:
                 effect.key, version.name, version.version, self._site_name, sha256,
                 self._providers,
             )  # fmt: skip
-            self.worker.post(inside.TO_WORKER.pack(message), (descriptor,))
+            if self.worker.post(inside.TO_WORKER.pack(message), (descriptor,)):
+                self._loading.append(effect.key)
         finally:
             os.close(descriptor)
 

@@ -194,6 +194,10 @@ class Models:
         if known is None:
             return
         error: AtollError | MemoryError | None = None
+        with self._lock:
+            asked_for_by = tuple(known.waiting)
+        for work in asked_for_by:  # so that it is blamed if the process dies of it
+            work.link.slots.note_running(work.ring.slot, key)
         try:
             opened = self._open(known.source)
             known.cost_bytes = opened.cost_bytes
@@ -203,6 +207,8 @@ class Models:
             error = Busy("the model cannot be loaded again now", why=str(refused))
         except MemoryError as short:
             error = short
+        for work in asked_for_by:
+            work.link.slots.note_running(work.ring.slot, None)
         with self._lock:
             waiting, known.waiting = known.waiting, []
         if error is None:

@@ -198,6 +198,24 @@ async def test_a_dead_worker_is_told_to_everybody_and_the_model_at_work_is_blame
     await rig.inference.stop()
 
 
+async def test_of_several_loads_only_the_one_at_work_is_blamed(rig: Rig) -> None:
+    """Else a poison model would have those behind it quarantined with it."""
+    rig.from_worker(inside.WorkerReady(1, "onnxruntime", "landlock"))
+    digest = await rig.blobs.put_bytes(b"a model")
+    keys = [inside.model_key("m", version) for version in "1234"]
+    for version, key in zip("1234", keys, strict=True):
+        rig.inference.model(LoadModel(key, ModelVersion("m", version, digest, 7, "onnx", ())))
+        await rig.settled()
+    rig.from_worker(inside.ModelLoaded(keys[0], ("CPU",), "{}", 5, 100))
+    rig.inference.model(UnloadModel(keys[3]))
+    for reason, expected in (("killed by SIGSEGV", [keys[1]]), ("killed by SIGSEGV", [])):
+        rig.events.clear()
+        rig.inference._worker_gone(reason)
+        blamed = [event for event in rig.events if isinstance(event, ModelFailed)]
+        assert [(one.key, one.is_crash) for one in blamed] == [(key, True) for key in expected]
+    await rig.inference.stop()
+
+
 async def test_a_model_is_loaded_from_a_descriptor_and_answers_are_passed_on(rig: Rig) -> None:
     digest = await rig.blobs.put_bytes(b"a model")
     key = inside.model_key("m", "1")

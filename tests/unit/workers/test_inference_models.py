@@ -13,13 +13,24 @@ from onnx import parser
 
 from agent.foundation.errors import AtollError, Busy, Malformed
 from agent.serving.doorbell import InferRing
-from agent.workers import inference_models
+from agent.workers import inference_models, inference_providers
 from agent.workers.inference_models import Memory, Models, Source
 from agent.workers.inference_runner import Runner
 from agent.workers.inference_session import LoadRefused
 from agent.workers.inference_work import Link, Work
 
-LINK = Link(cast("Any", None), cast("Any", None))
+
+class Notes:
+    """In the place of shared memory: what was noted as running."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, bytes | None] = {}
+
+    def note_running(self, slot: int, key: bytes | None) -> None:
+        self.running[slot] = key
+
+
+LINK = Link(cast("Any", None), cast("Any", Notes()))
 
 
 class Tape:
@@ -106,6 +117,26 @@ def test_the_session_used_longest_ago_is_let_go_and_comes_back_when_asked_for(
     until(lambda: len(tape.given) == 2)
     assert b"b" in tape.models
     assert len(tape.models) == 2, "another one had to go"
+
+
+def test_a_model_that_kills_the_process_when_it_comes_back_can_be_blamed(
+    models: Models, tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        models.add(name.encode(), source(tmp_path, name))
+    notes = cast("Notes", LINK.slots)
+    noted: list[dict[int, bytes | None]] = []
+    inner = inference_providers.open_session
+
+    def open_session(*given: Any) -> Any:
+        noted.append(dict(notes.running))
+        return inner(*given)
+
+    monkeypatch.setattr(inference_models, "open_session", open_session)
+    assert tape.cold([work(b"a")])
+    until(lambda: len(tape.given) == 1)
+    assert noted == [{0: b"a"}]
+    assert notes.running == {0: None}
 
 
 def test_what_is_larger_than_all_the_memory_set_aside_is_served_alone(
