@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 readonly VENV=.venv
 readonly STAMP="$VENV/.ready"
-readonly MAGIKA=magika # carries the real model that the tests serve
+readonly MODELS=(magika rapidocr-onnxruntime) # carry the real models that the tests serve
 
 say() { printf '%s\n' "$*"; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -101,9 +101,11 @@ install_python_packages() {
   # As an environment variable the constraints also hold for what builds the package.
   PIP_CONSTRAINT="$PWD/constraints.txt" PIP_DISABLE_PIP_VERSION_CHECK=1 \
     "$VENV/bin/python" -m pip install --quiet --editable '.[train,demo,dev]'
-  # With its dependencies magika would put plain onnxruntime over onnxruntime-gpu in the same folder.
+  # With their dependencies they would put plain onnxruntime over onnxruntime-gpu in the same folder.
+  # Only their model files are used, so what they say of Python versions does not matter.
   PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    "$VENV/bin/python" -m pip install --quiet --no-deps --constraint constraints.txt "$MAGIKA"
+    "$VENV/bin/python" -m pip install --quiet --no-deps --ignore-requires-python \
+    --constraint constraints.txt "${MODELS[@]}"
   fingerprint >"$STAMP"
 }
 

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import magika
 import onnx
+import serving_models
 from onnx import TensorProto, helper
 
 from agent.drivers import keystore
@@ -51,7 +51,7 @@ from agent.wire.inside import (
 )
 from agent.wire.records import Served
 
-MAGIKA = Path(magika.__file__).parent / "models" / "standard_v3_3" / "model.onnx"
+MAGIKA = serving_models.MAGIKA
 SLOTS = 8
 CPU = ("CPUExecutionProvider",)
 

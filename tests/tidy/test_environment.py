@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = ("avahi-daemon", "avahi-browse", "dbus-daemon", "ip", "nft", "gcc", "systemd-analyze")
 MODULES = (
     "aiohttp", "cryptography", "hypothesis", "magika", "msgpack", "onnx", "onnxruntime", "onnxscript",
-    "orjson", "psutil", "pynvml", "rich", "safetensors", "sklearn", "sqlite_utils", "torch",
+    "orjson", "psutil", "pynvml", "rich", "safetensors", "sklearn", "rapidocr_onnxruntime", "schemathesis",
+    "sqlite_utils", "torch",
     "tritonclient", "uvloop", "zeroconf",
 )  # fmt: skip
 

@@ -51,6 +51,7 @@ def test_every_dependency_is_pinned() -> None:
         *dependencies,
         *(one for extra in extras.values() for one in extra),
         "magika",
+        "rapidocr-onnxruntime",
         "hatchling",
     ]
     assert {name_of(one) for one in wanted} - pins().keys() == set()
