@@ -63,6 +63,13 @@ class Connection(web.RequestHandler):
         self._crowd.left(self)
         super().connection_lost(exc)
 
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """A refused body that does not even inflate is the client's mistake, and was answered."""
+        if isinstance(kw.get("exc_info"), web.RequestPayloadError):
+            _log.debug("the rest of a body cannot be read", exc_info=kw["exc_info"])
+        else:
+            super().log_exception(*args, **kw)
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -67,7 +67,10 @@ def _unnest(data: list[Any], name: str, shape: tuple[int, ...]) -> list[Any]:
     while values and isinstance(values[0], list):
         lengths = {len(row) if isinstance(row, list) else -1 for row in values}
         if len(lengths) != 1 or len(given) >= len(shape):
-            raise UsageError(f"data of input {name!r} is nested unevenly or too deep")
+            raise UsageError(
+                f"data of input {name!r} is nested unevenly or too deep",
+                why=f"its shape is {list(shape)}",
+            )
         given.append(lengths.pop())
         values = list(chain.from_iterable(values))
     if len(given) > 1 and tuple(given) != shape:

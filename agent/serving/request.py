@@ -194,8 +194,9 @@ def _inputs(
             f"input {missing[0]!r} is missing", why=f"the model takes {', '.join(specs)}"
         )
     if start < end:
+        last = f" {next(reversed(found))!r}" if found else ""
         raise UsageError(
-            f"{end - start} bytes follow the last tensor",
+            f"{end - start} bytes follow the last tensor{last}",
             why="the sizes in binary_data_size do not add up to the body",
         )
     return tuple(found.values())
@@ -247,10 +248,14 @@ def _check_datatype(given: Any, spec: TensorSpec) -> None:
 def _shape(given: Any, spec: TensorSpec) -> tuple[int, ...]:
     expected = list(spec.shape)
     if not isinstance(given, list) or any(type(dimension) is not int for dimension in given):
-        raise UsageError(f"shape of input {spec.name!r} is not a list of integers")
+        raise UsageError(
+            f"shape of input {spec.name!r} is not a list of integers",
+            why=f"expected {expected}, given {given!r:.200}",
+        )
     if any(dimension < 0 for dimension in given):
         raise UsageError(
-            f"negative dimension in the shape of input {spec.name!r}", why=f"given {given!r:.200}"
+            f"negative dimension in the shape of input {spec.name!r}",
+            why=f"expected {expected}, given {given!r:.200}",
         )
     fits = len(given) == len(expected) and all(
         want in (FREE, got) for want, got in zip(expected, given, strict=True)
@@ -275,7 +280,7 @@ def _json_data(data: Any, spec: TensorSpec) -> list[Any]:
             mend=f"send it in binary with {HEADER_NAME}",
         )
     if not isinstance(data, list):
-        raise UsageError(f"data of input {spec.name!r} is not a list")
+        raise UsageError(f"data of input {spec.name!r} is not a list", why=f"given {data!r:.40}")
     return data
 
 

@@ -94,7 +94,7 @@ def ask(
         finally:
             client.close()
     response = answer.get_response()
-    described = response["outputs"] if module is http_client else response.outputs
+    described: Any = response["outputs"] if module is http_client else response.outputs
     names = [one["name"] if module is http_client else one.name for one in described]
     request_id = response["id"] if module is http_client else response.id
     return {name: answer.as_numpy(name) for name in names}, request_id
@@ -153,8 +153,8 @@ def extremes(datatype: str) -> Array:
         return np.array([b"", "ü\0 \U0001f30d".encode(), b"a" * 300, b"\n"], object)
     kinds = {"FP16": np.float16, "FP32": np.float32, "FP64": np.float64, "BF16": ml_dtypes.bfloat16}
     kind: Any = kinds[datatype]
-    limits = ml_dtypes.finfo(kind)
-    return np.array([limits.smallest_subnormal, limits.max, -0.0, 1.5], kind)
+    extreme: Any = ml_dtypes.finfo(kind)  # type: ignore[no-untyped-call]
+    return np.array([extreme.smallest_subnormal, extreme.max, -0.0, 1.5], kind)
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
@@ -189,7 +189,7 @@ def json_values(datatype: str) -> list[Any]:
 
 
 def test_every_datatype_that_has_a_json_form_passes_through_in_json(site: ServingSite) -> None:
-    inputs = [
+    inputs: list[dict[str, Any]] = [
         {"name": f"x_{name}", "datatype": name, "shape": [4], "data": json_values(name)}
         for name in IN_JSON
     ]
@@ -228,7 +228,7 @@ def test_compressed_bodies_mean_what_plain_ones_mean(
         request_compression_algorithm=encoding, response_compression_algorithm=encoding,
     )  # fmt: skip
     assert np.array_equal(next(iter(answer.values())), expected)
-    compress = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
+    compress: Any = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
     status, found, body = site.request(
         "POST",
         "/v2/models/magika/infer",

@@ -95,39 +95,6 @@ def text(**changes: Any) -> tuple[bytes, dict[str, str]]:
     return json.dumps({"inputs": [{**entry, **changes}]}).encode(), {}
 
 
-MALFORMED: dict[str, tuple[tuple[bytes, dict[str, str]], int, str]] = {
-    "empty body": ((b"", {}), 400, "empty"),
-    "bad JSON": ((b"{", {}), 400, "JSON"),
-    "no inputs": ((b'{"inputs":[]}', {}), 400, "'x'"),
-    "unknown input name": (text(name="zz"), 400, "'zz'"),
-    "wrong datatype": (text(datatype="INT64"), 400, "'x'"),
-    "unknown datatype": (text(datatype="FP33"), 400, "'FP33'"),
-    "element mismatch": (text(shape=[1, 3, 48, 191]), 400, "'x'"),
-    "too few elements": (text(data=[0] * (X.size - 1)), 400, "'x'"),
-    "wrong shape for the model": (text(shape=[1, 4, 48, 144]), 400, "'x'"),
-    "negative dimension": (text(shape=[-1, 3, 48, 192]), 400, "'x'"),
-    "strings as data": (text(data=["a"] * X.size), 400, "'x'"),
-    "binary truncated": (binary(head(), RAW[:-4]), 400, "'x'"),
-    "binary too long": (binary(head(), RAW + b"xxxx"), 400, "4 bytes follow"),
-    "binary_data_size lies": (binary(head(16)), 400, "'x'"),
-    "header length > body": (binary(head(), length=10**9), 400, "longer than the body"),
-    "header length negative": (binary(head(), length=-5), 400, "not a length"),
-    "header length not a number": (binary(head(), length="abc"), 400, "not a length"),
-    "unknown output": (binary(head(outputs=[{"name": "nope"}])), 400, "'nope'"),
-    "huge shape, tiny data": (binary(head(shape=[1 << 40, 3, 48, 192])), 400, "'x'"),
-    "gzip that is none": ((b"not gzip", {"Content-Encoding": "gzip"}), 400, "body"),
-    "residency that is none": ((text()[0], {"Atoll-Residency": "DE,,"}), 400, "Residency"),
-}
-
-
-@pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_request_is_refused_by_name(site: ServingSite, case: str) -> None:
-    (body, headers), status, named = MALFORMED[case]
-    got, _, answer = site.request("POST", "/v2/models/cls/infer", body, headers)
-    assert got == status, answer
-    assert named in json.loads(answer)["error"]
-
-
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
@@ -310,7 +277,7 @@ def test_models_are_swapped_and_bad_ones_refused_without_harm(
     broken = folder / "broken.onnx"
     broken.write_bytes(MAGIKA.read_bytes()[:1000])
     refused = site.load("broken", broken)
-    assert "refuses" in getattr(refused, "reason", "")
+    assert getattr(refused, "reason", "") == "the file is no ONNX model; it is cut off"
     tampered = site.load("magika", MAGIKA, sha256=bytes(32))
     assert "digest" in getattr(tampered, "reason", "")
     failures: list[int] = []

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 from collections.abc import AsyncIterator
 
 import pytest
@@ -93,12 +94,17 @@ async def test_a_small_body_that_inflates_is_refused(door: Door, bodies: Bodies)
     assert bodies._held == 0
 
 
-async def test_bytes_that_do_not_inflate_are_the_callers_mistake(door: Door) -> None:
+async def test_bytes_that_do_not_inflate_are_the_callers_mistake(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
     status, body = await talk(door, post(b"not gzip at all", "Content-Encoding: gzip"))
     assert status == 400
     assert json.loads(body)["error"] == (
         "the body cannot be read; Can not decode content-encoding: gzip"
     )
+    assert (await talk(door, post(b"not gzip at all", "Content-Encoding: gzip")))[0] == 400
+    assert (await talk(door, post(b"not Brotli", "Content-Encoding: br")))[0] == 400
+    assert [one.message for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("encoding", ["br", "foo", "gzip, gzip", "x-gzip"])
