@@ -31,7 +31,7 @@ IN_JSON = ("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT3
            "FP64", "BYTES")  # fmt: skip
 NUMERIC = {name: np.dtype(name.lower()) for name in IN_JSON if name.startswith(("INT", "UINT"))}
 TRANSPORTS = ("http", "http aio", "grpc", "grpc aio")
-IMAGES = {
+IMAGES: dict[str, list[tuple[int, ...]]] = {
     "magika": [(1, 2048), (3, 2048)],
     "cls": [(1, 3, 48, 192), (4, 3, 48, 192)],
     "rec": [(1, 3, 48, 32), (2, 3, 48, 320)],
@@ -93,7 +93,7 @@ def ask(
             answer = client.infer(model, given, **more)
         finally:
             client.close()
-    response = answer.get_response()
+    response: Any = answer.get_response()
     described: Any = response["outputs"] if module is http_client else response.outputs
     names = [one["name"] if module is http_client else one.name for one in described]
     request_id = response["id"] if module is http_client else response.id
@@ -228,7 +228,7 @@ def test_compressed_bodies_mean_what_plain_ones_mean(
         request_compression_algorithm=encoding, response_compression_algorithm=encoding,
     )  # fmt: skip
     assert np.array_equal(next(iter(answer.values())), expected)
-    compress: Any = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
+    compress = gzip.compress if encoding == "gzip" else zlib.compress
     status, found, body = site.request(
         "POST",
         "/v2/models/magika/infer",
