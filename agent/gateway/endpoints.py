@@ -31,6 +31,7 @@ from agent.gateway.inference import (
     read_request_id,
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
+from agent.gateway.openapi import OPERATIONS, document
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
 from agent.serving.failures import error_body, status_of
@@ -96,35 +97,26 @@ class Endpoints:
         return [web.get("/metrics", self.metrics)]
 
     def routes(self) -> list[web.RouteDef]:
-        """All routes of the protocol, and the counters."""
-        model = "/v2/models/{model}"
-        bases = (model, model + "/versions/{version}")
-        routes = [
-            # First: routes of one prefix are tried in their order.
-            *(web.post(base + "/infer", self.infer) for base in bases),
-            web.get("/v2", self.server_metadata),
-            web.get("/v2/", self.server_metadata),
-            web.get("/v2/health/live", self.live),
-            web.get("/v2/health/ready", self.ready),
-            web.get("/v2/models/stats", self.statistics),
-            web.post("/v2/repository/index", self.repository_index),
-            web.post("/v2/repository/models/{model}/load", self.no_repository_control),
-            web.post("/v2/repository/models/{model}/unload", self.no_repository_control),
-            *self.metrics_routes(),
+        """All routes of the protocol, and the counters: those of the document.
+
+        Inference first: routes of one prefix are tried in their order.
+        """
+        inference_first = sorted(OPERATIONS, key=lambda one: one.answers_by != "infer")
+        return [
+            web.route(one.method, one.path, getattr(self, one.answers_by))
+            if one.method != "GET"
+            else web.get(one.path, getattr(self, one.answers_by))
+            for one in inference_first
         ]
-        for base in bases:
-            routes += [
-                web.get(base, self.model_metadata),
-                web.get(base + "/ready", self.model_ready),
-                web.get(base + "/config", self.model_config),
-                web.get(base + "/stats", self.statistics),
-            ]
-        return routes
 
     # --- the server ------------------------------------------------------------------------------
     async def server_metadata(self, _: web.Request) -> web.Response:
         """``GET /v2``."""
         return _json(self._about.server())
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        """``GET /v2/openapi.json``: what can be asked of this port."""
+        return _json(document())
 
     async def live(self, _: web.Request) -> web.Response:
         """``GET /v2/health/live``: this process answers."""

@@ -1,35 +1,13 @@
-"""What is wrong with a request, and the sentence that says so: tables for HTTP, and what opens a site.
+"""What is wrong with the requests of ``test_bad_requests_process``, and what each is told over HTTP."""
 
-A sentence names the tensor, what was expected and what was given. The first twenty are those that were
-put to Triton, MLServer and KServe, none of which answers all of them as the caller's mistake.
-"""
-
-import contextlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-from serving_models import echo_model
-from serving_site import ServingSite, found, image_model, open_site
 
 SHAPE = [1, 3, 48, 192]
 ELEMENTS = 3 * 48 * 192
 RAW = bytes(4 * ELEMENTS)
 LENGTH = "Inference-Header-Content-Length"
 Sent = tuple[bytes, dict[str, str]]
-
-
-@contextlib.contextmanager
-def open_bad(folder: Path) -> Iterator[ServingSite]:
-    """A site with the models that the tables ask for."""
-    keys = found(folder / "identity")
-    with open_site(keys, folder / "blobs", options=("--request-bytes-max", "4000000")) as opened:
-        opened.start_worker()
-        opened.serve("cls", image_model(folder / "cls.onnx"))
-        opened.serve("int8", echo_model(folder / "int8.onnx", ("INT8",)))
-        opened.serve("echo", echo_model(folder / "echo.onnx", ("INT8", "BYTES", "FP16", "BOOL")))
-        yield opened
 
 
 def entry(**changes: Any) -> dict[str, Any]:
