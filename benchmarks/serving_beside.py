@@ -17,7 +17,7 @@ from serving_servers import ATOLL, FLOOR, WRAPPERS, Server, Site, floor, peers, 
 from serving_setup import MODELS
 
 CONCURRENCY = (1, 8)
-SLICES, SLICE_S = 5, 1.0
+SLICES, SLICE_S = 4, 1.0
 RAW_S = 0.4
 ADDED_MS = {"vad": 0.8, "cls": 1.2, "det": 1.8}
 SHARE = {"vad": 0.25, "cls": 0.65, "det": 0.88}
@@ -85,8 +85,7 @@ def _alone(server: Server, *, is_loaded: bool = False) -> Found:
         time.sleep(1.0)
         found.idle_mib = server.pss_mib()
         if is_loaded:
-            for _ in range(2):
-                _load(server, found)
+            _load(server, found)
         else:
             for model in work.MODELS:
                 server.load(model, 8, 2 * SLICE_S)

@@ -103,7 +103,12 @@ def test_forms_are_bounded_and_a_model_whose_rows_do_not_stand_apart_is_never_jo
     for number in range(FORMS_MAX + 20):
         sizes.ran(number, 1, 100)
     assert len(sizes._forms) == FORMS_MAX
+    few = Sizes(4)
+    for rows in (1, 2, 4, 8):
+        few.ran("f", rows, 100)
+    assert (few.most, few.rows_max("f"), few.may_join) == (4, 4, True)
     alone = Sizes(1)
+    assert not alone.may_join
     alone.ran("f", 1, 100)
     assert alone.most == alone.rows_max("f") == 1
 

@@ -7,7 +7,7 @@ import pytest
 
 from agent.foundation.errors import UsageError
 from agent.serving.datatypes import DATATYPES
-from agent.serving.request import header_length, parse_request
+from agent.serving.request import RequestParser, header_length, parse_request
 from agent.serving.signature import FREE, Signature, TensorSpec
 
 MODEL = Signature(
@@ -175,3 +175,18 @@ def test_an_empty_tensor_cannot_claim_dimensions_that_none_can_have(shape: list[
         f"shape of input 'x' is too large; given {shape}, its dimensions may multiply to 2147483647"
     )
     parse_request(body(item(shape=[0, (1 << 31) - 1], data=[])), None, free)
+
+
+def test_a_json_part_that_was_checked_is_known_again_with_the_same_length_behind_it_only() -> None:
+    header = body(item(data=None, parameters={"binary_data_size": 8}))
+    model = Signature("r", "1", RAW.inputs, MODEL.outputs)
+    parser = RequestParser(model)
+    good = memoryview(header + bytes(8))
+    first = parser.parse(good, len(header))
+    assert first == parse_request(good, len(header), model)
+    assert parser.parse(good, len(header)) is first
+    for wrong in (header + bytes(7), header + bytes(9)):
+        for _ in range(2):
+            with pytest.raises(UsageError):
+                parser.parse(memoryview(wrong), len(header))
+    assert parser.parse(memoryview(bytes(16)), 0).inputs[0].shape == (2, 2)
