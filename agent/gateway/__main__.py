@@ -109,10 +109,12 @@ async def serve(given: argparse.Namespace) -> None:
     others = (door.port if door is not None else 0 for door in (grpc, metrics))
     await control.say_ready(http.port, data.port, *others)
     report = asyncio.create_task(control.report())
+    state.lag.start()
     try:
         await control.serve()
     finally:
         report.cancel()
+        state.lag.stop()
         doors = [door.close() for door in (http, data, grpc, metrics) if door is not None]
         await asyncio.gather(report, *doors, return_exceptions=True)
         for index in tuple(state.workers):

@@ -80,6 +80,8 @@ class Bodies:
             ) from None
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise UsageError("the body cannot be read", why=_text(error)) from None
+        except RuntimeError as error:  # aiohttp's word for a connection that is gone already
+            raise UsageError("the body breaks off", why=str(error)) from None
 
     def _take(self, chunk: bytes, chunks: list[bytes], size: int, bytes_max: int) -> int:
         chunks.append(chunk)

@@ -137,9 +137,8 @@ class Endpoints:
             ("atoll_ready", "Whether requests are taken", float(not state.why_not_ready)),
             ("atoll_wait_seconds", "Predicted wait", state.admission.wait_s(state.runners)),
         )
-        return web.Response(
-            text=state.figures.render(gauges), content_type="text/plain", charset="utf-8"
-        )
+        text = state.figures.render(gauges) + state.lag.render()
+        return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     async def repository_index(self, request: web.Request) -> web.Response:
         """``POST /v2/repository/index``: the models of the catalog and their state here."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from agent.foundation.errors import Busy, Unreachable
 from agent.foundation.ids import Digest, SiteId
 from agent.gateway.figures import Figures
+from agent.gateway.lag import LoopLag
 from agent.gateway.worker_link import WorkerLink
 from agent.serving.admission import Admission
 from agent.wire.inside import LocalModel, RemoteSite, View
@@ -36,6 +37,7 @@ class SiteState:
         self.limits = limits
         self.admission = Admission(queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX)
         self.figures = Figures()
+        self.lag = LoopLag()
         self.workers: dict[int, WorkerLink] = {}
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
         self._view: View | None = None

@@ -76,7 +76,10 @@ class ModelSession:
             raise LoadRefused(str(error)) from None
         try:
             self._session = ort.InferenceSession(
-                model, sess_options=_options(), providers=_providers(providers)
+                model,
+                sess_options=_options(),
+                providers=_providers(providers),
+                enable_fallback=0,  # to other providers in silence, also in the middle of serving
             )
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base
             raise LoadRefused(f"ONNX Runtime refuses the model: {_clean(error)}") from None

@@ -150,6 +150,8 @@ class ServingSite:
     audits: list[AuditForward] = field(default_factory=list)
     audit_error: str = ""
     traffic: list[Traffic] = field(default_factory=list)
+    served: dict[str, Path] = field(default_factory=dict)
+    """What ``serve`` was given, by name."""
 
     def __post_init__(self) -> None:
         claims = self.keys.identity.claims
@@ -246,6 +248,7 @@ class ServingSite:
             loaded.key, name, version, True, "", residency, loaded.metadata, loaded.service_us
         )
         known = KnownModel(loaded.key, name, version, True, residency)
+        self.served[name] = model
         self.show(
             local=(*(m for m in self.view.local if m.key != local.key), local),
             known=(*(m for m in self.view.known if m.key != local.key), known),

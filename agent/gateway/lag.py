@@ -1,0 +1,59 @@
+"""How late the event loop is: what a request that came at any moment would have waited to be noticed.
+
+A timer asks for a fixed instant and sees when it gets it. The instants do not depend on what the loop does,
+so that their delays are a fair sample of what anything else would wait, a stall shorter than the period
+included: it is met as often as it lasts.
+"""
+
+import asyncio
+from bisect import bisect_left
+
+EVERY_S = 0.1
+"""Ten wake-ups a second cost some hundredths of a percent of a core."""
+BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+NAME = "atoll_loop_lag_seconds"
+
+
+class LoopLag:
+    """A histogram of delays since the start."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BUCKETS_S) + 1)
+        self._sum_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Sample from now on; needs a running loop."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_at(loop.time() + EVERY_S, self._tick, loop.time() + EVERY_S)
+
+    def stop(self) -> None:
+        """Sample no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self, wanted_at: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self.note(now - wanted_at)
+        missed = int((now - wanted_at) / EVERY_S)
+        for number in range(1, min(missed, 600) + 1):  # what would have waited since, too
+            self.note(now - wanted_at - number * EVERY_S)
+        following = wanted_at + (missed + 1) * EVERY_S
+        self._timer = loop.call_at(following, self._tick, following)
+
+    def note(self, lag_s: float) -> None:
+        """One delay, seconds."""
+        self._counts[bisect_left(BUCKETS_S, max(lag_s, 0.0))] += 1
+        self._sum_s += max(lag_s, 0.0)
+
+    def render(self) -> str:
+        """The Prometheus text format."""
+        lines = [f"# HELP {NAME} Delay of the gateway's event loop", f"# TYPE {NAME} histogram"]
+        total = 0
+        for bound, count in zip((*BUCKETS_S, "+Inf"), self._counts, strict=True):
+            total += count
+            lines.append(f'{NAME}_bucket{{le="{bound}"}} {total}')
+        lines += (f"{NAME}_sum {self._sum_s:.6f}", f"{NAME}_count {total}")
+        return "\n".join(lines) + "\n"
