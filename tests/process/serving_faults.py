@@ -19,7 +19,7 @@ from pathlib import Path
 
 from serving_site import ServingSite
 
-from agent.wire.inside import ModelLoaded, ModelRefused
+from agent.wire.inside import KnownModel, LocalModel, ModelLoaded, ModelRefused
 
 LOAD_S_MAX = 90.0
 """Beyond the worker's own bound of a trial run."""
@@ -179,8 +179,6 @@ def offer_broken(
 
 def _is_answered(site: ServingSite, answer: ModelLoaded) -> bool:
     """Whether one request for the broken model ends with any answer."""
-    from serving_site import KnownModel, LocalModel  # noqa: PLC0415 - the wire's, by way of the site
-
     view = site.view
     local = LocalModel(answer.key, "broken", "1", True, "", (), answer.metadata, answer.service_us)
     known = KnownModel(answer.key, "broken", "1", True, ())

@@ -168,8 +168,10 @@ def test_an_empty_tensor_of_impossible_size_ends_no_worker(
 ) -> None:
     """It is worth nothing and fits every count; a tensor library that is asked for it raises."""
     nodes = [helper.make_node("Identity", ["w"], ["v"])]
-    sides = [("w", TensorProto.STRING, ["n", "m"])], [("v", TensorProto.STRING, ["n", "m"])]
-    site.serve("words", save_model(tmp_path / "words.onnx", nodes, *sides))
+    text = int(TensorProto.STRING)
+    source, result = [("w", text, ["n", "m"])], [("v", text, ["n", "m"])]
+    path = save_model(tmp_path / "words.onnx", nodes, source, result)
+    site.serve("words", path)
     assert site.worker is not None
     for shape in ([0, 1 << 63], [0, 1 << 62], [1 << 31, 0]):
         given = {"name": "w", "shape": shape, "datatype": "BYTES", "data": []}
