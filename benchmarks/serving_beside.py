@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serving_peers import work
@@ -17,7 +18,7 @@ from serving_servers import ATOLL, FLOOR, WRAPPERS, Server, Site, floor, peers, 
 from serving_setup import MODELS
 
 CONCURRENCY = (1, 8)
-SLICES, SLICE_S = 4, 1.0
+SLICES, SLICE_S = 5, 1.0
 RAW_S = 0.4
 ADDED_MS = {"vad": 0.8, "cls": 1.2, "det": 1.8}
 SHARE = {"vad": 0.25, "cls": 0.65, "det": 0.88}
@@ -61,12 +62,11 @@ def measure(names: list[str]) -> list[Row]:
         calibrations = [raw()]
         with running(least, ours):
             for number in range(SLICES):
-                for server in (least, ours) if number % 2 else (ours, least):
-                    _load(server, found[server.name])
+                _load((least, ours) if number % 2 else (ours, least), found)
                 calibrations.append(raw())
         for server in peers(names, folder):
             try:
-                found[server.name] = _alone(server, is_loaded=True)
+                found[server.name] = _alone(server, is_compared=False)
             except RuntimeError as error:
                 print(f"{server.name} is left out: {error}", flush=True)
         calibrations.append(raw())
@@ -77,15 +77,15 @@ def measure(names: list[str]) -> list[Row]:
     return _rows(found, limit)
 
 
-def _alone(server: Server, *, is_loaded: bool = False) -> Found:
-    """Its start and memory; with ``is_loaded`` also every point."""
+def _alone(server: Server, *, is_compared: bool = True) -> Found:
+    """Its start and memory; every point as well, unless it ``is_compared`` side by side later."""
     found = Found()
     try:
         found.start_s = server.start_to_answers()
         time.sleep(1.0)
         found.idle_mib = server.pss_mib()
-        if is_loaded:
-            _load(server, found)
+        if not is_compared:
+            _load((server,), {server.name: found})
         else:
             for model in work.MODELS:
                 server.load(model, 8, 2 * SLICE_S)
@@ -99,13 +99,15 @@ def _alone(server: Server, *, is_loaded: bool = False) -> Found:
     return found
 
 
-def _load(server: Server, found: Found) -> None:
+def _load(servers: Sequence[Server], found: dict[str, Found]) -> None:
+    """One slice of each point, one server right after the other."""
     for model in work.MODELS:
         for concurrency in CONCURRENCY:
-            seen = server.load(model, concurrency, SLICE_S)
-            if seen["refused"] or seen["broken"]:
-                raise RuntimeError(f"{server.name} fails requests of {model}: {seen}")
-            found.slices.setdefault((model, concurrency), []).append(seen)
+            for server in servers:
+                seen = server.load(model, concurrency, SLICE_S)
+                if seen["refused"] or seen["broken"]:
+                    raise RuntimeError(f"{server.name} fails requests of {model}: {seen}")
+                found[server.name].slices.setdefault((model, concurrency), []).append(seen)
 
 
 def _rows(found: dict[str, Found], limit: dict[str, dict[str, float]]) -> list[Row]:
