@@ -126,7 +126,7 @@ def test_a_corrupt_model_is_refused_with_its_reason_while_the_old_version_serves
     )  # fmt: skip
     assert done.returncode == 1
     assert "paris refuses magika:2" in done.stderr
-    assert "protobuf" in cluster.paris.model("magika", "2")["reason"]
+    assert "no ONNX model" in cluster.paris.model("magika", "2")["reason"]
     assert infer(cluster.munich)[0] == infer(cluster.munich, model_version="1")[0] == "paris"
     cluster.berlin.cli(
         "model", "push", str(MAGIKA), "--name", "magika", "--version", "3", "--sites", "paris"
