@@ -146,10 +146,18 @@ class Server:
 
     def get(self, path: str) -> int:
         """The status of a small question."""
+        return self._get(path)[0]
+
+    def read(self, path: str) -> bytes:
+        """The answer to a small question."""
+        return self._get(path)[1]
+
+    def _get(self, path: str) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=5)
         try:
             connection.request("GET", path)
-            return connection.getresponse().status
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
 
