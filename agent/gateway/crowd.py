@@ -4,8 +4,9 @@ Whoever holds a connection and sends or reads nothing keeps it from somebody els
 connection has a bound: ``HEADERS_TIMEOUT_S`` to its first whole request, ``bodies`` for the rest of a
 request, an answer that is read at ``BODY_BYTES_PER_S_MIN`` after ``BODY_TIMEOUT_S``, and aiohttp's
 keep-alive in between. And when all connections are taken, a new one takes the place of the one that has
-kept the door waiting longest: first of those that have not asked yet, then of those that are idle, then of
-those whose request is not whole after ``GIVE_WAY_AFTER_S``. Only a door full of requests at work turns
+kept the door waiting longest: first of those that have not asked yet (after ``SPARED_S``), then of those
+that are idle, then of those whose request is not whole (both after ``GIVE_WAY_AFTER_S``), then of the
+newest. Only a door full of requests at work turns
 anybody away. Two thousand silent connections thus cost an honest client nothing but their accepting.
 """
 
@@ -24,6 +25,8 @@ CONNECTIONS_MAX = 1024
 """Of each door; below the usual limit of open files together with everything else."""
 HEADERS_TIMEOUT_S = 10.0
 """To a connection's first request; aiohttp itself never ends one that sends nothing."""
+SPARED_S = 0.1
+"""A new connection's request may be on its way, or unread yet, where many come at once."""
 GIVE_WAY_AFTER_S = 1.0
 """A client that means it has sent its request, or its next one, by then."""
 REVIEW_S = 2.0
@@ -153,7 +156,10 @@ class Crowd:
         return True
 
     def _dispensable(self, now: float) -> Iterator[Connection]:
-        yield from self._new
+        for one, since in self._new.items():
+            if now - since < SPARED_S:
+                break
+            yield one
         for one, since in self._idle.items():
             if now - since < GIVE_WAY_AFTER_S:
                 break
@@ -164,6 +170,7 @@ class Crowd:
                 break
             if not request.content.is_eof():
                 yield one
+        yield from self._new
 
     def _end(self, one: Connection) -> None:
         self.left(one)

@@ -42,6 +42,8 @@ FRAME_BYTES = 64 << 10
 """Beside the tensors: names, shapes, parameters."""
 IDLE_MS = 300_000
 """A connection without a call is closed after five minutes."""
+HANDSHAKE_MS = 10_000
+"""A connection that never says it speaks HTTP/2 is closed; the library would wait two minutes."""
 DRAIN_S = 2.0
 """Calls under way at the end have this long."""
 
@@ -95,6 +97,7 @@ class GrpcDoor:
                 ("grpc.max_receive_message_length", largest),
                 ("grpc.max_send_message_length", largest),
                 ("grpc.max_connection_idle_ms", IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
                 ("grpc.so_reuseport", 0),
             ),
         )

@@ -6,6 +6,7 @@ request fails at once and the memory is let go.
 """
 
 import asyncio
+import logging
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from agent.serving.failures import DeadlineExceeded, TooLarge
 
 GRACE_S = 2.0
 """After the deadline: the worker answers by itself, or ends itself if native code does not stop."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +197,18 @@ class WorkerLink:
         if not packet:
             self.close()
             return
-        ring = unpack_ring(packet)
-        if not isinstance(ring, AnswerRing):
-            raise Malformed("a worker rang a request")
-        self._answered(ring)
+        try:
+            ring = unpack_ring(packet)
+        except Malformed as error:
+            _log.warning("worker %d rings nonsense: %s", self.index, error)
+            return
+        call = self._calls.pop(ring.number, None) if isinstance(ring, AnswerRing) else None
+        if call is None or not isinstance(ring, AnswerRing):
+            _log.warning("worker %d rings about what it was not asked", self.index)
+            return
+        self._answered(call, ring)
 
-    def _answered(self, ring: AnswerRing) -> None:
-        call = self._calls.pop(ring.number)
+    def _answered(self, call: _Call, ring: AnswerRing) -> None:
         if not call.answered.done():
             body = bytes(self._slots.slot(call.slot)[: ring.body_bytes])
             call.answered.set_result(

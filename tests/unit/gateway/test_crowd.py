@@ -90,6 +90,26 @@ async def test_the_connection_that_keeps_the_door_waiting_longest_gives_way(
         writer.close()
 
 
+async def test_of_a_slow_body_and_one_who_has_just_come_the_slow_one_gives_way(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(crowd, "SPARED_S", 60.0)
+    monkeypatch.setattr(crowd, "GIVE_WAY_AFTER_S", 0.0)
+    slow = await come(door, DRIPPING)
+    await settle(door, 1)
+    await asyncio.sleep(0.05)
+    new = await come(door)
+    await settle(door, 2)
+    client = await come(door, GET)
+    assert await status_of(client) == 200
+    assert await status_of(slow) == 0
+    new[1].write(GET)
+    assert await status_of(new) == 200
+    for _, writer in (slow, new, client):
+        writer.close()
+
+
 async def test_an_idle_connection_gives_way_after_a_moment_and_not_before(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:

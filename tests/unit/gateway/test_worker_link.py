@@ -144,3 +144,23 @@ async def test_a_body_beyond_a_slot_is_too_large() -> None:
     async with Script() as script:
         with pytest.raises(TooLarge, match="8128 bytes at most"):
             await script.infer(bytes(8193))
+
+
+async def test_a_worker_that_rings_nonsense_does_not_cost_the_others_their_answers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Script() as script:
+        asked = script.infer(b"x")
+        ring = await script.heard()
+        assert isinstance(ring, InferRing)
+        for packet in (
+            b"junk",
+            AnswerRing(99, 0, 200, None, 0, 0, 0).pack(),
+            ring.pack(),
+        ):
+            script.doorbell.send(packet)
+        script.answer(ring, b"done")
+        assert (await asked).body == b"done"  # type: ignore[attr-defined]
+        assert script.link.is_up
+    assert len([one for one in caplog.records if "worker 0 rings" in one.message]) == 3
+    assert len(caplog.records) == 3
