@@ -23,7 +23,7 @@ class Plan:
     idle_s: float = 20.0
     settle_s: float = 12.0
     rumors: int = 12
-    kills: int = 3
+    kills: int = 9
     cuts: int = 2
     hold_s: float = 8.0
     stall_s: float = 60.0
