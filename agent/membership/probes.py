@@ -150,15 +150,23 @@ class OpenProbes:
         """A probe is over."""
         del self._probes[probe.number]
         del self._by_target[probe.target]
+        self._rest()
 
     def clear(self) -> None:
         """All probes of our own are over."""
         self._probes.clear()
         self._by_target.clear()
+        self._rest()
 
     def close_relay(self, relay: Relay) -> None:
         """A relay is over."""
         del self._relays[relay.number]
+        self._rest()
+
+    def _rest(self) -> None:
+        """With nothing open nobody is woken: the idle case, where each wake-up counts."""
+        if not self._probes and not self._relays:
+            self._wake_at = NEVER
 
     def due(self, now: float) -> list[Probe]:
         """Probes that want attention."""

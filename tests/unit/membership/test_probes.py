@@ -3,6 +3,7 @@ from random import Random
 
 from mesh_of_statements import site
 
+from agent.foundation.machine import NEVER
 from agent.membership.probes import OpenProbes, ProbeOrder
 
 ALL = tuple(site(f"s{number}") for number in range(20))
@@ -88,3 +89,30 @@ def test_the_watch_ends_when_it_has_gone_round_the_ring() -> None:
     assert order.beyond(one, (one, other)) == other
     assert order.beyond(other, (one, other)) is None
     assert order.beyond(one, (one,)) is None
+
+
+def test_nobody_is_woken_once_nothing_is_open() -> None:
+    probes = OpenProbes(8)
+    probe = probes.open(site("a"), 0.0, 0.5)
+    relay = probes.relay(site("b"), 7, site("c"), 0.3, 1.0)
+    assert probe is not None
+    assert relay is not None
+    assert probes.wake_at() == 0.3
+    probes.close(probe)
+    assert probes.wake_at() == 0.3
+    probes.close_relay(relay)
+    assert probes.wake_at() == NEVER
+
+
+def test_a_deadline_that_has_moved_is_found_when_the_former_one_comes() -> None:
+    probes = OpenProbes(8)
+    probe = probes.open(site("a"), 0.0, 0.5)
+    assert probe is not None
+    probes.hold(2.0)
+    assert probes.due(0.5) == []
+    probes.looked()
+    assert probes.wake_at() == 2.0
+    probe.repeat_at = 1.0
+    probes.want(1.0)
+    assert probes.wake_at() == 1.0
+    assert probes.due(1.0) == [probe]
