@@ -11,22 +11,26 @@ admission, audit and metrics; see ``serving_servers``.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from rows import Row, commit, line
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+RESULTS = ROOT / "benchmarks" / "results" / "inference.json"
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "process")]
 
 
 def main() -> int:
     """Measure, write, and print one line for each figure; 1 if a part failed."""
     import serving_beside
     import serving_scenes
-    from serving_rows import Row, line, merge
     from serving_setup import PEERS, set_up
 
     parts = {"beside": partial(serving_beside.measure, list(PEERS)), **serving_scenes.SCENES}
@@ -58,6 +62,16 @@ def main() -> int:
     merge(found, list(parts))
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "status.py")], check=True)
     return 0 if len(found) == len(wanted) else 1
+
+
+def merge(parts: dict[str, list[Row]], order: Sequence[str]) -> None:
+    """Put the rows of these parts into the results file, in place of what it had of them."""
+    here = commit()
+    former: list[Row] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    kept = {part: [one for one in former if one["part"] == part] for part in order}
+    for part, rows in parts.items():
+        kept[part] = [one | {"part": part, "commit": here} for one in rows]
+    RESULTS.write_text(json.dumps([one for part in order for one in kept[part]], indent=1) + "\n")
 
 
 if __name__ == "__main__":

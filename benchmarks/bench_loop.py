@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from rows import commit, line, row
+
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -33,36 +35,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=3)
     asked = parser.parse_args()
-    commit = _commit()
+    here = commit()
     demos = [_demo() for _ in range(asked.runs)]
     plain = _plain_training()
     rows = [*_from_demos(demos, plain), *_inference()]
-    for row in rows:
-        row |= {"commit": commit}
+    for one in rows:
+        one |= {"commit": here}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-    for row in rows:
-        goal = (
-            ""
-            if row["goal"] is None
-            else f"  goal {row['goal']} ({'held' if row['held'] else 'MISSED'})"
-        )
-        print(f"{row['name']:<58} {row['value']:>10} {row['unit']}{goal}")
+    for one in rows:
+        print(line(one))
     subprocess.run([sys.executable, str(ROOT / "benchmarks" / "status.py")], check=True)
     return 0
-
-
-def _row(
-    name: str, values: list[float], unit: str, goal: float | None = None,
-    peer: str = "", peer_value: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    value = statistics.median(values)
-    return {
-        "name": name, "value": round(value, 3), "unit": unit, "goal": goal,
-        "held": None if goal is None else value <= goal, "peer": peer,
-        "peer_value": None if peer_value is None else round(peer_value, 3),
-        "runs": [round(v, 3) for v in values],
-    }  # fmt: skip
 
 
 def _demo() -> dict[str, Any]:
@@ -80,26 +64,26 @@ def _from_demos(demos: list[dict[str, Any]], plain: dict[str, float]) -> list[di
 
     overheads = [value - plain["two"] for value in of("round_s")]
     rows = [
-        _row("first discovery: four processes started to all see all", of("discovery_s"), "s"),
-        _row("model pushed to served at two other sites", of("model_spread_s"), "s"),
-        _row("job submitted to aggregator elected", of("election_s"), "s"),
-        _row("round, 5 sites, MNIST 2NN, TLS + sandbox + register", of("round_s"), "s",
+        row("first discovery: four processes started to all see all", of("discovery_s"), "s"),
+        row("model pushed to served at two other sites", of("model_spread_s"), "s"),
+        row("job submitted to aggregator elected", of("election_s"), "s"),
+        row("round, 5 sites, MNIST 2NN, TLS + sandbox + register", of("round_s"), "s",
              peer="plain PyTorch, 2 processes", peer_value=plain["two"]),
-        _row("round overhead over plain PyTorch", overheads, "s", 0.5,
+        row("round overhead over plain PyTorch", overheads, "s", 0.5,
              peer="plain PyTorch, 1 process", peer_value=plain["one"]),
-        _row("aggregator SIGKILL in mid-round to next commit", of("kill_to_commit_s"), "s", 3.0),
-        _row("killed site restarted to serving the same digest", of("return_s"), "s"),
-        _row("job submitted to served at every living site", of("submit_to_served_s"), "s"),
-        _row("the whole demo", of("total_s"), "s", 180.0),
+        row("aggregator SIGKILL in mid-round to next commit", of("kill_to_commit_s"), "s", 3.0),
+        row("killed site restarted to serving the same digest", of("return_s"), "s"),
+        row("job submitted to served at every living site", of("submit_to_served_s"), "s"),
+        row("the whole demo", of("total_s"), "s", 180.0),
     ]  # fmt: skip
     for name, goal in (("control", 60.0), ("gateway", None), ("model-worker", None)):
         values = [float(demo["memory_mib"][name]) for demo in demos if name in demo["memory_mib"]]
-        rows.append(_row(f"memory of {name} at the end (PSS)", values, "MiB", goal))
+        rows.append(row(f"memory of {name} at the end (PSS)", values, "MiB", goal))
     for name in sorted({name for demo in demos for name in demo["memory_training_mib"]}):
         training = [demo["memory_training_mib"] for demo in demos]
         values = [float(memory[name]) for memory in training if name in memory]
-        rows.append(_row(f"memory of {name} while training (PSS)", values, "MiB"))
-    accuracy = _row("accuracy on 2,000 held-out images", of("accuracy"), "")
+        rows.append(row(f"memory of {name} while training (PSS)", values, "MiB"))
+    accuracy = row("accuracy on 2,000 held-out images", of("accuracy"), "")
     return [*rows, accuracy]
 
 
@@ -248,8 +232,7 @@ def _inference() -> list[dict[str, Any]]:
 
 
 def _latency(name: str, value: float, goal: float | None, raw: float | None) -> dict[str, Any]:
-    peer = "raw ONNX Runtime, same process" if raw is not None else ""
-    return _row(name, [value], "ms", goal, peer, raw)
+    return row(name, [value], "ms", goal, peer="raw ONNX Runtime, same process", peer_value=raw)
 
 
 def _p99(values: list[float]) -> float:
@@ -273,17 +256,6 @@ def _infer(connection: http.client.HTTPConnection, header: bytes, body: bytes) -
     answer = connection.getresponse()
     content = answer.read()
     assert answer.status == 200, content[:300]
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

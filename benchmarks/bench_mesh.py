@@ -25,7 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rows import Row, commit, line, row
 
 if TYPE_CHECKING:
     from mesh_agents import Agent
@@ -38,7 +40,6 @@ PACKAGES = {"serf": "serf", "nft": "nftables", "ip": "iproute2"}
 CUT_SITES, STALL_SITES = 20, 20
 ONLY = ("join", "life", "cuts", "stall", "more")
 
-Row = dict[str, Any]
 Found = dict[tuple[str, int], dict[str, list[float]]]
 """(agent, sites) -> figures."""
 
@@ -70,10 +71,11 @@ def main() -> int:
     began = time.monotonic()
     found = asyncio.run(_measure(asked))
     more = json.loads(Path(os.environ["ATOLL_BENCH_MESH_MORE"]).read_text())
-    commit, serf = _commit(), _serf_version()
-    rows = [row | {"commit": commit} for row in [*_rows(found, asked.sizes, serf), *more]]
-    for row in rows:
-        print(_line(row))
+    here = commit()
+    made = [*_rows(found, asked.sizes, _serf_version()), *more]
+    rows = [one | {"commit": here} for one in made]
+    for one in rows:
+        print(line(one))
     print(f"took {time.monotonic() - began:.0f} s")
     if asked.quick or asked.only or asked.no_serf:
         return 0
@@ -145,7 +147,7 @@ def _others(only: Sequence[str] | None) -> list[Row]:
             pool.submit(_other, "wan", "measure_coordinates", 1),
             pool.submit(_other, "simulate_mesh"),
         ]
-        rows = [row for one in both for row in one.result()]
+        rows = [made for one in both for made in one.result()]
     for module in ("mdns_pair", "mesh_attack"):
         rows += _other(module)
     return rows
@@ -161,7 +163,7 @@ def _other(module: str, call: str = "measure", *arguments: int) -> list[Row]:
         traceback.print_exc()
         return []
     print(f"{module}  {time.monotonic() - began:.1f} s", flush=True)
-    return [{"peer": "", "peer_value": None, **row, "goal": _number(row["goal"])} for row in made]
+    return [{"peer": "", "peer_value": None, **one, "goal": _number(one["goal"])} for one in made]
 
 
 def _number(goal: float | str | None) -> float | None:
@@ -175,15 +177,9 @@ def _row(
     peer: str = "", peer_values: Sequence[float] | None = None,
     of: Callable[[Sequence[float]], float] = statistics.median,
 ) -> Row:  # fmt: skip
-    """``of`` makes one figure of all runs; no values: it was tried and never came about."""
-    value = of(values) if values else None
-    return {
-        "name": name, "value": None if value is None else round(value, 3), "unit": unit, "goal": goal,
-        "held": None if goal is None else value is not None and value <= goal,
-        "peer": peer if peer_values else "",
-        "peer_value": round(of(peer_values), 3) if peer_values else None,
-        "runs": [round(v, 3) for v in values or ()],
-    }  # fmt: skip
+    """``of`` makes one figure of all runs, the peer's as well."""
+    peer_value = of(peer_values) if peer_values else None
+    return row(name, values, unit, goal, peer=peer, peer_value=peer_value, of=of)
 
 
 def _rows(found: Found, sizes: Sequence[int], serf: str) -> list[Row]:
@@ -250,16 +246,6 @@ def _rows_at(found: Found, sites: int, serf: str) -> list[Row]:
     return rows
 
 
-def _line(row: Row) -> str:
-    goal = (
-        ""
-        if row["goal"] is None
-        else f"  goal {row['goal']} ({'held' if row['held'] else 'MISSED'})"
-    )
-    peer = "" if row["peer_value"] is None else f"  [{row['peer']}: {row['peer_value']}]"
-    return f"{row['name']:<76} {row['value']!s:>9} {row['unit']}{goal}{peer}"
-
-
 # --- the machine ---------------------------------------------------------------------------------
 def _require_tools() -> None:
     if os.geteuid() != 0:
@@ -286,17 +272,6 @@ def _serf_version() -> str:
         check=False,
     )
     return f"serf {done.stdout.partition('~')[0].strip() or 'of unknown version'}"
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from rows import Row, row
 from serving_peers import work
-from serving_rows import Row, row
 from serving_servers import ATOLL, FLOOR, WRAPPERS, Server, Site, floor, peers, running, scratch
 from serving_setup import MODELS
 

@@ -6,6 +6,7 @@ Each function is one part of the bench: it founds its own site and gives its row
 import contextlib
 import http.client
 import json
+import re
 import statistics
 import threading
 import time
@@ -13,10 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
-from serving_bad_requests import cases, refused_rightly
+from rows import Row, row
 from serving_open_loop import drive
 from serving_peers import work
-from serving_rows import Row, row
 from serving_servers import FLOOR, JSON, Body, Server, Site, binary, floor, running, scratch
 from serving_setup import MODELS
 
@@ -76,13 +76,22 @@ class Clients:
 
 
 def bad_requests() -> list[Row]:
-    """Twenty wrong ones."""
+    """The twenty wrong ones of the tests, put to the whole daemon and the real model."""
+    from bad_requests import PEERS
+
+    right = accepted = 0
     with site() as one:
-        right, accepted, wrong = refused_rightly(one)
+        for case, (model, (content, headers), status, sentence) in PEERS.items():
+            path = f"/v2/models/{model}/infer"
+            answer = one.ask("cls", Body(content, JSON), headers, path=path)
+            accepted += answer.status == 200
+            names = re.findall(r"(?:in|out)put '\w+'", sentence)
+            if answer.status == status and all(name.encode() in answer.body for name in names):
+                right += 1
+            else:
+                print(f"  wrong: {case}: {answer.status} {answer.body[:200]!r}")
         is_alive = one.ask("cls").status == 200
-    for text in wrong:
-        print("  wrong:", text)
-    total = len(cases())
+    total = len(PEERS)
     return [
         row(f"{total} malformed requests: right 4xx, error names the tensor", [right], "", total, is_least=True,
             peer="PyTriton (Triton 2.51), measured earlier", peer_value=16),

@@ -21,17 +21,17 @@ _LARGE_BYTES = 128 << 10
 
 def hold_little() -> bool:
     """Settle this for the process; False where the C library is not glibc (nothing is lost then)."""
+    return _set(_M_ARENA_MAX, 1) and keep_free(_LARGE_BYTES)
+
+
+def keep_free(most_bytes: int) -> bool:
+    """Keep up to so much free memory on the heap, larger blocks apart; False as for ``hold_little``."""
+    return _set(_M_MMAP_THRESHOLD, most_bytes) and _set(_M_TRIM_THRESHOLD, most_bytes)
+
+
+def _set(option: int, value: int) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all(
-        mallopt(option, value) == 1
-        for option, value in (
-            (_M_ARENA_MAX, 1),
-            (_M_MMAP_THRESHOLD, _LARGE_BYTES),
-            (_M_TRIM_THRESHOLD, _LARGE_BYTES),
-        )
-    )
+    return mallopt is not None and mallopt(option, value) == 1
 
 
 def give_back() -> None:

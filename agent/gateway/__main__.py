@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from agent.drivers import keystore, tls
+from agent.drivers import keystore, memory, tls
 from agent.drivers.channel import Channel, exit_with_parent
 from agent.foundation.errors import AtollError
 from agent.gateway.about import About
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 KEPT_FREE_BYTES = 4 << 20
 """Bodies up to this size come and go on the heap, which keeps their memory; larger ones are given back
 to the system at once. glibc's defaults gave back and fetched, page by page, for every request."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -135,18 +133,11 @@ async def _open_grpc(
     return door
 
 
-def _keep_free_memory() -> None:
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_TRIM_THRESHOLD, KEPT_FREE_BYTES)
-        libc.mallopt(_M_MMAP_THRESHOLD, KEPT_FREE_BYTES)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run until the control process is gone; 0 then, 1 if the gateway cannot start."""
     given = _parse(arguments)
     exit_with_parent()
-    _keep_free_memory()
+    memory.keep_free(KEPT_FREE_BYTES)
     logging.basicConfig(level=logging.INFO, format="gateway: %(levelname)s: %(message)s")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

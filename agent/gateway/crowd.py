@@ -6,8 +6,8 @@ request, an answer that is read at ``BODY_BYTES_PER_S_MIN`` after ``BODY_TIMEOUT
 keep-alive in between. And when all connections are taken, a new one takes the place of the one that has
 kept the door waiting longest: first of those that have not asked yet (after ``SPARED_S``), then of those
 that are idle, then of those whose request is not whole (both after ``GIVE_WAY_AFTER_S``), then of the
-newest. Only a door full of requests at work turns
-anybody away. Two thousand silent connections thus cost an honest client nothing but their accepting.
+newest. Only a door full of requests at work turns anybody away. Two thousand silent connections thus cost
+an honest client nothing but their accepting.
 """
 
 import asyncio

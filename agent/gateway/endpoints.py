@@ -101,12 +101,10 @@ class Endpoints:
 
         Inference first: routes of one prefix are tried in their order.
         """
+        made_by = {"GET": web.get, "POST": web.post}  # the former answers HEAD too
         inference_first = sorted(OPERATIONS, key=lambda one: one.answers_by != "infer")
         return [
-            web.route(one.method, one.path, getattr(self, one.answers_by))
-            if one.method != "GET"
-            else web.get(one.path, getattr(self, one.answers_by))
-            for one in inference_first
+            made_by[one.method](one.path, getattr(self, one.answers_by)) for one in inference_first
         ]
 
     # --- the server ------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from bisect import bisect_left
 
 EVERY_S = 0.1
 """Ten wake-ups a second cost some hundredths of a percent of a core."""
+MISSED_MAX = 600
+"""A minute: a machine that was suspended for a night was not late for each moment of it."""
 BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 NAME = "atoll_loop_lag_seconds"
 
@@ -38,7 +40,7 @@ class LoopLag:
         now = loop.time()
         self.note(now - wanted_at)
         missed = int((now - wanted_at) / EVERY_S)
-        for number in range(1, min(missed, 600) + 1):  # what would have waited since, too
+        for number in range(1, min(missed, MISSED_MAX) + 1):  # what would have waited since, too
             self.note(now - wanted_at - number * EVERY_S)
         following = wanted_at + (missed + 1) * EVERY_S
         self._timer = loop.call_at(following, self._tick, following)
