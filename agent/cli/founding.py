@@ -60,7 +60,10 @@ def found(asked: argparse.Namespace, passphrase: str) -> None:
     if is_written:
         print(f"settings   {config_path(asked)}")
     print(f"root key   {result.root_key}")
-    print("           move it to offline media now: it is needed only to add or remove issuers")
+    print(
+        "           move it to offline media now: it is needed only to change issuers, admins and"
+    )
+    print("           jurisdictions")
     print(f"admin key  {result.admin_key}")
     option = config_option(asked)
     print(f"next       atoll run{option}   (or: systemctl enable --now atoll)")

@@ -123,14 +123,15 @@ def _hint(site: Site, hint: Hint, source: str) -> Json:
 
 
 def _members(site: Site, now: float) -> Iterator[Json]:
-    """Members that are reached by half: UDP without TLS, or TLS without UDP."""
+    """Members reached by half (UDP without TLS, TLS without UDP), or that answer and refuse."""
     for member in site.swim.members().values():
         fault = site.paths.fault(member, now)
         if fault is None:
             continue
         where, called = member.record.endpoint, site.paths.of(member.site)
+        outcome = "blocked" if fault in (Cause.UDP_BLOCKED, Cause.TLS_BLOCKED) else "failed"
         row = _row(
-            "member", shown(where.host, where.mesh_port), "blocked", fault.value,
+            "member", shown(where.host, where.mesh_port), outcome, fault.value,
             called.detail if called is not None and called.detail else
             "calls are answered, datagrams are not",
             mend(fault, where.host, where.mesh_port, where.data_port),

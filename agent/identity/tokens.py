@@ -189,7 +189,8 @@ def mint(
         raise Refused(
             f"jurisdiction {jurisdiction} is not in this cluster's vocabulary",
             why=f"issuers may use {', '.join(vocabulary)}",
-            mend="use one of them, or extend the vocabulary with the root key",
+            mend="use one of them, or extend the vocabulary with the root key"
+            " (atoll trust jurisdictions)",
         )
     if not 0 < ttl_s <= TTL_S_MAX:
         raise UsageError(f"a lifetime of {ttl_s:g} s", why=f"it is above 0, at most {TTL_S_MAX:g}")

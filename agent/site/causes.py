@@ -39,6 +39,12 @@ class Cause(StrEnum):
 GOOD = frozenset({Cause.ANSWERED, Cause.MET, Cause.MYSELF})
 """Nothing to mend."""
 
+CUT = frozenset({
+    Cause.REFUSED, Cause.TIMED_OUT, Cause.NO_ROUTE, Cause.NOT_ALLOWED, Cause.UNKNOWN_NAME,
+    Cause.BROKEN_OFF, Cause.OTHER,
+})  # fmt: skip
+"""No answer came; with any other cause somebody has answered, and said no."""
+
 _MENDS = {
     Cause.REFUSED: "the host is there and nothing listens at TCP port {port}: start its agent, or"
     " correct the port",

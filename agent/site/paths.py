@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from agent.foundation.ids import SiteId
 from agent.membership.member import Member
-from agent.site.causes import GOOD, Cause
+from agent.site.causes import CUT, GOOD, Cause
 from agent.wire.limits import MEMBERS_MAX
 
 UDP_EXPECTED_S = 15.0
@@ -45,7 +45,10 @@ class Paths:
         return self._called.get(site)
 
     def fault(self, member: Member, now: float) -> Cause | None:
-        """Which half of the way to a living member does not work; None if both do, or neither."""
+        """Which half of the way to a living member does not work; None if both do, or neither.
+
+        A member that answers a call and refuses it is no matter of ports: then its reason.
+        """
         if member.state not in ("alive", "suspect"):
             return None
         called = self._called.get(member.site)
@@ -53,7 +56,7 @@ class Paths:
         is_old = now - member.changed_at > UDP_EXPECTED_S
         has_udp = member.rtt_s is not None and not member.is_relayed
         if has_udp and called is not None and not has_tls:
-            return Cause.TLS_BLOCKED
+            return Cause.TLS_BLOCKED if called.cause in CUT else called.cause
         if (member.is_relayed or (is_old and member.rtt_s is None)) and has_tls:
             return Cause.UDP_BLOCKED
         return None

@@ -42,6 +42,13 @@ def test_calls_that_fail_while_datagrams_come_back_are_named() -> None:
     assert paths(Cause.TIMED_OUT).fault(MEMBER, 100.0) is Cause.TLS_BLOCKED
 
 
+@pytest.mark.parametrize(
+    "cause", [Cause.WE_REVOKED, Cause.WE_EXPIRED, Cause.EXPIRED, Cause.TURNED_AWAY]
+)
+def test_who_answers_and_refuses_is_no_firewall(cause: Cause) -> None:
+    assert paths(cause).fault(MEMBER, 100.0) is cause
+
+
 @pytest.mark.parametrize("state", ["dead", "left"])
 def test_of_the_dead_nothing_is_expected(state: State) -> None:
     assert paths(Cause.TIMED_OUT).fault(replace(MEMBER, state=state), 100.0) is None
