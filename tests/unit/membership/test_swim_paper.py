@@ -35,7 +35,7 @@ def test_swim_3_1_a_random_member_is_selected_and_a_ping_message_sent_to_it() ->
     """'During each protocol period [...] a random member is selected from Mi's membership list (say Mj),
     and a ping message sent to it.'"""
     one = OneSite("abcdefgh")
-    one.run(3)
+    one.run(30)
     one.effects.clear()
     one.run(60)
     targets = Counter(effect.target for effect in sent(one, Ping))
@@ -139,9 +139,9 @@ def test_swim_4_2_only_the_member_itself_raises_its_incarnation_to_refute() -> N
     one = OneSite()
     one.hear("b", accusation("b", "a"))
     assert one.state("a") == "suspect"
-    one.hear("c", record("a"))  # the incarnation that is accused already
+    one.hear("c", record("a", sequence=BOOT + 1))  # of the incarnation that is accused already
     assert one.state("a") == "suspect"
-    one.hear("c", record("a", sequence=BOOT + 1, incarnation=BOOT + 1))
+    one.hear("c", record("a", sequence=BOOT + 2, incarnation=BOOT + 1))
     assert one.state("a") == "alive"
 
 
