@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from agent.cli.demo.cluster import Failed
 from agent.cli.demo.data import Images
+from agent.foundation.errors import Unreachable
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def file_type(http: str, model: FileTypes, content: bytes) -> Answer:
         tensor = triton.InferInput("bytes", list(features.shape), "INT32")
         tensor.set_data_from_numpy(features)
         began = time.perf_counter()
-        result = client.infer("magika", [tensor])
+        result = _infer(client, http, "magika", tensor)
         took_ms = (time.perf_counter() - began) * 1000
     scores = result.as_numpy("target_label")[0]
     served_by = result.get_response().get("parameters", {}).get("served_by", "")
@@ -108,10 +110,19 @@ def classify(http: str, model: str, images: Images, batch: int = 500) -> Score:
             part = np.ascontiguousarray(pixels[start : start + batch])
             tensor = triton.InferInput("image", list(part.shape), "FP32")
             tensor.set_data_from_numpy(part)
-            result = client.infer(model, [tensor])
+            result = _infer(client, http, model, tensor)
             right += int(
                 (result.as_numpy("logits").argmax(1) == labels[start : start + batch]).sum()
             )
             served.add(result.get_response().get("parameters", {}).get("served_by", ""))
     took_ms = (time.perf_counter() - began) * 1000
     return Score(right, len(images), frozenset(served), took_ms / len(images))
+
+
+def _infer(
+    client: triton.InferenceServerClient, http: str, model: str, tensor: triton.InferInput
+) -> triton.InferResult:
+    try:
+        return client.infer(model, [tensor])
+    except InferenceServerException as error:
+        raise Unreachable(f"{http} gives no answer", why=str(error)) from None
