@@ -16,6 +16,7 @@ POST    /1/blobs                    the bytes, with a Content-Length -> digest a
 POST    /1/tokens                   a TokenRequest's keys -> ``{"token"}``
 POST    /1/renew                    ``{}`` -> ``Operations.renew``
 POST    /1/models/release           ``{"model": "name:version"}`` -> how it was before
+POST    /1/models/load, .../unload  ``{"model": "name[:version]"}`` -> ``{}``, when it is so
 POST    /1/draining                 ``{"draining": bool}``
 POST    /1/leave, /1/stop           ``{}``
         /1/trust...                 see ``agent.api.trust``
@@ -158,6 +159,8 @@ class _Api:
                 web.post("/1/tokens", self._token),
                 web.post("/1/renew", self._renew),
                 web.post("/1/models/release", self._release),
+                web.post("/1/models/load", self._load),
+                web.post("/1/models/unload", self._unload),
                 web.post("/1/draining", self._draining),
                 web.post("/1/leave", self._leave),
                 web.post("/1/stop", self._stop),
@@ -228,10 +231,7 @@ class _Api:
         return _json(await self._operations.job(request.match_info["job"]))
 
     async def _explain(self, request: web.Request) -> web.Response:
-        model = request.query.get("model", "")
-        name, _, version = model.partition(":")
-        if not NAME.fullmatch(name) or (version and not NAME.fullmatch(version)):
-            raise UsageError(f"{model!r} names no model", mend="give NAME or NAME:VERSION")
+        model = _named(request.query.get("model", ""))
         residency = [label for label in request.query.get("residency", "").split(",") if label]
         for label in residency:
             if not LABEL.fullmatch(label):
@@ -328,6 +328,14 @@ class _Api:
             raise UsageError("model: expected name:version")
         return _json(await self._operations.release_model(model))
 
+    async def _load(self, request: web.Request) -> web.Response:
+        await self._operations.control_model(await _model(request), is_load=True)
+        return _json({})
+
+    async def _unload(self, request: web.Request) -> web.Response:
+        await self._operations.control_model(await _model(request), is_load=False)
+        return _json({})
+
     async def _draining(self, request: web.Request) -> web.Response:
         draining = (await _body(request)).get("draining")
         if not isinstance(draining, bool):
@@ -386,6 +394,17 @@ async def _body(request: web.Request) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise UsageError("the request's body is not a JSON object")
     return value
+
+
+async def _model(request: web.Request) -> str:
+    return _named((await _body(request)).get("model"))
+
+
+def _named(model: object) -> str:
+    name, _, version = str(model).partition(":")
+    if not NAME.fullmatch(name) or (version and not NAME.fullmatch(version)):
+        raise UsageError(f"{model!r:.80} names no model", mend="give NAME or NAME:VERSION")
+    return str(model)
 
 
 def _token_request(body: Mapping[str, Any]) -> TokenRequest:

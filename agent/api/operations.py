@@ -80,7 +80,8 @@ class Operations(Protocol):
         Keys of each: name, version, digest, bytes, residency [str], source,
         deployed (bool: this version answers requests that name none),
         sites [{name, state, reason, service_us}] for every member that is to serve it or does;
-        state: ``waiting`` | ``fetching`` | ``loading`` | ``ready`` | ``refused``.
+        state: ``waiting`` | ``fetching`` | ``loading`` | ``ready`` | ``refused`` | ``unloaded``
+        (by a decision at this site).
         """
         ...
 
@@ -181,6 +182,21 @@ class Operations(Protocol):
 
         Raises:
             NotFound: this site is not to serve such a model.
+        """
+        ...
+
+    async def control_model(self, model: str, *, is_load: bool) -> None:
+        """Load or unload a model at this site, durably and whatever the catalog says.
+
+        Args:
+            model: ``name`` or ``name:version``.
+            is_load: serve it; returns when it is ready. False: serve it no more.
+
+        Raises:
+            NotFound: the catalog does not have it.
+            Refused: its residency label keeps it away from here.
+            UsageError: it cannot be loaded; says why.
+            Busy: it is not ready yet.
         """
         ...
 

@@ -84,9 +84,9 @@ class AdminClient:
         with _Exchange(self._path, TIMEOUT_S) as exchange:
             return exchange.answer("GET", path)
 
-    def post(self, path: str, body: Json | None = None) -> Json:
+    def post(self, path: str, body: Json | None = None, timeout_s: float = TIMEOUT_S) -> Json:
         """The answer of a change."""
-        with _Exchange(self._path, TIMEOUT_S) as exchange:
+        with _Exchange(self._path, timeout_s) as exchange:
             return exchange.answer("POST", path, json.dumps(body or {}).encode())
 
     def upload(self, path: str, file: BinaryIO, size: int) -> Json:

@@ -13,6 +13,8 @@ from agent.foundation.errors import AtollError, UsageError
 PASSPHRASE_CHARS_MIN = 8
 """It protects a key that must never be on line; scrypt slows guessing down."""
 PASSPHRASE_CHARS_MAX = 1024
+LOAD_TIMEOUT_S = 90.0
+"""The agent waits less than a minute for a model, and says then how it is."""
 
 
 def init(asked: argparse.Namespace) -> int:
@@ -92,6 +94,31 @@ def release_model(asked: argparse.Namespace) -> int:
         print(f"{asked.model} is tried again; it was refused: {before['reason']}")
     else:
         print(f"{asked.model} is {before['state']}: nothing held it back")
+    return 0
+
+
+def load_model(asked: argparse.Namespace) -> int:
+    """Serve a model at this site, also against the catalog's plan."""
+    return _control(asked, "load", f"{asked.model} is ready here")
+
+
+def unload_model(asked: argparse.Namespace) -> int:
+    """Serve a model at this site no more, whatever the catalog's plan is."""
+    return _control(
+        asked,
+        "unload",
+        f"{asked.model} is not served here any more, until atoll model load {asked.model}",
+    )
+
+
+def _control(asked: argparse.Namespace, word: str, done: str) -> int:
+    answer = admin_client(asked).post(
+        f"/1/models/{word}", {"model": asked.model}, timeout_s=LOAD_TIMEOUT_S
+    )
+    if asked.json:
+        print_json(answer)
+    else:
+        print(done)
     return 0
 
 

@@ -41,7 +41,7 @@ class Readiness:
     @property
     def refused(self) -> tuple[dict[str, Any], ...]:
         """Sites that will not serve it as it is."""
-        return tuple(place for place in self.places if place["state"] == "refused")
+        return tuple(place for place in self.places if place["state"] in ("refused", "unloaded"))
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -132,7 +132,9 @@ def _wait(
         raise AtollError(
             f"{clean(first['name'])} refuses {asked.name}:{asked.version}",
             why=clean(first["reason"]),
-            mend="mend the model and push it under a new version",
+            mend=f"there: atoll model load {asked.name}"
+            if first["state"] == "unloaded"
+            else "mend the model and push it under a new version",
         )
     if not state.is_settled:
         raise AtollError(

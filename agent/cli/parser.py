@@ -236,6 +236,17 @@ def _models(verbs: Verbs) -> None:
     )  # fmt: skip
     release.add_argument("model", type=model_version, metavar="NAME:VERSION")
 
+    load = _verb(
+        models, "load", "lifecycle:load_model",
+        "Serve a model at this site, also where the catalog does not plan it.",
+    )  # fmt: skip
+    load.add_argument("model", type=model, metavar="NAME[:VERSION]")
+    unload = _verb(
+        models, "unload", "lifecycle:unload_model",
+        "Serve a model at this site no more, until it is loaded again.",
+    )  # fmt: skip
+    unload.add_argument("model", type=model, metavar="NAME[:VERSION]")
+
     infer = _verb(verbs, "infer", "infer:infer", "Ask a model through this site.")
     infer.add_argument("model", type=model, metavar="MODEL[:VERSION]")
     infer.add_argument(

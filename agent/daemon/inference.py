@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol, assert_never
 
@@ -21,6 +21,7 @@ from agent.drivers.clock import monotonic_s, wall_s
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import Digest
+from agent.serving.failures import status_of
 from agent.site.events import (
     LoadMeasured,
     LoadModel,
@@ -52,6 +53,14 @@ class Audit(Protocol):
 
     async def write(self, decision: Decision, at_ms: int) -> object:
         """The decision's entry is durable; ``AtollError`` if not."""
+        ...
+
+
+class Control(Protocol):
+    """What is needed of ``agent.daemon.model_desk.ModelDesk``."""
+
+    def __call__(self, model: str, who: str, *, is_load: bool) -> Awaitable[None]:
+        """The model is ready, or not served any more, and the gateway knows; ``AtollError`` if not."""
         ...
 
 
@@ -93,6 +102,8 @@ class Inference:
         self._view_sent = b""
         self._loading: deque[bytes] = deque()
         """Loads that the worker has not answered, in the order that it takes them."""
+        self.control: Control | None = None
+        """Carries out what applications want loaded and unloaded; connected before ``start``."""
         self.gateway_ready = asyncio.Event()
         self.http_port = 0
         self.runtime = self.sandbox = ""
@@ -125,6 +136,8 @@ class Inference:
                 self.gateway_ready.set()
             case inside.AuditForward():
                 self._spawn(self._audit(message))
+            case inside.RepositoryAsked():
+                self._spawn(self._repository(message))
             case inside.Traffic():
                 self.traffic = message
                 load = message.in_flight / message.slots if message.slots else 0.0
@@ -143,6 +156,16 @@ class Inference:
         except AtollError as fault:
             error = f"the audit entry cannot be written: {fault}"
         self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(message.call, error[:1000])))
+
+    async def _repository(self, message: inside.RepositoryAsked) -> None:
+        assert self.control is not None, "connected before the gateway is started"
+        status, error = 200, ""
+        try:
+            await self.control(message.model, message.who, is_load=message.is_load)
+        except AtollError as fault:
+            status, error = status_of(fault), str(fault)
+        answer = inside.RepositoryAnswered(message.call, status, error[:1000])
+        self.gateway.post(inside.TO_GATEWAY.pack(answer))
 
     def view_changed(self) -> None:
         """Push the view soon."""
@@ -179,17 +202,21 @@ class Inference:
 
     async def _send_view(self) -> None:
         self._is_view_stale = False
-        began = monotonic_s()
-        packed = inside.TO_GATEWAY.pack(self._view())
-        self._view_cost_s = monotonic_s() - began
         try:
-            if packed != self._view_sent:
-                await self.gateway.send(packed)
-                self._view_sent = packed
+            await self.show()
         finally:
             self._is_view_under_way = False
         if self._is_view_stale:
             self.view_changed()
+
+    async def show(self) -> None:
+        """The gateway is told how things are now before anything that is sent to it hereafter."""
+        began = monotonic_s()
+        packed = inside.TO_GATEWAY.pack(self._view())
+        self._view_cost_s = monotonic_s() - began
+        if packed != self._view_sent:
+            self._view_sent = packed  # before the wait: another view may be sent meanwhile
+            await self.gateway.send(packed)
 
     # --- worker ----------------------------------------------------------------------------------
     def _worker_started(self, _: Channel) -> None:

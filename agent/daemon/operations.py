@@ -18,6 +18,7 @@ from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.joining import Joining
 from agent.daemon.listening import shown
+from agent.daemon.model_desk import ModelDesk
 from agent.daemon.outside import Outside
 from agent.daemon.peers import counters, peer_rows
 from agent.daemon.renewing import Renewing
@@ -41,18 +42,18 @@ from agent.site.events import (
     BlobStored,
     DrainRequested,
     LeaveRequested,
-    ModelReleased,
     Submitted,
 )
 from agent.site.site import Site
 from agent.site.view import view_of
 from agent.wire.documents import Document, Job, Stamp, key_of
-from agent.wire.inside import model_key
 from agent.wire.limits import DOCUMENT_BYTES_MAX
 from agent.wire.schema import unpack
 
 RECIPES = ("mnist-2nn", "mnist-cnn")
 STOP_GRACE_S = 0.2
+OPERATOR = "the operator"
+"""Who loads and unloads over the admin socket."""
 
 
 @dataclass(slots=True)
@@ -70,6 +71,7 @@ class Parts:
     joining: Joining
     renewing: Renewing
     desk: TrustDesk
+    models: ModelDesk
     hardware: Hardware
     mdns: Mdns | None
     http: str
@@ -104,14 +106,7 @@ class DaemonOperations:
             },
             "processes": self._processes(),
             "hardware": parts.hardware.summary(),
-            "models": [
-                {
-                    "name": item.version.name, "version": item.version.version,
-                    "state": _stage(item.stage), "reason": item.reason,
-                    "digest": item.version.manifest.hex(), "providers": list(item.providers),
-                }
-                for item in site.shelf.items.values()
-            ],
+            "models": parts.models.status(),
             "jobs": self.jobs(),
             "certificate": parts.renewing.summary(),
             "trust": parts.desk.summary(),
@@ -225,42 +220,7 @@ class DaemonOperations:
 
     def models(self) -> list[Json]:
         """See ``Operations.models``."""
-        site = self._parts.site
-        view = view_of(site)
-        default = {known.key: known.is_default for known in view.known}
-        versions = {model_key(*known): version for known, version in site.versions.every().items()}
-        return [
-            {
-                "name": version.name, "version": version.version,
-                "digest": version.manifest.hex(), "bytes": version.bytes,
-                "residency": list(version.residency), "source": version.source,
-                "deployed": default.get(key, False), "sites": self._holders(key),
-            }
-            for key, version in sorted(versions.items(), key=lambda pair: (pair[1].name, pair[1].version))
-        ]  # fmt: skip
-
-    def _holders(self, key: bytes) -> list[Json]:
-        site = self._parts.site
-        found: list[Json] = []
-        if (item := site.shelf.items.get(key)) is not None:
-            found.append({
-                "name": site.identity.claims.name, "state": _stage(item.stage),
-                "reason": item.reason, "service_us": item.service_us,
-            })  # fmt: skip
-        for member in site.swim.members().values():
-            served = next((one for one in member.record.serving if one.key == key), None)
-            identity = site.roll.get(member.site)
-            if served is not None and identity is not None and member.state != "left":
-                name, state, reason = identity.claims.name, "ready", ""
-                if member.state != "alive":
-                    state, reason = "waiting", f"the site is {member.state}"
-                elif served.is_refused:
-                    state, reason = "refused", f"atoll status at {name} says why"
-                found.append(
-                    {"name": name, "state": state, "reason": reason,
-                     "service_us": served.service_us}
-                )  # fmt: skip
-        return sorted(found, key=lambda row: str(row["name"]))
+        return self._parts.models.models()
 
     def explain(self, model: str, residency: Sequence[str]) -> Json:
         """See ``Operations.explain``."""
@@ -443,19 +403,11 @@ class DaemonOperations:
 
     async def release_model(self, model: str) -> Json:
         """See ``Operations.release_model``."""
-        name, _, version = model.partition(":")
-        key = model_key(name, version)
-        item = self._parts.site.shelf.items.get(key)
-        if item is None:
-            raise NotFound(
-                f"this site is not to serve {model!r}",
-                mend="name a model and its version as atoll model list shows them",
-            )
-        before = {
-            "name": name, "version": version, "state": _stage(item.stage), "reason": item.reason,
-        }  # fmt: skip
-        self._parts.driver.feed(ModelReleased(key))
-        return before
+        return self._parts.models.release(model)
+
+    async def control_model(self, model: str, *, is_load: bool) -> None:
+        """See ``Operations.control_model``."""
+        await self._parts.models.control(model, OPERATOR, is_load=is_load)
 
     async def renew(self) -> Json:
         """See ``Operations.renew``."""
@@ -511,10 +463,6 @@ class DaemonOperations:
     def _name(self, site: SiteId) -> str:
         claims = self._claims(site)
         return str(claims.name) if claims is not None else short(site)
-
-
-def _stage(stage: str) -> str:
-    return "loading" if stage == "held" else stage
 
 
 def _rss(pid: int | None) -> int:

@@ -63,6 +63,7 @@ class Outside:
         self.inference: Inference | None = None
         self.on_trust: list[Callable[[], object]] = []
         """Called when the trust log has grown, durably."""
+        self._shelf_watchers: set[Callable[[], object]] = set()
         self._feed: Feed = lambda _: None
         self._spawn: Spawn | None = None
         self._answers: dict[int, asyncio.Future[Reply]] = {}
@@ -290,6 +291,11 @@ class Outside:
         if self.inference is not None:
             self.inference.model(effect)
 
+    def watch_shelf(self, told: Callable[[], object]) -> Callable[[], None]:
+        """Call ``told`` whenever a model may have moved; call the result to stop."""
+        self._shelf_watchers.add(told)
+        return lambda: self._shelf_watchers.discard(told)
+
     def label(self, effect: job.Label) -> None:
         """Let the gateway give a blob to other sites from now on."""
         if self.inference is not None:
@@ -302,6 +308,8 @@ class Outside:
 
     def gateway_changed(self) -> None:
         """Push the view to the gateway soon."""
+        for told in tuple(self._shelf_watchers):
+            told()
         if self.inference is not None:
             self.inference.view_changed()
 

@@ -24,6 +24,7 @@ from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.writes import Delete, Put, Write
 from agent.membership.coordinates import Coordinate
 from agent.site.duplicates import COPIED, DUPLICATE, MEND
+from agent.site.overrides import Override
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY, Stored
 from agent.wire.documents import Document
 from agent.wire.mesh import Introduction
@@ -96,7 +97,9 @@ async def token_seeds(store: Store) -> tuple[tuple[str, int], ...]:
 
 async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
     """Everything durable, decoded; an undecodable row is reported and left out."""
-    tables = ("peers", "documents", "jobs", "register", "updates", "rounds", "models")
+    tables = (
+        "peers", "documents", "jobs", "register", "updates", "rounds", "models", "overrides",
+    )  # fmt: skip
     rows = {name: await store.read(_everything(name)) for name in tables}
     peers = _decoded(
         rows["peers"],
@@ -111,10 +114,15 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
         documents=tuple(documents),
         jobs=_jobs(rows, blobs, held),
         crashes={row["key"]: row["crashes"] for row in rows["models"]},
+        overrides=tuple(map(_override, rows["overrides"])),
         blobs=held,
         coordinate=await _coordinate(store),
         barred_because=await barred_because(store, me),
     )
+
+
+def _override(row: Row) -> Override:
+    return Override(row["name"], row["version"], bool(row["is_served"]), row["who"], row["at_s"])
 
 
 async def _coordinate(store: Store) -> bytes:

@@ -27,6 +27,7 @@ from agent.daemon.inference import Inference
 from agent.daemon.issuing import Issuing
 from agent.daemon.joining import Joining
 from agent.daemon.links import Links
+from agent.daemon.model_desk import ModelDesk
 from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
 from agent.daemon.renewing import Renewing, Shown
@@ -206,7 +207,7 @@ class _Daemon:
         parts = Parts(
             site=site, driver=driver, outside=outside, store=store, blobs=blobs,
             inference=inference, trainers=trainers, trust=trust, joining=joining,
-            renewing=renewing, desk=desk,
+            renewing=renewing, desk=desk, models=ModelDesk(driver, outside, inference),
             hardware=hardware, mdns=mdns, http=http, stop=self._stop, started_at=started_at,
             fallback_reason=lambda: self._not_ready,
         )  # fmt: skip

@@ -34,6 +34,8 @@ class Table:
     name: str
     keys: int
     columns: Mapping[str, str]
+    since: int = 1
+    """The schema version that made it."""
     outlives_damage: bool = False
     """Its sound rows are carried over from a damaged file: they are signed by their authors, or (meta)
     an old value is better than none: a boot epoch that restarts at zero would repeat nonces."""
@@ -174,6 +176,13 @@ def _tables() -> Iterator[Table]:
     yield Table("trust", 1, {"height": "INTEGER", "entry": "BLOB"}, outlives_damage=True)
     yield Table("audit", 1, {"sequence": "INTEGER", "entry": "BLOB", "hash": "BLOB"})
     yield Table("models", 1, {"key": "BLOB", "crashes": "INTEGER", "reason": "TEXT"})
+    yield Table(
+        "overrides",
+        2,
+        {"name": "TEXT", "version": "TEXT", "is_served": "INTEGER", "who": "TEXT", "at_s": "REAL"},
+        since=2,
+        outlives_damage=True,
+    )
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -184,8 +193,21 @@ MIGRATIONS: Final = Migrations("atoll")
 
 @MIGRATIONS()
 def m001_first_tables(db: Database) -> None:
-    """Version 1: all tables as of Atoll 0.1 (STRICT, so that no value changes its type)."""
+    """Version 1: the first tables."""
+    _create(db, 1)
+
+
+@MIGRATIONS()
+def m002_overrides(db: Database) -> None:
+    """Version 2: what is decided at a site against the catalog."""
+    _create(db, 2)
+
+
+def _create(db: Database, since: int) -> None:
+    """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
+        if table.since != since:
+            continue
         columns = ", ".join(
             f"{name} {kind}{' NOT NULL' if name in table.key else ''}"
             for name, kind in table.columns.items()
@@ -196,7 +218,7 @@ def m001_first_tables(db: Database) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """How many migrations there are: written to ``user_version``."""
 
 

@@ -21,6 +21,7 @@ from agent.gateway.endpoints import Endpoints
 from agent.gateway.inference import Inference
 from agent.gateway.listeners import Door, open_door
 from agent.gateway.members import Callers, Members
+from agent.gateway.repository import Repository
 from agent.gateway.site import Limits, SiteState
 from agent.wire.inside import View
 
@@ -68,7 +69,9 @@ async def serve(given: argparse.Namespace) -> None:
     control = Control(channel, state)
     inference = Inference(state, members, control)
     about = About(state, inference)
-    endpoints = Endpoints(state, inference, Bodies(given.request_bytes_max), about)
+    repository = Repository(state, control)
+    bodies = Bodies(given.request_bytes_max)
+    endpoints = Endpoints(state, inference, bodies, about, repository)
     blobs = BlobEndpoints(state, callers, given.blob_dir)
     context = tls.server_context(keys)
 
@@ -103,7 +106,7 @@ async def serve(given: argparse.Namespace) -> None:
         metrics = await open_door(
             given.http_host, given.metrics_port, endpoints.metrics_routes(), names=given.http_name
         )
-    grpc = await _open_grpc(given, state, inference, about)
+    grpc = await _open_grpc(given, state, inference, about, repository)
     others = (door.port if door is not None else 0 for door in (grpc, metrics))
     await control.say_ready(http.port, data.port, *others)
     report = asyncio.create_task(control.report())
@@ -122,13 +125,17 @@ async def serve(given: argparse.Namespace) -> None:
 
 
 async def _open_grpc(
-    given: argparse.Namespace, state: SiteState, inference: Inference, about: About
+    given: argparse.Namespace,
+    state: SiteState,
+    inference: Inference,
+    about: About,
+    repository: Repository,
 ) -> "GrpcDoor | None":
     if given.grpc_port < 0:
         return None
     from agent.gateway.grpc_door import GrpcDoor  # noqa: PLC0415 - 12 MiB that not every site needs
 
-    door = GrpcDoor(state, inference, about)
+    door = GrpcDoor(state, inference, about, repository)
     await door.open(given.http_host, given.grpc_port)
     return door
 

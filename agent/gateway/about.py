@@ -6,17 +6,15 @@ import orjson
 
 import agent
 from agent.drivers.clock import monotonic_s
-from agent.foundation.errors import AtollError, Busy, NotFound, Unreachable, UsageError
+from agent.foundation.errors import AtollError, NotFound
 from agent.gateway.inference import Inference
 from agent.gateway.site import SiteState
 from agent.routing.policy import HOPS_MAX, Question, judge_local, judge_remote
-from agent.serving.failures import NotOffered
+from agent.serving.failures import error_of
 from agent.serving.signature import Signature, signature_of_metadata
 
 EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics", "model_configuration")
 METADATA_TIMEOUT_S = 5.0
-
-_NO_CONTROL = "models are deployed by signed documents of the cluster: atoll model push"
 
 
 class About:
@@ -51,7 +49,8 @@ class About:
             if is_ready or not is_ready_only:
                 reason = local.reason if local is not None and not local.is_ready else ""
                 if local is None:
-                    reason = f"served by {', '.join(where[:5])}" if where else "served nowhere"
+                    elsewhere = f"served by {', '.join(where[:5])}" if where else "served nowhere"
+                    reason = "; ".join(part for part in (known.unloaded, elsewhere) if part)
                 listed.append(
                     {
                         "name": known.name,
@@ -61,14 +60,6 @@ class About:
                     }
                 )
         return listed
-
-    def control_repository(self) -> None:
-        """Load and unload: models come from the cluster's signed catalog.
-
-        Raises:
-            NotOffered: always.
-        """
-        raise NotOffered(_NO_CONTROL)
 
     def statistics(self, name: str | None, version: str | None) -> dict[str, Any]:
         """Counters of requests answered through here (statistics extension).
@@ -125,8 +116,4 @@ def _as_error(status: int, body: bytes) -> AtollError:
         text = str(orjson.loads(body)["error"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
         text = f"a site answered with status {status}"
-    if status == 404:  # noqa: PLR2004
-        return NotFound(text)
-    if status in (429, 503):
-        return Busy(text)
-    return UsageError(text) if 400 <= status < 500 else Unreachable(text)  # noqa: PLR2004
+    return error_of(status, text)

@@ -13,6 +13,7 @@ from agent.foundation.ids import SiteId
 from agent.gateway.figures import Figures
 from agent.gateway.site import SiteState
 from agent.gateway.worker_link import WorkerLink
+from agent.serving.failures import error_of
 from agent.wire.inside import (
     FROM_GATEWAY,
     TO_GATEWAY,
@@ -24,6 +25,8 @@ from agent.wire.inside import (
     DetachWorker,
     GatewayReady,
     KnownModel,
+    RepositoryAnswered,
+    RepositoryAsked,
     Traffic,
     View,
 )
@@ -31,16 +34,19 @@ from agent.wire.inside import (
 AUDIT_TIMEOUT_S = 5.0
 """A commit takes milliseconds; a control process that needs longer cannot vouch for the entry."""
 TRAFFIC_EVERY_S = 1.0
+REPOSITORY_TIMEOUT_S = 58.0
+"""Longer than the control process waits for a model; clients give up after 60 s."""
 
 
 class Control:
-    """One end of the channel; implements ``inference.Audit``."""
+    """One end of the channel; implements ``inference.Audit`` and ``repository.Control``."""
 
     def __init__(self, channel: Channel, state: SiteState) -> None:
         """``on_view`` may be set by whoever must follow the view."""
         self._channel = channel
         self._state = state
         self._audits: dict[int, asyncio.Future[str]] = {}
+        self._repository: dict[int, asyncio.Future[RepositoryAnswered]] = {}
         self._number = 0
         self.on_view: Callable[[View], None] = lambda _: None
         self.on_renewed: Callable[[], None] = lambda: None
@@ -62,7 +68,13 @@ class Control:
 
     def _take(
         self,
-        message: View | AttachWorker | DetachWorker | Audited | BlobLabel | CertificateRenewed,
+        message: View
+        | AttachWorker
+        | DetachWorker
+        | Audited
+        | BlobLabel
+        | CertificateRenewed
+        | RepositoryAnswered,
         descriptors: list[int],
     ) -> None:
         match message:
@@ -88,6 +100,10 @@ class Control:
                 waiter = self._audits.pop(message.call, None)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(message.error)
+            case RepositoryAnswered():
+                asker = self._repository.pop(message.call, None)
+                if asker is not None and not asker.done():
+                    asker.set_result(message)
 
     async def forward(
         self,
@@ -119,6 +135,29 @@ class Control:
             self._audits.pop(call, None)
         if error:
             raise Unreachable("the request may not leave without an audit entry", why=error)
+
+    async def repository(self, model: str, who: str, *, is_load: bool) -> None:
+        """Have a model loaded or unloaded here; returns when it is so and the view shows it.
+
+        Raises:
+            AtollError: it is not; says why.
+        """
+        self._number += 1
+        call = self._number
+        answered: asyncio.Future[RepositoryAnswered] = asyncio.get_running_loop().create_future()
+        self._repository[call] = answered
+        try:
+            await self._channel.send(FROM_GATEWAY.pack(RepositoryAsked(call, model, is_load, who)))
+            async with asyncio.timeout(REPOSITORY_TIMEOUT_S):
+                answer = await answered
+        except TimeoutError:
+            raise Unreachable(
+                "the control process does not answer", why="it is busy or its disk is"
+            ) from None
+        finally:
+            self._repository.pop(call, None)
+        if answer.error:
+            raise error_of(answer.status, answer.error)
 
     async def report(self) -> None:
         """Send the counters once a second, when they have changed; runs until cancelled."""

@@ -32,9 +32,10 @@ from agent.gateway.inference import (
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
 from agent.gateway.openapi import OPERATIONS, document
+from agent.gateway.repository import PUSH, Repository, read_parameters
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
-from agent.serving.failures import error_body, status_of
+from agent.serving.failures import TooLarge, error_body, status_of
 from agent.serving.request import HEADER_NAME
 from agent.serving.signature import Signature
 
@@ -85,12 +86,18 @@ class Endpoints:
     """The routes and what answers them."""
 
     def __init__(
-        self, state: SiteState, inference: Inference, bodies: Bodies, about: About
+        self,
+        state: SiteState,
+        inference: Inference,
+        bodies: Bodies,
+        about: About,
+        repository: Repository,
     ) -> None:
         self._state = state
         self._inference = inference
         self._bodies = bodies
         self._about = about
+        self._repository = repository
 
     def metrics_routes(self) -> list[web.RouteDef]:
         """The counters alone, for a port of their own."""
@@ -143,10 +150,29 @@ class Endpoints:
         is_ready_only = await self._wants_ready_only(request)
         return _json(self._about.repository(is_ready_only=is_ready_only))
 
-    async def no_repository_control(self, _: web.Request) -> web.Response:
-        """``POST .../load`` and ``.../unload``."""
-        self._about.control_repository()
-        raise AssertionError("it is not offered")
+    async def repository_load(self, request: web.Request) -> web.Response:
+        """``POST /v2/repository/models/M/load``: serve it here; answered when it is ready."""
+        return await self._control(request, self._repository.load)
+
+    async def repository_unload(self, request: web.Request) -> web.Response:
+        """``POST /v2/repository/models/M/unload``: serve it here no more."""
+        return await self._control(request, self._repository.unload)
+
+    async def _control(
+        self, request: web.Request, carry_out: Callable[..., Awaitable[None]]
+    ) -> web.Response:
+        try:
+            async with self._bodies.body(request, REPOSITORY_BODY_BYTES_MAX) as body:
+                parameters = read_parameters(body)
+        except TooLarge:
+            raise TooLarge(
+                "the body is too large",
+                why="a model is not sent with its load: it comes from the cluster's catalog",
+                mend=f"publish it with {PUSH}, then load it by its name",
+            ) from None
+        who = f"an application at {request.remote}"
+        await carry_out(request.match_info["model"], parameters, who, request.get(CALLER))
+        return _json({})
 
     async def _wants_ready_only(self, request: web.Request) -> bool:
         async with self._bodies.body(request, REPOSITORY_BODY_BYTES_MAX) as body:

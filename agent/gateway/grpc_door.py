@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -32,6 +33,7 @@ from agent.gateway.inference import (
     read_request_id,
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
+from agent.gateway.repository import Repository
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
 from agent.serving.failures import ERROR_CHARS_MAX, error_text, status_of
@@ -56,7 +58,6 @@ _CODES = {
     413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.UNAVAILABLE,
     499: grpc.StatusCode.CANCELLED,
-    501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
@@ -78,9 +79,12 @@ class _Failed(AtollError):
 class GrpcDoor:
     """The service and its listening port."""
 
-    def __init__(self, state: SiteState, inference: Inference, about: About) -> None:
+    def __init__(
+        self, state: SiteState, inference: Inference, about: About, repository: Repository
+    ) -> None:
         """Needs a running loop."""
         self._state, self._inference, self._about = state, inference, about
+        self._repository = repository
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -130,8 +134,8 @@ class GrpcDoor:
             "ModelStatistics": self._statistics,
             "ModelInfer": self._infer,
             "RepositoryIndex": self._index,
-            "RepositoryModelLoad": self._control,
-            "RepositoryModelUnload": self._control,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
         }
         handlers = {}
         for name, (request, response, is_stream) in METHODS.items():
@@ -189,8 +193,13 @@ class GrpcDoor:
         models = self._about.repository(is_ready_only=request.ready)
         return message("RepositoryIndexResponse")(models=models)
 
-    async def _control(self, _: Any, __: Context) -> Any:
-        self._about.control_repository()
+    async def _load(self, request: Any, context: Context) -> Any:
+        await self._repository.load(request.model_name, _parameters(request), _who(context))
+        return message("RepositoryModelLoadResponse")()
+
+    async def _unload(self, request: Any, context: Context) -> Any:
+        await self._repository.unload(request.model_name, _parameters(request), _who(context))
+        return message("RepositoryModelUnloadResponse")()
 
     def _question(self, name: str, version: str, headers: CIMultiDict[str]) -> Question:
         return read_question(self._state, name, version or None, headers, None)
@@ -282,6 +291,20 @@ async def _answered(method: Method, request: Any, context: Context) -> Any:
         _log.exception("request failed: %s", getattr(method, "__name__", method))
         text = "internal error of the gateway; see its log"
         await context.abort(grpc.StatusCode.INTERNAL, text)
+
+
+def _parameters(request: Any) -> dict[str, Any]:
+    """Of a load or unload, whichever of its kinds each has."""
+    return {
+        name: getattr(value, value.WhichOneof("parameter_choice") or "string_param")
+        for name, value in request.parameters.items()
+    }
+
+
+def _who(context: Context) -> str:
+    """The client for a person: ``an application at 127.0.0.1``."""
+    address = unquote(context.peer().partition(":")[2])
+    return f"an application at {address.rpartition(':')[0].strip('[]') or 'this machine'}"
 
 
 def _response(answered: Answered) -> Any:

@@ -58,10 +58,12 @@ OPERATIONS: Final = (
     Operation("GET", "/v2/models/stats", "statistics", "Counters of all models", "Statistics"),
     Operation("POST", "/v2/repository/index", "repository_index", "The models of the cluster",
               "RepositoryIndex", (400, 408, 413), "IndexRequest"),
-    Operation("POST", "/v2/repository/models/{model}/load", "no_repository_control",
-              "Not offered: models are deployed by signed documents", "Error", (501,)),
-    Operation("POST", "/v2/repository/models/{model}/unload", "no_repository_control",
-              "Not offered: models are deployed by signed documents", "Error", (501,)),
+    Operation("POST", "/v2/repository/models/{model}/load", "repository_load",
+              "Serve a model of the catalog at this site; answered when it is ready", "Done",
+              (*_MODEL, 408, 413), "LoadRequest"),
+    Operation("POST", "/v2/repository/models/{model}/unload", "repository_unload",
+              "Serve a model at this site no more, until it is loaded again", "Done",
+              (*_MODEL, 408, 413), "UnloadRequest"),
     Operation("GET", "/metrics", "metrics", "Counters for Prometheus", ""),
     *(
         Operation(method, base + path, by, summary, content, statuses,
@@ -83,7 +85,6 @@ _WORDS: Mapping[int, str] = {
     413: "The body is too large",
     499: "The client went away",
     500: "The model failed on this input",
-    501: "This server does not offer it; the text says what to do instead",
     503: "The site cannot take the request now; Retry-After says when it may",
     504: "The deadline passed before the answer was there",
 }
@@ -167,6 +168,15 @@ _SCHEMAS: Mapping[str, Schema] = {
         }
     ),
     "IndexRequest": {"type": "object", "properties": {"ready": _FLAG}},
+    "Done": _object({}),
+    "LoadRequest": {
+        "type": "object",
+        "properties": {"parameters": {"type": "object", "maxProperties": 0}},
+    },
+    "UnloadRequest": {
+        "type": "object",
+        "properties": {"parameters": _object({}, unload_dependents=_FLAG)},
+    },
     "RepositoryIndex": _list(
         _object(
             {
@@ -281,8 +291,7 @@ def _describe(operation: Operation) -> Schema:
 
 
 def _statuses(operation: Operation) -> tuple[int, ...]:
-    good = () if operation.content == "Error" else (200,)
-    return tuple(dict.fromkeys((*good, *sorted({*operation.statuses, *_ALWAYS}))))
+    return tuple(dict.fromkeys((200, *sorted({*operation.statuses, *_ALWAYS}))))
 
 
 def _response(operation: Operation, status: int) -> Schema:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.foundation.errors import Refused, Unreachable
+from agent.foundation.errors import NotFound, Refused, Unreachable
 from agent.foundation.ids import SiteId, short
 from agent.routing.policy import Question, Verdict, judge, parse_residency, resolve
 from agent.routing.score import Prediction, rank
@@ -92,13 +92,16 @@ def why_nobody(verdicts: Sequence[Verdict]) -> str:
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
-def nobody(model: KnownModel, verdicts: Sequence[Verdict]) -> Refused | Unreachable:
+def nobody(model: KnownModel, verdicts: Sequence[Verdict]) -> NotFound | Refused | Unreachable:
     """The error for a request that no site may or can answer.
 
-    ``Refused`` if a label stands against it and waiting would not help, else ``Unreachable``.
+    If waiting would not help, ``NotFound`` where it was unloaded here, ``Refused`` where a label
+    stands against it; else ``Unreachable``.
     """
     grounds = {verdict.removed.ground for verdict in verdicts}
     what = f"no site can answer for {model.name!r} version {model.version!r}"
+    if "unloaded" in grounds and "temporary" not in grounds:
+        return NotFound(what, why=why_nobody(verdicts))
     if "policy" in grounds and "temporary" not in grounds:
         return Refused(what, why=why_nobody(verdicts))
     return Unreachable(what, why=why_nobody(verdicts), mend="try again later")

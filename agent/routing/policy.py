@@ -34,8 +34,9 @@ class Question:
     """Sites that were tried and could not answer."""
 
 
-Ground = Literal["", "policy", "absent", "temporary"]
-"""Why a site is out: a label forbids it, it has not got the model, or it cannot at the moment."""
+Ground = Literal["", "policy", "absent", "unloaded", "temporary"]
+"""Why a site is out: a label forbids it, it has not got the model, somebody there took it away, or it
+cannot at the moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ def judge_local(view: View, question: Question, *, is_worker_up: bool) -> Verdic
     if not removed:
         if view.site in question.excluded:
             removed = Removal("temporary", "was tried and could not answer")
+        elif model is None and question.model.unloaded:
+            removed = Removal("unloaded", f"{question.model.unloaded}; atoll model load ends it")
         elif model is None:
             removed = Removal("absent", "does not serve the model")
         elif view.is_draining:

@@ -32,10 +32,6 @@ class DeadlineExceeded(AtollError):
     """The request's own time limit passed before its answer was there."""
 
 
-class NotOffered(AtollError):
-    """The protocol has it, this server does not; says what to do instead."""
-
-
 _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (TooLarge, 413),
     (TooSlow, 408),
@@ -46,13 +42,22 @@ _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (Malformed, 400),
     (Unreachable, 503),
     (DeadlineExceeded, 504),
-    (NotOffered, 501),
 )
 
 
 def status_of(error: AtollError) -> int:
     """The HTTP status of an error; 500 for what is this site's own fault."""
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def error_of(status: int, text: str) -> AtollError:
+    """The error that another process or site answered with."""
+    if status in (429, 503):
+        return Busy(text)
+    kind = next((kind for kind, number in _STATUS if number == status), None)
+    if kind is None:
+        kind = UsageError if 400 <= status < 500 else Unreachable  # noqa: PLR2004 - HTTP's classes
+    return kind(text)
 
 
 def error_body(text: str) -> bytes:

@@ -150,6 +150,21 @@ class ModelReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelOverridden:
+    """A model is to be served here, or not, against the catalog; ``Resolved(token, ...)`` answers.
+
+    Checked before by ``Holdings.check_loadable``.
+    """
+
+    token: int
+    name: str
+    version: str
+    """Empty: all versions."""
+    is_served: bool
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerUp:
     """A fresh model worker waits for models."""
 
@@ -192,7 +207,8 @@ class LeaveRequested:
 SiteEvent = (
     CallReceived | CallEnded | Discovered | NetworkChanged | WallClock | Submitted | BlobStored | BlobFailed
     | TrustSubmitted | TrustFetched
-    | BlobLoaded | JobEnded | ModelReady | ModelFailed | ModelReleased | WorkerUp | WorkerDown | LoadMeasured
+    | BlobLoaded | JobEnded | ModelReady | ModelFailed | ModelReleased | ModelOverridden
+    | WorkerUp | WorkerDown | LoadMeasured
     | DrainRequested | Recertified | LeaveRequested | swim.Heard | swim.SendFailed | swim.PortRefused
     | swim.LoopLagged | job.Persisted | Woke
 )  # fmt: skip

@@ -10,12 +10,22 @@ from random import Random
 from agent.catalog.catalog import Catalog
 from agent.federation import events as job
 from agent.foundation.ids import Digest, SiteId
+from agent.foundation.writes import Write
 from agent.identity.claims import Claims
 from agent.identity.registry import Roll
 from agent.membership.events import LocalChanged
 from agent.membership.swim import Swim
 from agent.routing.policy import is_within
-from agent.site.events import FetchBlob, GatewayChanged, SiteEffect
+from agent.site.events import (
+    FetchBlob,
+    GatewayChanged,
+    ModelOverridden,
+    Noted,
+    Persist,
+    Resolved,
+    SiteEffect,
+)
+from agent.site.overrides import ALL, WHO_CHARS_MAX, Override, Overrides, check_place, find
 from agent.site.shelf import Shelf
 from agent.site.versions import Versions
 from agent.site.workshop import Workshop
@@ -41,6 +51,7 @@ class Holdings:
         workshop: Workshop,
         held: set[Digest],
         crashes: Mapping[bytes, int],
+        overrides: Overrides,
         rng: Random,
         emit: Callable[[SiteEffect], None],
         tell: Callable[[LocalChanged, float], None],
@@ -51,7 +62,8 @@ class Holdings:
         self.held = held
         self.labels: dict[Digest, tuple[str, ...]] = {}
         self.shelf = Shelf(held.__contains__, self._fetch_model, dict(crashes))
-        self.versions = Versions(claims, catalog, workshop, self.shelf, swim)
+        self._place, self.overrides = claims.jurisdiction, overrides
+        self.versions = Versions(claims, catalog, workshop, self.shelf, swim, overrides)
 
     # --- what is wanted --------------------------------------------------------------------------
     def wanted_changed(self, now: float) -> None:
@@ -73,6 +85,58 @@ class Holdings:
         serving += [Served(key, 0, True) for key, item in items if item.stage == "refused"]
         self._tell(LocalChanged(serving=tuple(serving[:SERVING_PER_RECORD_MAX])), now)
         self._emit(GatewayChanged())
+
+    # --- what is decided here --------------------------------------------------------------------
+    def check_loadable(self, name: str, version: str) -> list[ModelVersion]:
+        """The versions that ``load`` would have served here; ``version`` may be ``ALL``.
+
+        Raises:
+            NotFound: the catalog does not have it.
+            Refused: its residency label keeps it away from here.
+            Busy: no more decisions can be kept.
+        """
+        every = self.versions.every()
+        meant = check_place(find(every, name, version), self._place)
+        self.overrides.require_room()
+        if version != ALL:
+            return meant
+        planned = {(one.name, one.version) for one in self.versions.planned()}
+        if should := [one for one in meant if (one.name, one.version) in planned]:
+            return should
+        default = self.versions.defaults(every.values()).get(name)
+        return [one for one in meant if one.version == default] or meant[-1:]
+
+    def check_unloadable(self, name: str, version: str) -> None:
+        """Whether ``unload`` has something to be about.
+
+        Raises:
+            NotFound: the catalog does not have it.
+            Busy: no more decisions can be kept.
+        """
+        find(self.versions.every(), name, version)
+        self.overrides.require_room()
+
+    def override(self, event: ModelOverridden, wall_s: float, now: float) -> None:
+        """Serve a model here, or not, against the catalog; durable before anything follows."""
+        decided = Override(
+            event.name, event.version, event.is_served, event.who[:WHO_CHARS_MAX], wall_s
+        )
+        if event.is_served:
+            targets = self.check_loadable(event.name, event.version)
+            planned = {(one.name, one.version) for one in self.versions.planned()}
+            numbers = [one.version for one in targets]
+            writes: list[Write] = self.overrides.load(
+                event.name, event.version, numbers, planned, decided.who, wall_s
+            )
+            for one in targets:
+                self.shelf.retry(model_key(one.name, one.version))
+        else:
+            writes = self.overrides.unload(decided)
+        if writes:
+            self._emit(Persist(tuple(writes)))
+        self._emit(Noted(f"model {decided.spelled} is {decided}"))
+        self.wanted_changed(now)
+        self._emit(Resolved(event.token, ("",)))
 
     def measured(self, load: float, service_us: Mapping[bytes, int], now: float) -> None:
         """Inference says how busy it is and how long its models run."""

@@ -144,6 +144,12 @@ class Shelf:
             item.stage, item.reason = "held", "released by the operator"
         return [*effects, *self.advance(now)]
 
+    def retry(self, key: bytes) -> None:
+        """Load a refused model anew at the next ``want`` or ``advance``; a quarantine stays."""
+        item = self.items.get(key)
+        if item is not None and item.stage == "refused":
+            item.stage = "held"
+
     def worker_up(self, now: float) -> list[SiteEffect]:
         """A worker waits: load everything that is held."""
         self._has_worker = True

@@ -40,6 +40,7 @@ from agent.site.events import (
     LeaveRequested,
     LoadMeasured,
     ModelFailed,
+    ModelOverridden,
     ModelReady,
     ModelReleased,
     NetworkChanged,
@@ -58,6 +59,7 @@ from agent.site.events import (
 )
 from agent.site.exchange import digest8
 from agent.site.holdings import Holdings
+from agent.site.overrides import Overrides
 from agent.site.relations import Relations, Then, record_of
 from agent.site.stored import SiteSettings, Stored
 from agent.site.workshop import Surroundings, Workshop
@@ -125,9 +127,10 @@ class Site:
             me, boot_epoch, self._number, self._surroundings, rng, stored.jobs,
             stored.barred_because,
         )  # fmt: skip
-        self._holdings = holdings = Holdings(
+        self.holdings = holdings = Holdings(
             claims=identity.claims, catalog=self.catalog, swim=self.swim, roll=roll,
-            workshop=self.workshop, held=self.held, crashes=stored.crashes, rng=rng,
+            workshop=self.workshop, held=self.held, crashes=stored.crashes,
+            overrides=Overrides(stored.overrides), rng=rng,
             emit=self.emit, tell=self._relations.step,
         )  # fmt: skip
         self.labels, self.shelf, self.versions = holdings.labels, holdings.shelf, holdings.versions
@@ -171,10 +174,11 @@ class Site:
             case TrustFetched(entries):
                 self._relations.learn_trust(entries, None, now)
             case BlobStored(digest):
-                self._holdings.stored(digest, now)
+                self.holdings.stored(digest, now)
                 self._job_effects(self.workshop.blob(job.BlobArrived(digest), now), now)
             case BlobFailed(digest, reason):
                 self.shelf.fetch_failed(digest, reason, now)
+                self._outbox.append(GatewayChanged())
                 self._job_effects(self.workshop.blob(job.BlobMissing(digest, reason), now), now)
             case BlobLoaded(digest, data):
                 self._job_effects(self.workshop.blob(job.BlobRead(digest, data), now), now)
@@ -183,22 +187,24 @@ class Site:
             case ModelReady(key, providers, metadata, service_us):
                 self._outbox += self.shelf.ready(key, providers, metadata, service_us)
                 if self.versions.has_former:
-                    self._holdings.wanted_changed(now)
-                self._holdings.serving_changed(now)
+                    self.holdings.wanted_changed(now)
+                self.holdings.serving_changed(now)
             case ModelFailed(key, reason, is_crash):
                 self._outbox += self.shelf.failed(key, reason, is_crash=is_crash)
                 self._outbox += self.shelf.advance(now)
-                self._holdings.serving_changed(now)
+                self.holdings.serving_changed(now)
             case ModelReleased(key):
                 self._outbox += self.shelf.release(key, now)
-                self._holdings.serving_changed(now)
+                self.holdings.serving_changed(now)
+            case ModelOverridden():
+                self.holdings.override(event, self.wall_s(now), now)
             case WorkerUp():
                 self._outbox += self.shelf.worker_up(now)
             case WorkerDown(reason):
                 self.shelf.worker_down(reason)
-                self._holdings.serving_changed(now)
+                self.holdings.serving_changed(now)
             case LoadMeasured(load, service_us):
-                self._holdings.measured(load, service_us, now)
+                self.holdings.measured(load, service_us, now)
             case DrainRequested(is_draining):
                 self._surroundings.is_draining = is_draining
                 self._relations.step(
@@ -267,7 +273,7 @@ class Site:
     def shelves_moved(self, now: float) -> None:
         """See ``Home``."""
         if self.versions.has_former:
-            self._holdings.wanted_changed(now)
+            self.holdings.wanted_changed(now)
 
     def bar(self, reason: str) -> None:
         """See ``Home``."""
@@ -354,7 +360,7 @@ class Site:
         self._relations.step(
             swim_events.LocalChanged(catalog=digest8(self.catalog, self.trust)), now
         )
-        self._holdings.wanted_changed(now)
+        self.holdings.wanted_changed(now)
 
     # --- jobs ------------------------------------------------------------------------------------
     def _job_effects(self, effects: Sequence[JobEffect], now: float) -> None:  # noqa: C901 - one case an effect
@@ -375,14 +381,14 @@ class Site:
                 case job.Answer(call, reply):
                     self._outbox.append(Answer(call, reply))
                 case job.FetchBlob(digest, sources):
-                    self._holdings.fetch(digest, sources)
+                    self.holdings.fetch(digest, sources)
                 case job.Label():
-                    self._holdings.label(effect)
+                    self.holdings.label(effect)
                 case job.ForgetBlob(digest):
-                    self._holdings.forget(digest)
+                    self.holdings.forget(digest)
                 case job.Finished():
                     self._outbox.append(Noted(_end_of(effect)))
-                    self._holdings.wanted_changed(now)
+                    self.holdings.wanted_changed(now)
                 case (
                     job.ReadBlob() | job.StoreBytes() | job.Train() | job.Initialise()
                     | job.Aggregate() | job.Export() | job.ReleaseTrainer() | job.Progressed()

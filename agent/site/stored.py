@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from agent.federation.job import Restored
 from agent.foundation.ids import Digest, JobId
+from agent.site.overrides import Override
 from agent.wire.documents import Document
 from agent.wire.mesh import Introduction
 
@@ -25,6 +26,8 @@ class Stored:
     jobs: dict[JobId, Restored] = field(default_factory=dict)
     crashes: dict[bytes, int] = field(default_factory=dict)
     """How often a model (by key) took its worker down."""
+    overrides: tuple[Override, ...] = ()
+    """What was decided here against the catalog."""
     blobs: frozenset[Digest] = frozenset()
     """Blobs complete on disk."""
     coordinate: bytes = b""

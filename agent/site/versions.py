@@ -12,6 +12,7 @@ from agent.catalog.placement import Place, wanted
 from agent.identity.claims import Claims
 from agent.membership.swim import Swim
 from agent.routing.policy import is_within
+from agent.site.overrides import Overrides
 from agent.site.published import Published, newest, published
 from agent.site.shelf import Shelf
 from agent.site.workshop import Workshop
@@ -23,11 +24,17 @@ class Versions:
     """Reads catalog, jobs, shelf and members; changes nothing."""
 
     def __init__(
-        self, claims: Claims, catalog: Catalog, workshop: Workshop, shelf: Shelf, swim: Swim
+        self,
+        claims: Claims,
+        catalog: Catalog,
+        workshop: Workshop,
+        shelf: Shelf,
+        swim: Swim,
+        overrides: Overrides,
     ) -> None:
         """All of one site; ``claims`` are its certificate's."""
         self._claims, self._catalog, self._workshop = claims, catalog, workshop
-        self._shelf, self._swim = shelf, swim
+        self._shelf, self._swim, self._overrides = shelf, swim, overrides
         self.has_former = False
         """Whether a former version waits here for its successor: look again when somebody has news."""
 
@@ -42,7 +49,13 @@ class Versions:
         return found
 
     def wanted(self) -> list[ModelVersion]:
-        """What this site should serve."""
+        """What this site serves: what it should, and what was decided here."""
+        place = self._claims.jurisdiction
+        chosen = self._overrides.apply(self.planned(), self.every(), place)
+        return [*chosen, *self._former(chosen)]
+
+    def planned(self) -> list[ModelVersion]:
+        """What catalog and jobs say that this site should serve."""
         claims = self._claims
         here = Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
         versions = wanted(self._catalog, here)
@@ -54,7 +67,7 @@ class Versions:
             and (version.name, version.version) not in known
             and is_within(claims.jurisdiction, version.residency)
         ]
-        return [*versions, *self._former(versions)]
+        return versions
 
     def _former(self, versions: Sequence[ModelVersion]) -> list[ModelVersion]:
         """Versions that serve here although another one is meant by now, which nobody serves yet."""
@@ -67,6 +80,7 @@ class Versions:
             if (
                 item.stage in ("ready", "loading", "held")
                 and (name, version) not in chosen
+                and not self._overrides.is_unloaded(name, version)
                 and successor != version
                 and model_key(name, successor) not in ready
                 and is_within(self._claims.jurisdiction, self._residency(item.version))

@@ -43,12 +43,14 @@ def _known(site: Site) -> tuple[KnownModel, ...]:
     """All versions of the catalog and of jobs, and which of each model answers by default."""
     versions = site.versions.every()
     default = site.versions.defaults(versions.values())
-    return tuple(
-        KnownModel(
-            model_key(name, number), name, number, default.get(name) == number, version.residency
-        )
-        for (name, number), version in sorted(versions.items())
-    )
+    overrides = site.holdings.overrides
+    found = []
+    for (name, number), version in sorted(versions.items()):
+        decided = overrides.of(name, number)
+        unloaded = str(decided) if decided is not None and not decided.is_served else ""
+        is_default, key = default.get(name) == number, model_key(name, number)
+        found.append(KnownModel(key, name, number, is_default, version.residency, unloaded))
+    return tuple(found)
 
 
 def _sites(site: Site) -> tuple[RemoteSite, ...]:

@@ -43,6 +43,8 @@ class KnownModel:
     is_default: bool
     """The deployed version: answers requests that name none."""
     residency: Jurisdictions
+    unloaded: Text = ""
+    """Who decided, and when, that this site does not serve it; empty if nobody did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,16 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
+class RepositoryAnswered:
+    """What came of ``RepositoryAsked``; the view that shows it was sent before."""
+
+    call: Counter
+    status: Annotated[int, Range(200, 599)]
+    """200, or the HTTP status of ``error``."""
+    error: Text
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateRenewed:
     """The identity folder holds a renewed certificate: show it on new connections."""
 
@@ -137,6 +149,17 @@ class AuditForward:
     receiver: Site
     label: Jurisdictions
     bytes: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryAsked:
+    """An application wants a model of the catalog loaded or unloaded here; ``RepositoryAnswered``."""
+
+    call: Counter
+    model: Name
+    is_load: bool
+    who: Text
+    """Who asks, for a person."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +241,17 @@ class ModelRefused:
 
 
 TO_GATEWAY = Tagged(
-    {1: View, 2: AttachWorker, 3: DetachWorker, 4: Audited, 5: BlobLabel, 6: CertificateRenewed}
+    {
+        1: View,
+        2: AttachWorker,
+        3: DetachWorker,
+        4: Audited,
+        5: BlobLabel,
+        6: CertificateRenewed,
+        7: RepositoryAnswered,
+    }
 )
-FROM_GATEWAY = Tagged({1: GatewayReady, 2: AuditForward, 3: Traffic})
+FROM_GATEWAY = Tagged({1: GatewayReady, 2: AuditForward, 3: Traffic, 4: RepositoryAsked})
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})
 FROM_WORKER = Tagged({1: WorkerReady, 2: ModelLoaded, 3: ModelRefused})
 
