@@ -401,10 +401,9 @@ async def _model(request: web.Request) -> str:
 
 
 def _named(model: object) -> str:
-    name, _, version = str(model).partition(":")
-    if not NAME.fullmatch(name) or (version and not NAME.fullmatch(version)):
+    if not isinstance(model, str) or not all(map(NAME.fullmatch, model.split(":", 1))):
         raise UsageError(f"{model!r:.80} names no model", mend="give NAME or NAME:VERSION")
-    return str(model)
+    return model
 
 
 def _token_request(body: Mapping[str, Any]) -> TokenRequest:

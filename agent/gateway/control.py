@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable
+from typing import TypeVar
 
 from agent.drivers.channel import FRAME_BYTES_MAX, Channel
 from agent.drivers.shared_memory import SharedSlots
@@ -36,6 +37,8 @@ AUDIT_TIMEOUT_S = 5.0
 TRAFFIC_EVERY_S = 1.0
 REPOSITORY_TIMEOUT_S = 58.0
 """Longer than the control process waits for a model; clients give up after 60 s."""
+
+T = TypeVar("T")
 
 
 class Control:
@@ -97,13 +100,9 @@ class Control:
             case DetachWorker():
                 self._state.detach(message.index)
             case Audited():
-                waiter = self._audits.pop(message.call, None)
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(message.error)
+                _answer(self._audits.pop(message.call, None), message.error)
             case RepositoryAnswered():
-                asker = self._repository.pop(message.call, None)
-                if asker is not None and not asker.done():
-                    asker.set_result(message)
+                _answer(self._repository.pop(message.call, None), message)
 
     async def forward(
         self,
@@ -182,3 +181,9 @@ class Control:
             slots=state.slots,
             service=tuple(state.admission.known_services().items()),
         )
+
+
+def _answer(waiter: "asyncio.Future[T] | None", answer: T) -> None:
+    """Whoever asked may be gone."""
+    if waiter is not None and not waiter.done():
+        waiter.set_result(answer)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from agent.foundation.errors import Busy, NotFound, Refused
-from agent.foundation.writes import Delete, Put, Write
+from agent.foundation.writes import Delete, Put, Scalar, Write
 from agent.routing.policy import is_within
 from agent.wire.documents import ModelVersion
 
@@ -125,7 +125,7 @@ class Overrides:
 
     def _keep(self, one: Override) -> list[Write]:
         self._known[one.name, one.version] = one
-        row = {
+        row: dict[str, Scalar] = {
             "name": one.name, "version": one.version, "is_served": one.is_served,
             "who": one.who, "at_s": one.at_s,
         }  # fmt: skip

@@ -145,10 +145,14 @@ class Shelf:
         return [*effects, *self.advance(now)]
 
     def retry(self, key: bytes) -> None:
-        """Load a refused model anew at the next ``want`` or ``advance``; a quarantine stays."""
+        """Fetch or load anew at the next ``want`` or ``advance`` what failed; a quarantine stays."""
         item = self.items.get(key)
-        if item is not None and item.stage == "refused":
+        if item is None:
+            return
+        if item.stage == "refused":
             item.stage = "held"
+        elif item.stage == "fetching" and item.retry_at != NEVER:
+            item.retry_at = 0.0
 
     def worker_up(self, now: float) -> list[SiteEffect]:
         """A worker waits: load everything that is held."""

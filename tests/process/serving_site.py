@@ -43,6 +43,8 @@ from agent.wire.inside import (
     ModelLoaded,
     ModelRefused,
     RemoteSite,
+    RepositoryAnswered,
+    RepositoryAsked,
     Traffic,
     UnloadModel,
     View,
@@ -149,6 +151,8 @@ class ServingSite:
     worker: Peer | None = None
     audits: list[AuditForward] = field(default_factory=list)
     audit_error: str = ""
+    asked: list[RepositoryAsked] = field(default_factory=list)
+    """Loads and unloads that applications wanted; each is said to be done."""
     traffic: list[Traffic] = field(default_factory=list)
     served: dict[str, Path] = field(default_factory=dict)
     """What ``serve`` was given, by name."""
@@ -188,6 +192,9 @@ class ServingSite:
         if isinstance(message, AuditForward):
             self.audits.append(message)
             self.send(Audited(message.call, self.audit_error))
+        elif isinstance(message, RepositoryAsked):
+            self.asked.append(message)
+            self.send(RepositoryAnswered(message.call, 200, ""))
         elif isinstance(message, Traffic):
             self.traffic.append(message)
 

@@ -180,12 +180,6 @@ def test_a_wrong_request_is_told_what_is_wrong(
     assert told in caught.value.message()
 
 
-def test_what_is_not_offered_says_what_to_do_instead(client: Any) -> None:
-    with pytest.raises(InferenceServerException, match="atoll model push") as caught:
-        client.load_model("magika")
-    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-
-
 def test_the_clients_deadline_stops_the_work(site: ServingSite, client: Any) -> None:
     begun = time.monotonic()
     with pytest.raises(InferenceServerException) as caught:

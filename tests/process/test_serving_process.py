@@ -105,7 +105,6 @@ def text(**changes: Any) -> tuple[bytes, dict[str, str]]:
         ("POST", "/v2/models/cls/versions/9/infer", 404),
         ("GET", "/v2/models/cls/infer", 405),
         ("GET", "/v2/zzz", 404),
-        ("POST", "/v2/repository/models/cls/load", 501),
     ],
 )
 def test_what_is_not_there_is_said_in_json(

@@ -122,6 +122,9 @@ class Site:
         self._note("release", model)
         return {"name": "m", "version": "1", "state": "refused", "reason": "it crashed"}
 
+    async def control_model(self, model: str, *, is_load: bool) -> None:
+        self._note("control", model, is_load)
+
     async def set_draining(self, draining: bool) -> None:  # noqa: FBT001
         self._note("draining", draining)
 
@@ -364,6 +367,16 @@ async def test_a_token_request_is_checked_and_passed_on(
         assert (await asked(client, "POST", "/1/tokens", json={**TOKEN, key: wrong}))[0] == 400
     assert (await asked(client, "POST", "/1/tokens", json={**TOKEN, "ttl_s": True}))[0] == 400
     assert len(site.asked) == 1
+
+
+async def test_loads_and_unloads_are_passed_on(client: aiohttp.ClientSession, site: Site) -> None:
+    for word, model in (("load", "m"), ("unload", "m:1")):
+        asking = {"model": model}
+        assert await asked(client, "POST", f"/1/models/{word}", json=asking) == (200, {})
+    assert site.asked == [("control", "m", True), ("control", "m:1", False)]
+    for wrong in (3, "", "M", "m:", "m:1:2"):
+        status, answer = await asked(client, "POST", "/1/models/load", json={"model": wrong})
+        assert (status, answer["error"]["mend"]) == (400, "give NAME or NAME:VERSION")
 
 
 async def test_a_release_of_a_model_is_passed_on(client: aiohttp.ClientSession, site: Site) -> None:

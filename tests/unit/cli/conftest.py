@@ -243,6 +243,9 @@ class CannedSite:
         state = "refused" if name == "bad" else "ready"
         return {"name": name, "version": version, "state": state, "reason": "it crashed"}
 
+    async def control_model(self, model: str, *, is_load: bool) -> None:
+        self.asked.append(("load" if is_load else "unload", model))
+
     async def set_draining(self, draining: bool) -> None:  # noqa: FBT001
         self.asked.append(("draining", draining))
 

@@ -49,6 +49,15 @@ def test_a_token_that_lives_too_long_is_refused(canned: "CannedSite", atoll: "At
     assert "604800" in found.err
 
 
+def test_a_model_is_loaded_and_unloaded(atoll: "Atoll", canned: "CannedSite") -> None:
+    assert "m is ready here" in atoll("model", "load", "m").out
+    unloaded = atoll("model", "unload", "m:1").out
+    assert "m:1 is not served here any more, until atoll model load m:1" in unloaded
+    assert json.loads(atoll("model", "load", "m:1", "--json").out) == {}
+    assert canned.asked == [("load", "m"), ("unload", "m:1"), ("load", "m:1")]
+    assert atoll("model", "load", "m:").code == 2
+
+
 def test_a_model_is_released_and_what_held_it_back_is_told(
     canned: "CannedSite", atoll: "Atoll"
 ) -> None:

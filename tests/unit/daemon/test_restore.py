@@ -18,6 +18,7 @@ from agent.foundation.ids import JobId, SiteId
 from agent.foundation.writes import Put, Scalar
 from agent.membership.coordinates import Coordinate
 from agent.site.duplicates import COPIED
+from agent.site.overrides import Override
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY
 
 ME, NEW = SiteId(b"\1" * 32), SiteId(b"\2" * 32)
@@ -125,4 +126,15 @@ async def test_the_place_comes_back_and_what_is_none_does_not(tmp_path: Path) ->
     for value, expected in rows:
         await store.commit([Put("meta", {"key": COORDINATE_KEY, "value": value})])
         assert (await restore(store, blobs, ME)).coordinate == expected
+    await store.close()
+
+
+async def test_what_was_decided_against_the_catalog_is_read_back(tmp_path: Path) -> None:
+    store = await opened(tmp_path)
+    row: dict[str, Scalar] = {
+        "name": "m", "version": "", "is_served": False, "who": "me", "at_s": 5.0,
+    }  # fmt: skip
+    await store.commit([Put("overrides", row)])
+    stored = await restore(store, BlobStore(tmp_path / "blobs"), ME)
+    assert stored.overrides == (Override("m", "", False, "me", 5.0),)
     await store.close()

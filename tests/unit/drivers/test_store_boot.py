@@ -1,3 +1,4 @@
+import contextlib
 import shutil
 import sqlite3
 from pathlib import Path
@@ -10,7 +11,7 @@ from agent.drivers.store import Store
 from agent.drivers.store_boot import FINDING
 from agent.drivers.store_schema import SCHEMA_VERSION, TABLES
 from agent.foundation.errors import ConfigError
-from agent.foundation.writes import Delete, Put, Write
+from agent.foundation.writes import Delete, Put, Scalar, Write
 
 PEER = Put(
     "peers", {"site": b"s", "record": b"r" * 64, "signature": b"g", "passport": b"p", "seen_at": 5}
@@ -48,7 +49,7 @@ async def test_every_table_of_the_contract_is_there(tmp_path: Path) -> None:
     version = await store.read(lambda db: db.execute("PRAGMA user_version").fetchone()[0])
     await store.close()
     assert found >= set(TABLES)
-    assert len(TABLES) == 11
+    assert len(TABLES) == 12
     assert version == SCHEMA_VERSION
 
 
@@ -176,3 +177,28 @@ async def test_a_killed_store_keeps_its_log(tmp_path: Path) -> None:
     assert store.findings == ()
     assert await store.read(count) == {"peers": 1, "register": 1}
     await store.close()
+
+
+async def test_a_file_of_the_first_version_gets_the_tables_made_since_and_keeps_its_rows(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "atoll.db"
+    store = await Store.open(path)
+    row: dict[str, Scalar] = {"key": b"12345678", "crashes": 2, "reason": "it crashed"}
+    await store.commit([Put("models", row)])
+    await store.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE overrides")
+        connection.execute("DELETE FROM _sqlite_migrations WHERE name = 'm002_overrides'")
+        connection.execute("PRAGMA user_version=1")
+    store = await Store.open(path)
+    decision: dict[str, Scalar] = {
+        "name": "m", "version": "", "is_served": False, "who": "me", "at_s": 1.0,
+    }  # fmt: skip
+    await store.commit([Put("overrides", decision)])
+    kept = await store.read(lambda db: [dict(one) for one in db["models"].rows])
+    version = await store.read(lambda db: db.execute("PRAGMA user_version").fetchone()[0])
+    await store.close()
+    assert [(one["key"], one["crashes"]) for one in kept] == [(b"12345678", 2)]
+    assert version == SCHEMA_VERSION
+    assert not store.findings

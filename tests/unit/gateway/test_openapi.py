@@ -12,7 +12,7 @@ from agent.gateway.openapi import OPERATIONS, document
 
 def routes() -> list[web.RouteDef]:
     nobody: Any = None
-    return Endpoints(nobody, nobody, nobody, nobody).routes()
+    return Endpoints(nobody, nobody, nobody, nobody, nobody).routes()
 
 
 def references(content: object) -> set[str]:
