@@ -41,6 +41,7 @@ def site_findings(settings: SiteSettings, *, is_running: bool) -> Iterator[Findi
         "database": partial(_database, settings),
         "announced address": partial(_address, settings),
         "ports": partial(_ports, settings, is_running=is_running),
+        "applications": partial(_applications, settings),
         "memory": partial(_memory, settings),
         "hardware profile": partial(_hardware, settings),
     }
@@ -234,6 +235,20 @@ def _ports(settings: SiteSettings, check: str, *, is_running: bool) -> Finding:
         if troubles
         else "",
     )
+
+
+def _applications(settings: SiteSettings, check: str) -> Finding:
+    """Who can reach the applications' ports; whether there are tokens only the agent knows."""
+    listen = settings.listen
+    where = f"{listen.http_host}:{listen.http_port}"
+    if listen.is_local:
+        need = "with a token" if listen.is_token_required else "without a token"
+        return Finding(check, ok=True, evidence=f"programs of this machine, {need}, at {where}")
+    if listen.is_token_required:
+        mend = "tokens and data travel in clear: use a network that you trust, or a proxy with TLS"
+        return Finding(check, ok=True, evidence=f"whoever has a token, at {where}", mend=mend)
+    mend = 'remove [listen] http_tokens = "never", and make tokens: atoll app token create'
+    return Finding(check, ok=True, evidence=f"whoever reaches {where}", mend=mend)
 
 
 def _bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:

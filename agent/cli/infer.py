@@ -16,6 +16,7 @@ from agent.foundation.errors import AtollError, Busy, NotFound, Refused, Unreach
 REQUEST_BYTES_MAX = 256 << 20
 """Far above what a site accepts by default; bounds what is read from a pipe."""
 ANSWER_BYTES_MAX = 256 << 20
+TOKEN_CHARS_MAX = 200
 VALUES_SHOWN = 12
 """Of each output tensor; ``--json`` prints all."""
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1", "[::]": "::1"}  # noqa: S104 - read, not bound
@@ -29,6 +30,8 @@ def infer(asked: argparse.Namespace) -> int:
     headers = {"Content-Type": "application/json"}
     if asked.residency:
         headers["Atoll-Residency"] = ",".join(asked.residency)
+    if asked.token_file is not None:
+        headers["Authorization"] = f"Bearer {_token(asked.token_file)}"
     address = asked.url or admin_client(asked).get("/1/status")["http"]
     before = time.perf_counter()
     answer, served_by = _ask(address, path, body, headers, asked.timeout)
@@ -43,6 +46,19 @@ def infer(asked: argparse.Namespace) -> int:
         f" served by {clean(served_by)} in {took_ms:.1f} ms"
     )
     return 0
+
+
+def _token(source: Path) -> str:
+    try:
+        with source.open(encoding="ascii") as file:
+            token = file.readline(TOKEN_CHARS_MAX).strip()
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read", why=str(error.strerror)) from error
+    except UnicodeDecodeError:
+        token = ""
+    if not token.isprintable() or not token:
+        raise UsageError(f"{source} holds no token", mend="its first line must be one")
+    return token
 
 
 def _request(source: str) -> bytes:
@@ -104,8 +120,10 @@ def _refusal(status: int, reason: str, answer: object) -> AtollError:
     why = str(answer.get("error", "")) if isinstance(answer, dict) else ""
     what = f"the request was not answered ({status} {reason})"
     match status:
-        case 403:
-            return Refused(what, why=why, mend="`atoll route explain` names what removed each site")
+        case 401 | 403:
+            explained = "`atoll route explain` names what removed each site"
+            mend = "give --token-file FILE" if status == 401 else explained  # noqa: PLR2004
+            return Refused(what, why=why, mend="" if "lacks the scope" in why else mend)
         case 404:
             return NotFound(what, why=why, mend="`atoll model list` shows what there is")
         case 429 | 503 | 504:

@@ -96,8 +96,12 @@ def build() -> argparse.ArgumentParser:
     _looking(verbs)
     _models(verbs)
     _training(verbs)
-    from agent.cli import parser_trust  # noqa: PLC0415 - it is made of this module's parts
+    from agent.cli import (  # noqa: PLC0415 - they are made of this module's parts
+        parser_applications,
+        parser_trust,
+    )
 
+    parser_applications.add(verbs)
     parser_trust.add(verbs)
     _verb(verbs, DEMO, "lifecycle:demo", "Run a small cluster on this machine and show it.")
     return top
@@ -258,6 +262,12 @@ def _models(verbs: Verbs) -> None:
     _residency(infer)
     infer.add_argument(
         "--url", metavar="HOST:PORT", help="the site's HTTP endpoint (default: asked of the agent)"
+    )
+    infer.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="its first line is the token of `atoll app token create`, where the site wants one",
     )
     infer.add_argument(
         "--timeout", type=seconds, default=60.0, metavar="TIME", help="wait at most this long (1m)"

@@ -99,6 +99,14 @@ def is_host(text: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine reach what listens at ``host``; a name must say so itself."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"
+
+
 def split_host_port(text: str) -> tuple[str, int] | None:
     """``(host, port)`` of ``host:port`` or ``[IPv6]:port``; None if it is neither."""
     host, colon, port = text.rpartition(":")

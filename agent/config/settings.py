@@ -17,6 +17,7 @@ from agent.config.rules import (
     IsHost,
     IsHostPort,
     IsInterface,
+    is_loopback,
     split_host_port,
 )
 from agent.drivers.bridges import BRIDGES
@@ -64,10 +65,19 @@ class ListenPart:
         str,
         IsHost(),
         Doc(
-            "Address on which applications reach inference (Open Inference Protocol). It asks for no"
-            " password: keep it on loopback or on a network that you trust."
+            "Address on which applications reach inference (Open Inference Protocol). Beyond loopback"
+            " they need tokens (`http_tokens`), which travel in clear: use a network that you trust, or"
+            " a proxy that speaks TLS before it."
         ),
     ] = "127.0.0.1"
+    http_tokens: Annotated[
+        Literal["auto", "always", "never"],
+        Doc(
+            "Whether applications need a token (`atoll app token create`), over HTTP, gRPC and for the"
+            " metrics. `auto`: if `http_host` is not loopback. `never`: whoever reaches the port may"
+            " use it. A token that is sent is checked in any case; health asks for none."
+        ),
+    ] = "auto"
     http_port: Annotated[int, Between(1, 65_535), Doc("TCP port for applications.")] = 8000
     http_names: Annotated[
         tuple[str, ...],
@@ -105,6 +115,16 @@ class ListenPart:
     data_port: Annotated[
         int, Between(1, 65_535), Doc("Inference and blobs between sites (TCP, TLS).")
     ] = 7412
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs of this machine can be applications."""
+        return is_loopback(self.http_host)
+
+    @property
+    def is_token_required(self) -> bool:
+        """Whether applications need a token."""
+        return self.http_tokens == "always" or (self.http_tokens == "auto" and not self.is_local)
 
 
 @dataclass(frozen=True, slots=True)

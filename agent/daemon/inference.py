@@ -42,6 +42,8 @@ VIEW_REFRESH_REST = 100.0
 VIEW_REST = 20.0
 """Composing views takes at most one part in this many of the loop: 20 ms each with 1,000 sites, whose
 records change hundreds of times a second."""
+APPLICATIONS_TIMEOUT_S = 2.0
+"""A gateway that has not taken the tokens by then hangs or is very busy: the operator is told so."""
 
 _log = logging.getLogger("atoll.processes")
 
@@ -79,12 +81,14 @@ class Inference:
         blobs: BlobStore,
         audit: Audit,
         view: Callable[[], inside.View],
+        applications: Callable[[], tuple[inside.ApplicationToken, ...]],
         feed: Feed,
         spawn: Callable[..., "asyncio.Task[object]"],
         unload_after_s: float,
     ) -> None:
         """Starts nothing yet.
 
+        ``applications``: the tokens that are valid now.
         ``providers``: execution providers in order of preference, from the hardware profile.
         ``unload_after_s``: how long a model that is not wanted any more stays loaded. The gateway
         hears of it meanwhile, and what it has passed on for it gets its turn.
@@ -100,6 +104,10 @@ class Inference:
         self._is_view_stale = self._is_view_under_way = False
         self._view_cost_s = 0.0
         self._view_sent = b""
+        self._applications = applications
+        self._told = 0
+        self._taken: dict[int, asyncio.Future[bool]] = {}
+        """Those who wait until the gateway decides by the tokens of their number."""
         self._loading: deque[bytes] = deque()
         """Loads that the worker has not answered, in the order that it takes them."""
         self.control: Control | None = None
@@ -120,12 +128,15 @@ class Inference:
     # --- gateway ---------------------------------------------------------------------------------
     def _gateway_started(self, _: Channel) -> None:
         self._view_sent = b""
+        self._post_applications()
         self.push_view()
         if self._is_worker_up:
             self._connect()
 
     def _gateway_gone(self, _: str) -> None:
         self.gateway_ready.clear()
+        for number in tuple(self._taken):
+            self._applications_taken(number)  # the next one begins with what holds by then
 
     def _from_gateway(self, data: bytes, descriptors: list[int]) -> None:
         _close_all(descriptors)
@@ -134,6 +145,8 @@ class Inference:
             case inside.GatewayReady():
                 self.http_port = message.http_port
                 self.gateway_ready.set()
+            case inside.ApplicationsTaken():
+                self._applications_taken(message.call)
             case inside.AuditForward():
                 self._spawn(self._audit(message))
             case inside.RepositoryAsked():
@@ -183,6 +196,30 @@ class Inference:
     def certificate_renewed(self) -> None:
         """The gateway, if it runs, is to show the renewed certificate; a new one reads it anyway."""
         self.gateway.post(inside.TO_GATEWAY.pack(inside.CertificateRenewed()))
+
+    async def tell_applications(self) -> bool:
+        """Have the gateway decide by the tokens that are valid now; whether it has confirmed that."""
+        if not self._post_applications():
+            return self.gateway.pid is None  # nobody is let in, and the next one begins with them
+        taken: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        number = self._told
+        self._taken[number] = taken
+        try:
+            async with asyncio.timeout(APPLICATIONS_TIMEOUT_S):
+                return await taken
+        except TimeoutError:
+            return False
+        finally:
+            self._taken.pop(number, None)
+
+    def _post_applications(self) -> bool:
+        self._told += 1
+        message = inside.Applications(self._told, self._applications())
+        return self.gateway.post(inside.TO_GATEWAY.pack(message))
+
+    def _applications_taken(self, number: int) -> None:
+        if (waiter := self._taken.get(number)) is not None and not waiter.done():
+            waiter.set_result(True)
 
     def push_view(self) -> None:
         """Push the view now; one at a time, so that a gateway that is behind gets only the last."""

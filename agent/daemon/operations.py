@@ -14,6 +14,7 @@ import psutil
 import agent
 from agent.api.job_spec import JobSpec
 from agent.api.operations import Json, TokenRequest
+from agent.daemon.applications import ApplicationDesk
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.joining import Joining
@@ -72,6 +73,7 @@ class Parts:
     renewing: Renewing
     desk: TrustDesk
     models: ModelDesk
+    tokens: ApplicationDesk
     hardware: Hardware
     mdns: Mdns | None
     http: str
@@ -124,7 +126,7 @@ class DaemonOperations:
         reasons = list(parts.hardware.findings)
         if parts.driver.fault:
             reasons.append(f"the disk refuses writes: {parts.driver.fault}")
-        reasons += parts.desk.reasons()
+        reasons += [*parts.desk.reasons(), *parts.tokens.reasons()]
         reasons += parts.renewing.reasons(parts.site.swim.members())
         reasons += parts.site.duplicates.reports(monotonic_s())
         if parts.site.workshop.barred_because not in ("", *reasons):
@@ -447,7 +449,7 @@ class DaemonOperations:
              "drain this site, remove its state folder and join again"),
         ]  # fmt: skip
         checks += [parts.site.duplicates.check(monotonic_s()), *parts.renewing.checks()]
-        checks += parts.desk.checks()
+        checks += [*parts.desk.checks(), *parts.tokens.checks()]
         checks += [(f"hardware: {text[:40]}", False, text, "") for text in parts.hardware.findings]
         return [
             {"check": name, "ok": ok, "evidence": evidence, "mend": "" if ok else mend}

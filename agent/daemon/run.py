@@ -17,11 +17,13 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Any, TypeVar
 
+from agent.api import applications
+from agent.api import trust as trust_api
 from agent.api.admin import AdminServer
-from agent.api.trust import routes
 from agent.config.addresses import announced_host
 from agent.config.settings import SiteSettings
 from agent.daemon import listening
+from agent.daemon.applications import ApplicationDesk
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.issuing import Issuing
@@ -192,9 +194,11 @@ class _Daemon:
         opening = AuditLog.open(store, site=keys.site, notary=notary)
         audit = await self._opened(opening, "close")
         await trainers.tidy([job for job, one in site.workshop.machines.items() if not one.is_over])
+        tokens = await ApplicationDesk.open(store, settings.listen)
         inference = outside.inference = self._kept(
-            self._inference(binds, hardware, blobs, audit, driver, trust, keys), "stop"
+            self._inference(binds, hardware, blobs, audit, driver, trust, keys, tokens), "stop"
         )
+        tokens.tell = inference.tell_applications
         driver.start()
         driver.spawn(issuing.look())
         inference.start()
@@ -202,16 +206,19 @@ class _Daemon:
             site, Shown(mesh, server, joining, driver.feed, inference.certificate_renewed)
         )
         mdns = self._discover(keys, endpoint, site, driver, await token_seeds(store), joining)
-        http = listening.shown(settings.listen.http_host, settings.listen.http_port)
         desk = TrustDesk(trust, driver, outside, mesh, issuing)
         parts = Parts(
             site=site, driver=driver, outside=outside, store=store, blobs=blobs,
             inference=inference, trainers=trainers, trust=trust, joining=joining,
             renewing=renewing, desk=desk, models=ModelDesk(driver, outside, inference),
-            hardware=hardware, mdns=mdns, http=http, stop=self._stop, started_at=started_at,
+            tokens=tokens, hardware=hardware, mdns=mdns, stop=self._stop, started_at=started_at,
+            http=listening.shown(settings.listen.http_host, settings.listen.http_port),
             fallback_reason=lambda: self._not_ready,
         )  # fmt: skip
-        serving = AdminServer.start(DaemonOperations(parts), settings.admin_socket, routes(desk))
+        serving = AdminServer.start(
+            DaemonOperations(parts), settings.admin_socket,
+            (*trust_api.routes(desk), *applications.routes(tokens)),
+        )  # fmt: skip
         await self._opened(serving, "close")
         driver.spawn(self._follow_clocks(driver))
         driver.spawn(self._watchdog())
@@ -271,6 +278,7 @@ class _Daemon:
         driver: Driver,
         trust: TrustLog,
         keys: SiteKeys,
+        tokens: ApplicationDesk,
     ) -> Inference:
         settings = self._settings
         serving, listen = settings.serving, settings.listen
@@ -279,6 +287,7 @@ class _Daemon:
             "--http-host", listen.http_host, "--http-port", str(listen.http_port),
             "--grpc-port", str(listen.grpc_port or -1),
             "--metrics-port", str(listen.metrics_port or -1),
+            "--tokens", "required" if listen.is_token_required else "optional",
             *(part for name in listen.http_names for part in ("--http-name", name)),
             "--data-host", ",".join(binds), "--data-port", str(listen.data_port),
             "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
@@ -295,7 +304,7 @@ class _Daemon:
             slot_bytes=serving.request_bytes_max + ALIGNMENT, providers=hardware.providers,
             site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
-            feed=driver.feed, spawn=driver.spawn,
+            applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,
             unload_after_s=serving.queue_max_s + UNLOAD_AFTER_S,
         )  # fmt: skip
 

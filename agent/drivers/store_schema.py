@@ -183,6 +183,20 @@ def _tables() -> Iterator[Table]:
         since=2,
         outlives_damage=True,
     )
+    # Not kept from a damaged file: what is lost there might be a revocation.
+    yield Table(
+        "application_tokens",
+        1,
+        {
+            "name": "TEXT",
+            "hash": "BLOB",
+            "scopes": "TEXT",
+            "created_at": "REAL",
+            "expires_at": "REAL",
+            "revoked_at": "REAL",
+        },
+        since=3,
+    )
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -203,6 +217,12 @@ def m002_overrides(db: Database) -> None:
     _create(db, 2)
 
 
+@MIGRATIONS()
+def m003_application_tokens(db: Database) -> None:
+    """Version 3: tokens of applications."""
+    _create(db, 3)
+
+
 def _create(db: Database, since: int) -> None:
     """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
@@ -218,7 +238,7 @@ def _create(db: Database, since: int) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """How many migrations there are: written to ``user_version``."""
 
 

@@ -14,6 +14,7 @@ from agent.drivers import keystore, memory, tls
 from agent.drivers.channel import Channel, exit_with_parent
 from agent.foundation.errors import AtollError
 from agent.gateway.about import About
+from agent.gateway.applications import Porter
 from agent.gateway.blob_endpoints import BlobEndpoints
 from agent.gateway.bodies import Bodies
 from agent.gateway.control import Control
@@ -21,6 +22,7 @@ from agent.gateway.endpoints import Endpoints
 from agent.gateway.inference import Inference
 from agent.gateway.listeners import Door, open_door
 from agent.gateway.members import Callers, Members
+from agent.gateway.openapi import METRICS
 from agent.gateway.repository import Repository
 from agent.gateway.site import Limits, SiteState
 from agent.wire.inside import View
@@ -44,6 +46,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--metrics-port", type=int, default=-1, help="as --grpc-port")
     parser.add_argument("--grpc-port", type=int, default=-1, help="0 = any free one, -1 = none")
+    parser.add_argument(
+        "--tokens", choices=("required", "optional"), default="required", help="of applications"
+    )
     parser.add_argument("--data-host", required=True, help="several with commas between")
     parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
     parser.add_argument("--identity-dir", type=Path, required=True)
@@ -61,7 +66,15 @@ async def serve(given: argparse.Namespace) -> None:
         ConfigError: the identity folder is damaged.
         OSError: an address cannot be bound.
     """
-    state = SiteState(Limits(given.request_bytes_max, given.queue_max_s, given.deadline_max_s))
+    state = SiteState(
+        Limits(
+            given.request_bytes_max,
+            given.queue_max_s,
+            given.deadline_max_s,
+            is_token_required=given.tokens == "required",
+        )
+    )
+    porter = Porter(state)
     keys = keystore.load(given.identity_dir)
     callers = Callers(keys)
     members = Members(keys, callers, given.request_bytes_max)
@@ -92,21 +105,24 @@ async def serve(given: argparse.Namespace) -> None:
     data: Door | None = None
     control.on_view, control.on_renewed = follow, show_renewed
     http = await open_door(
-        given.http_host, given.http_port, endpoints.routes(), names=given.http_name
+        given.http_host, given.http_port, endpoints.routes(porter), names=given.http_name
     )
     data = await open_door(
         given.data_host.split(","),
         given.data_port,
-        [*endpoints.routes(), *blobs.routes()],
+        [*endpoints.routes(None), *blobs.routes()],
         context=context,
         callers=callers,
     )
     metrics: Door | None = None
     if given.metrics_port >= 0:
         metrics = await open_door(
-            given.http_host, given.metrics_port, endpoints.metrics_routes(), names=given.http_name
+            given.http_host,
+            given.metrics_port,
+            endpoints.routes(porter, METRICS),
+            names=given.http_name,
         )
-    grpc = await _open_grpc(given, state, inference, about, repository)
+    grpc = await _open_grpc(given, state, porter, inference, about, repository)
     others = (door.port if door is not None else 0 for door in (grpc, metrics))
     await control.say_ready(http.port, data.port, *others)
     report = asyncio.create_task(control.report())
@@ -127,6 +143,7 @@ async def serve(given: argparse.Namespace) -> None:
 async def _open_grpc(
     given: argparse.Namespace,
     state: SiteState,
+    porter: Porter,
     inference: Inference,
     about: About,
     repository: Repository,
@@ -135,7 +152,7 @@ async def _open_grpc(
         return None
     from agent.gateway.grpc_door import GrpcDoor  # noqa: PLC0415 - 12 MiB that not every site needs
 
-    door = GrpcDoor(state, inference, about, repository)
+    door = GrpcDoor(state, porter, inference, about, repository)
     await door.open(given.http_host, given.grpc_port)
     return door
 

@@ -14,10 +14,13 @@ from agent.foundation.ids import SiteId
 from agent.gateway.figures import Figures
 from agent.gateway.site import SiteState
 from agent.gateway.worker_link import WorkerLink
+from agent.serving.access import Access
 from agent.serving.failures import error_of
 from agent.wire.inside import (
     FROM_GATEWAY,
     TO_GATEWAY,
+    Applications,
+    ApplicationsTaken,
     AttachWorker,
     Audited,
     AuditForward,
@@ -67,7 +70,16 @@ class Control:
         while (frame := await self._channel.receive()) is not None:
             data, descriptors = frame
             message = TO_GATEWAY.unpack(data, FRAME_BYTES_MAX)
-            self._take(message, descriptors)
+            if isinstance(message, Applications):
+                await self._take_applications(message)
+            else:
+                self._take(message, descriptors)
+
+    async def _take_applications(self, message: Applications) -> None:
+        required = self._state.limits.is_token_required
+        self._state.access = Access(is_required=required, tokens=message.tokens)
+        with contextlib.suppress(Busy):  # a control process that is behind has ceased to wait
+            await self._channel.send(FROM_GATEWAY.pack(ApplicationsTaken(message.call)))
 
     def _take(
         self,

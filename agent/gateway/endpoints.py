@@ -9,17 +9,19 @@ Source: kserve/open-inference-protocol ``inference_rest.md``; triton-inference-s
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from math import ceil
 from typing import Any
 
 import orjson
 from aiohttp import web
+from aiohttp.hdrs import WWW_AUTHENTICATE
 
 from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, Busy, UsageError
 from agent.foundation.ids import SiteId
 from agent.gateway.about import About
+from agent.gateway.applications import APPLICATION, Porter, told
 from agent.gateway.bodies import Bodies
 from agent.gateway.inference import (
     RETRY_HEADER,
@@ -31,11 +33,17 @@ from agent.gateway.inference import (
     read_request_id,
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
-from agent.gateway.openapi import OPERATIONS, document
+from agent.gateway.openapi import OPERATIONS, Operation, document
 from agent.gateway.repository import PUSH, Repository, read_parameters
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
-from agent.serving.failures import TooLarge, error_body, status_of
+from agent.serving.failures import (
+    ScopeLacking,
+    TooLarge,
+    Unauthenticated,
+    error_body,
+    status_of,
+)
 from agent.serving.request import HEADER_NAME
 from agent.serving.signature import Signature
 
@@ -73,6 +81,8 @@ def _error(status: int, text: str, error: AtollError | None = None) -> web.Respo
     response = web.Response(status=status, body=error_body(text), content_type=_JSON)
     if isinstance(error, Busy):
         response.headers[RETRY_HEADER] = str(max(1, ceil(error.retry_after_s)))
+    elif isinstance(error, Unauthenticated | ScopeLacking):
+        response.headers[WWW_AUTHENTICATE] = error.challenge
     elif status in (429, 503):
         response.headers[RETRY_HEADER] = "1"
     return response
@@ -99,20 +109,25 @@ class Endpoints:
         self._about = about
         self._repository = repository
 
-    def metrics_routes(self) -> list[web.RouteDef]:
-        """The counters alone, for a port of their own."""
-        return [web.get("/metrics", self.metrics)]
-
-    def routes(self) -> list[web.RouteDef]:
-        """All routes of the protocol, and the counters: those of the document.
+    def routes(
+        self, porter: Porter | None, operations: Sequence[Operation] = OPERATIONS
+    ) -> list[web.RouteDef]:
+        """The routes of a door: of the protocol, and the counters.
 
         Inference first: routes of one prefix are tried in their order.
+
+        Args:
+            porter: of the doors for applications; None where members ask, who need no token.
+            operations: those that are offered there.
         """
         made_by = {"GET": web.get, "POST": web.post}  # the former answers HEAD too
-        inference_first = sorted(OPERATIONS, key=lambda one: one.answers_by != "infer")
-        return [
-            made_by[one.method](one.path, getattr(self, one.answers_by)) for one in inference_first
-        ]
+        routes = []
+        for one in sorted(operations, key=lambda one: one.answers_by != "infer"):
+            handler: Handler = getattr(self, one.answers_by)
+            if porter is not None:
+                handler = porter.guard(one.scope, handler)
+            routes.append(made_by[one.method](one.path, handler))
+        return routes
 
     # --- the server ------------------------------------------------------------------------------
     async def server_metadata(self, _: web.Request) -> web.Response:
@@ -121,7 +136,7 @@ class Endpoints:
 
     async def openapi(self, _: web.Request) -> web.Response:
         """``GET /v2/openapi.json``: what can be asked of this port."""
-        return _json(document())
+        return _json(document(is_token_required=self._state.limits.is_token_required))
 
     async def live(self, _: web.Request) -> web.Response:
         """``GET /v2/health/live``: this process answers."""
@@ -170,7 +185,7 @@ class Endpoints:
                 why="a model is not sent with its load: it comes from the cluster's catalog",
                 mend=f"publish it with {PUSH}, then load it by its name",
             ) from None
-        who = f"an application at {request.remote}"
+        who = told(request[APPLICATION], request.remote or "")
         await carry_out(request.match_info["model"], parameters, who, request.get(CALLER))
         return _json({})
 
@@ -228,6 +243,8 @@ class Endpoints:
         state = self._state
         state.figures.requests += 1
         state.figures.received += CALLER in request
+        asking = state.figures.of_application(request[APPLICATION])
+        asking.requests += 1
         begun = monotonic_s()
         request_id = read_request_id(request.headers)
         question: Question | None = None
@@ -249,9 +266,11 @@ class Endpoints:
             status = status_of(error)
             response = _error(status, str(error), error)
         except BaseException:  # the client is gone (cancelled), or a fault: counted, not hidden
+            asking.errors += 1
             self._failed(question, STATUS_CLIENT_GONE)
             raise
         if status >= 400:  # noqa: PLR2004
+            asking.errors += 1
             self._failed(question, status)
         response.headers[ID_HEADER] = request_id
         return response
@@ -269,6 +288,7 @@ class Endpoints:
                     header=request.headers.get(HEADER_NAME),
                     body=body,
                     deadline=deadline,
+                    application=request[APPLICATION],
                 )
             )
 

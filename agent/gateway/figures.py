@@ -1,7 +1,7 @@
 """Counters of the gateway, as Triton's users know them: per model, cumulative, for Prometheus."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,8 @@ FAILURES = {503: "REJECTED", 499: "CANCELED", 504: "CANCELED", 500: "BACKEND"}
 """Status to Triton's ``reason`` label; anything else is OTHER."""
 MODELS_MAX = 1000
 """Label values are bounded: counters of models beyond this are added up under one name."""
+APPLICATIONS_MAX = 300
+"""The same of applications: all tokens that a site may have, and some members."""
 
 Family = tuple[str, str, str]
 _COUNTERS: Mapping[str, Family] = {
@@ -75,6 +77,14 @@ class ModelFigures:
         ]
 
 
+@dataclass(slots=True)
+class ApplicationFigures:
+    """Inference requests of one application."""
+
+    requests: int = 0
+    errors: int = 0
+
+
 class Figures:
     """All counters of one gateway."""
 
@@ -83,7 +93,16 @@ class Figures:
         self.errors = 0
         self.forwarded = 0
         self.received = 0
+        self.turned_away: Counter[str] = Counter()
+        """Requests of any kind by why their token was not good enough."""
         self._models: dict[tuple[str, str], ModelFigures] = {}
+        self._applications: dict[str, ApplicationFigures] = {}
+
+    def of_application(self, name: str) -> ApplicationFigures:
+        """The counters of one application."""
+        if name not in self._applications and len(self._applications) >= APPLICATIONS_MAX:
+            name = "others"
+        return self._applications.setdefault(name, ApplicationFigures())
 
     def of(self, model: str, version: str) -> ModelFigures:
         """The counters of one model version of the catalog."""
@@ -108,6 +127,7 @@ class Figures:
             for model, figures in self._models.items()
             for reason, count in figures.failures.items()
         )
+        lines += self._render_applications()
         totals = (
             ("atoll_requests_total", "Inference requests taken", self.requests),
             ("atoll_errors_total", "Inference requests answered with an error", self.errors),
@@ -119,6 +139,20 @@ class Figures:
         for name, help_text, gauge in gauges:
             lines += (f"# HELP {name} {help_text}", f"# TYPE {name} gauge", f"{name} {gauge:g}")
         return "\n".join(lines) + "\n"
+
+    def _render_applications(self) -> Iterator[str]:
+        for column, help_text in (
+            ("requests", "Inference requests by application"),
+            ("errors", "Of these, answered with an error"),
+        ):
+            name = f"atoll_application_{column}_total"
+            yield from (f"# HELP {name} {help_text}", f"# TYPE {name} counter")
+            for application, figures in self._applications.items():
+                yield f'{name}{{application="{_escape(application)}"}} {getattr(figures, column)}'
+        name = "atoll_turned_away_total"
+        yield from (f"# HELP {name} Requests without a fitting token", f"# TYPE {name} counter")
+        for reason, count in self.turned_away.items():
+            yield f'{name}{{reason="{reason}"}} {count}'
 
 
 def _labels(model: tuple[str, str], reason: str | None = None) -> str:

@@ -2,16 +2,17 @@
 
 The same questions as over HTTP, asked of the same parts; only the form differs. Every failure is a
 gRPC status with the text that HTTP would give. A client's deadline is the request's deadline, and a
-client that goes away cancels its request. Metadata ``atoll-residency`` and ``atoll-request-id`` are
-what the headers of those names are over HTTP.
+client that goes away cancels its request. Metadata ``authorization``, ``atoll-residency`` and
+``atoll-request-id`` are what the headers of those names are over HTTP; who needs a token and has none is
+refused before its message is read.
 
-Bounds: the size of a message, requests under way, and connections that say nothing.
+Bounds: connections, the size of a message, requests under way, and connections that say nothing.
 """
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 import grpc
@@ -22,6 +23,7 @@ from multidict import CIMultiDict
 from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, ConfigError
 from agent.gateway.about import About
+from agent.gateway.applications import Porter, needs, told
 from agent.gateway.grpc_messages import METHODS, SERVICE, message
 from agent.gateway.grpc_tensors import body_of, response_of
 from agent.gateway.inference import (
@@ -38,6 +40,8 @@ from agent.gateway.site import SiteState
 from agent.routing.policy import Question
 from agent.serving.failures import ERROR_CHARS_MAX, error_text, status_of
 
+CONNECTIONS_MAX = 1024
+"""As the HTTP door has; the library closes further ones as they come, and none to make room."""
 CALLS_MAX = 256
 """Under way at once; each may hold one message of the largest allowed size while it is read."""
 FRAME_BYTES = 64 << 10
@@ -52,6 +56,7 @@ DRAIN_S = 2.0
 _log = logging.getLogger(__name__)
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -62,6 +67,21 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _TYPES = message("ModelInput").DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name
+_SCOPES: Final = {
+    "ServerLive": "",
+    "ServerReady": "",
+    "ServerMetadata": "read",
+    "ModelReady": "model",
+    "ModelMetadata": "model",
+    "ModelConfig": "model",
+    "ModelStatistics": "read",
+    "ModelInfer": "infer",
+    "ModelStreamInfer": "infer",
+    "RepositoryIndex": "read",
+    "RepositoryModelLoad": "repository",
+    "RepositoryModelUnload": "repository",
+}
+"""What a token must be for, as ``openapi.Operation`` has it; inference asks for each request."""
 
 Context = Any
 """``grpc.aio.ServicerContext``; the library's own type is generic over what it does not use."""
@@ -80,10 +100,16 @@ class GrpcDoor:
     """The service and its listening port."""
 
     def __init__(
-        self, state: SiteState, inference: Inference, about: About, repository: Repository
+        self,
+        state: SiteState,
+        porter: Porter,
+        inference: Inference,
+        about: About,
+        repository: Repository,
     ) -> None:
         """Needs a running loop."""
-        self._state, self._inference, self._about = state, inference, about
+        self._state, self._porter = state, porter
+        self._inference, self._about = inference, about
         self._repository = repository
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -97,7 +123,9 @@ class GrpcDoor:
         largest = self._state.limits.request_bytes_max + FRAME_BYTES
         self._server = grpc.aio.server(
             maximum_concurrent_rpcs=CALLS_MAX,
+            interceptors=(_EarlyRefusal(self._porter),) if self._porter.is_token_required else (),
             options=(
+                ("grpc.max_allowed_incoming_connections", CONNECTIONS_MAX),
                 ("grpc.max_receive_message_length", largest),
                 ("grpc.max_send_message_length", largest),
                 ("grpc.max_connection_idle_ms", IDLE_MS),
@@ -145,7 +173,7 @@ class GrpcDoor:
                 )
             else:
                 handlers[name] = grpc.unary_unary_rpc_method_handler(
-                    partial(_answered, answers[name]),
+                    partial(self._answered, name, answers[name]),
                     request.FromString,
                     response.SerializeToString,
                 )
@@ -194,12 +222,17 @@ class GrpcDoor:
         return message("RepositoryIndexResponse")(models=models)
 
     async def _load(self, request: Any, context: Context) -> Any:
-        await self._repository.load(request.model_name, _parameters(request), _who(context))
+        await self._repository.load(request.model_name, _parameters(request), self._who(context))
         return message("RepositoryModelLoadResponse")()
 
     async def _unload(self, request: Any, context: Context) -> Any:
-        await self._repository.unload(request.model_name, _parameters(request), _who(context))
+        await self._repository.unload(request.model_name, _parameters(request), self._who(context))
         return message("RepositoryModelUnloadResponse")()
+
+    def _who(self, context: Context) -> str:
+        application = self._porter.authenticate(_tokens(context), context.peer())
+        address = unquote(context.peer().partition(":")[2])
+        return told(application.name, address.rpartition(":")[0].strip("[]"))
 
     def _question(self, name: str, version: str, headers: CIMultiDict[str]) -> Question:
         return read_question(self._state, name, version or None, headers, None)
@@ -234,8 +267,13 @@ class GrpcDoor:
         self, request: Any, context: Context, headers: CIMultiDict[str], request_id: str
     ) -> tuple[Any, str]:
         """The response and the name of the site that made it; counted however it ends."""
+        application = self._porter.admit(
+            _tokens(context), needs("infer", request.model_name), context.peer()
+        )
         figures, begun = self._state.figures, monotonic_s()
+        asking = figures.of_application(application)
         figures.requests += 1
+        asking.requests += 1
         question: Question | None = None
         status = 499  # unless the code below says otherwise, the client is gone (cancelled)
         try:
@@ -248,6 +286,7 @@ class GrpcDoor:
                 header=str(json_bytes),
                 body=body,
                 deadline=self._deadline(context, headers),
+                application=application,
             )
             answered = await self._inference.answer(asked)
             response = _response(answered)
@@ -261,6 +300,7 @@ class GrpcDoor:
         finally:
             if status >= 400:  # noqa: PLR2004
                 figures.errors += 1
+                asking.errors += 1
                 if question is not None:
                     figures.of(question.model.name, question.model.version).failed(status)
         figures.of(question.model.name, question.model.version).succeeded(
@@ -272,25 +312,53 @@ class GrpcDoor:
         )
         return response, answered.served_by
 
+    async def _answered(self, name: str, method: Method, request: Any, context: Context) -> Any:
+        """The method's answer, or its failure as a gRPC status; nothing of the inside shows."""
+        try:
+            scope = _SCOPES[name]
+            if scope and scope != "infer":
+                model = getattr(request, "name", "") or getattr(request, "model_name", "")
+                self._porter.admit(_tokens(context), needs(scope, model), context.peer())
+            return await method(request, context)
+        except AtollError as error:
+            await context.abort(*_failure(error))
+        except grpc.aio.AbortError:
+            raise
+        except Exception:  # noqa: BLE001 - a fault of one request must not end the others
+            _log.exception("request failed: %s", name)
+            text = "internal error of the gateway; see its log"
+            await context.abort(grpc.StatusCode.INTERNAL, text)
+
     def _deadline(self, context: Context, headers: CIMultiDict[str]) -> float:
         allowed = read_deadline(self._state, headers, DEADLINE_HEADER)
         left_s = context.time_remaining()
         return allowed if left_s is None else min(allowed, monotonic_s() + left_s)
 
 
-async def _answered(method: Method, request: Any, context: Context) -> Any:
-    """The method's answer, or its failure as a gRPC status; nothing of the inside shows."""
-    try:
-        return await method(request, context)
-    except AtollError as error:
-        code = _CODES.get(_status(error), grpc.StatusCode.INTERNAL)
-        await context.abort(code, error_text(str(error)))
-    except grpc.aio.AbortError:
-        raise
-    except Exception:  # noqa: BLE001 - a fault of one request must not end the others
-        _log.exception("request failed: %s", getattr(method, "__name__", method))
-        text = "internal error of the gateway; see its log"
-        await context.abort(grpc.StatusCode.INTERNAL, text)
+class _EarlyRefusal(grpc.aio.ServerInterceptor):
+    """Turns away who has no valid token, before anything that may be large is read."""
+
+    def __init__(self, porter: Porter) -> None:
+        self._porter = porter
+
+    async def intercept_service(self, continuation: Any, call: Any) -> Any:
+        """The handler of the call, or one that reads nothing and refuses."""
+        if not _SCOPES.get(call.method.rpartition("/")[2], ""):
+            return await continuation(call)
+        given = [value for key, value in call.invocation_metadata if key == "authorization"]
+        try:
+            self._porter.authenticate(given, None)
+        except AtollError as error:
+            return grpc.stream_stream_rpc_method_handler(partial(_refuse, error))
+        return await continuation(call)
+
+
+async def _refuse(error: AtollError, _: AsyncIterator[Any], context: Context) -> None:
+    await context.abort(*_failure(error))
+
+
+def _failure(error: AtollError) -> tuple[grpc.StatusCode, str]:
+    return _CODES.get(_status(error), grpc.StatusCode.INTERNAL), error_text(str(error))
 
 
 def _parameters(request: Any) -> dict[str, Any]:
@@ -301,12 +369,6 @@ def _parameters(request: Any) -> dict[str, Any]:
     }
 
 
-def _who(context: Context) -> str:
-    """The client for a person: ``an application at 127.0.0.1``."""
-    address = unquote(context.peer().partition(":")[2])
-    return f"an application at {address.rpartition(':')[0].strip('[]') or 'this machine'}"
-
-
 def _response(answered: Answered) -> Any:
     if answered.status >= 400:  # noqa: PLR2004
         raise _Failed(answered.status, _error_of(answered.body))
@@ -315,6 +377,10 @@ def _response(answered: Answered) -> Any:
 
 def _status(error: AtollError) -> int:
     return error.status if isinstance(error, _Failed) else status_of(error)
+
+
+def _tokens(context: Context) -> list[str]:
+    return [value for key, value in context.invocation_metadata() or () if key == "authorization"]
 
 
 def _headers(context: Context) -> CIMultiDict[str]:

@@ -34,6 +34,7 @@ from agent.routing.policy import (
     resolve,
 )
 from agent.routing.score import rank
+from agent.serving.access import LOCAL
 from agent.serving.failures import DeadlineExceeded
 from agent.serving.request import HEADER_NAME, header_length
 from agent.wire.inside import KnownModel, RemoteSite
@@ -75,6 +76,8 @@ class Asked:
     body: bytes
     deadline: float
     """Monotonic seconds."""
+    application: str = LOCAL
+    """Who asks: see ``agent.gateway.applications``."""
 
 
 @dataclass(frozen=True, slots=True)

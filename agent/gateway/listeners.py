@@ -14,6 +14,7 @@ from aiohttp.typedefs import Middleware
 
 from agent.drivers.pool import close_refused
 from agent.drivers.tls import Verify
+from agent.gateway.applications import APPLICATION
 from agent.gateway.crowd import Connection, Crowd
 from agent.gateway.endpoints import CALLER, Handler, errors_as_json
 from agent.gateway.guard import local_names_only
@@ -124,7 +125,9 @@ async def _expect(request: web.Request) -> web.Response | None:
 def _members_only(callers: Callers) -> Middleware:
     @web.middleware
     async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[CALLER] = callers.identify(request.transport).site
+        identity = callers.identify(request.transport)
+        request[CALLER] = identity.site
+        request[APPLICATION] = f"site {identity.claims.name}"
         return await handler(request)
 
     return identify

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import agent
+from agent.gateway.applications import needs
 from agent.serving.datatypes import DATATYPES
 from agent.serving.request import HEADER_NAME
 
@@ -32,6 +33,8 @@ class Operation:
     summary: str
     content: str
     """Name of the schema of a good answer; empty: text."""
+    scope: str
+    """What a token must be for: ``agent.gateway.applications.needs``; empty: open to all."""
     statuses: tuple[int, ...] = ()
     """Other statuses that it answers with, all with an ``Error``, besides ``_ALWAYS``."""
     body: str = ""
@@ -40,46 +43,53 @@ class Operation:
 
 _MODEL = (400, 403, 404)
 _OPERATIONS_OF_A_MODEL = (
-    ("GET", "", "model_metadata", "What a model takes and gives", "ModelMetadata", (*_MODEL, 504)),
-    ("GET", "/ready", "model_ready", "Whether a request would find a site now", "ModelReady",
-     _MODEL),
-    ("GET", "/config", "model_config", "The same as Triton words it", "ModelConfig",
+    ("GET", "", "model_metadata", "What a model takes and gives", "ModelMetadata", "model",
      (*_MODEL, 504)),
-    ("GET", "/stats", "statistics", "Counters of a model", "Statistics", _MODEL),
-    ("POST", "/infer", "infer", "Run a model", "InferResponse",
+    ("GET", "/ready", "model_ready", "Whether a request would find a site now", "ModelReady",
+     "model", _MODEL),
+    ("GET", "/config", "model_config", "The same as Triton words it", "ModelConfig", "model",
+     (*_MODEL, 504)),
+    ("GET", "/stats", "statistics", "Counters of a model", "Statistics", "read", _MODEL),
+    ("POST", "/infer", "infer", "Run a model", "InferResponse", "infer",
      (*_MODEL, 408, 413, 499, 500, 504)),
 )  # fmt: skip
 OPERATIONS: Final = (
-    Operation("GET", "/v2", "server_metadata", "What this server is", "ServerMetadata"),
-    Operation("GET", "/v2/", "server_metadata", "The same", "ServerMetadata"),
-    Operation("GET", "/v2/openapi.json", "openapi", "This document", "Document"),
-    Operation("GET", "/v2/health/live", "live", "Whether this process answers", "Live"),
-    Operation("GET", "/v2/health/ready", "ready", "Whether requests are taken", "Ready", (400,)),
-    Operation("GET", "/v2/models/stats", "statistics", "Counters of all models", "Statistics"),
+    Operation("GET", "/v2", "server_metadata", "What this server is", "ServerMetadata", "read"),
+    Operation("GET", "/v2/", "server_metadata", "The same", "ServerMetadata", "read"),
+    Operation("GET", "/v2/openapi.json", "openapi", "This document", "Document", "read"),
+    Operation("GET", "/v2/health/live", "live", "Whether this process answers", "Live", ""),
+    Operation("GET", "/v2/health/ready", "ready", "Whether requests are taken", "Ready", "",
+              (400,)),
+    Operation("GET", "/v2/models/stats", "statistics", "Counters of all models", "Statistics",
+              "read"),
     Operation("POST", "/v2/repository/index", "repository_index", "The models of the cluster",
-              "RepositoryIndex", (400, 408, 413), "IndexRequest"),
+              "RepositoryIndex", "read", (400, 408, 413), "IndexRequest"),
     Operation("POST", "/v2/repository/models/{model}/load", "repository_load",
               "Serve a model of the catalog at this site; answered when it is ready", "Done",
-              (*_MODEL, 408, 413), "LoadRequest"),
+              "repository", (*_MODEL, 408, 413), "LoadRequest"),
     Operation("POST", "/v2/repository/models/{model}/unload", "repository_unload",
               "Serve a model at this site no more, until it is loaded again", "Done",
-              (*_MODEL, 408, 413), "UnloadRequest"),
-    Operation("GET", "/metrics", "metrics", "Counters for Prometheus", ""),
+              "repository", (*_MODEL, 408, 413), "UnloadRequest"),
+    Operation("GET", "/metrics", "metrics", "Counters for Prometheus", "", "read"),
     *(
-        Operation(method, base + path, by, summary, content, statuses,
+        Operation(method, base + path, by, summary, content, scope, statuses,
                   "InferRequest" if method == "POST" else "")
         for base in (MODEL_PATH, VERSION_PATH)
-        for method, path, by, summary, content, statuses in _OPERATIONS_OF_A_MODEL
+        for method, path, by, summary, content, scope, statuses in _OPERATIONS_OF_A_MODEL
     ),
 )  # fmt: skip
 """Every route that applications have."""
+METRICS: Final = tuple(one for one in OPERATIONS if one.answers_by == "metrics")
+"""Those of the port of the counters."""
 
 _ALWAYS = (403, 503)
 """A browser on a foreign page; a site that is starting, busy or full."""
 _HEADERS = ("Atoll-Residency", "Atoll-Request-Id", "Atoll-Deadline-Ms")
 _WORDS: Mapping[int, str] = {
     400: "The request is wrong, or the server or model is not ready",
-    403: "The request may not be answered here or anywhere that serves the model",
+    401: "The request needs a token, or the token is not valid (RFC 6750)",
+    403: "The token is for something else, or the request may not be answered here or anywhere that"
+    " serves the model",
     404: "There is no such model or version",
     408: "The body came too slowly",
     413: "The body is too large",
@@ -107,6 +117,12 @@ def _ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+_TOKEN: Final = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "Made by the site's operator with `atoll app token create`; the names beside it are the"
+    " scopes that it needs one of",
+}
 _TEXT: Schema = {"type": "string"}
 _NAME: Schema = {"type": "string", "minLength": 1}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -242,11 +258,13 @@ _SCHEMAS: Mapping[str, Schema] = {
 }
 
 
-def document() -> Schema:
+def document(*, is_token_required: bool) -> Schema:
     """The whole document, as Python objects."""
     paths: dict[str, Schema] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(operation)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _describe(
+            operation, is_token_required=is_token_required
+        )
     return {
         "openapi": "3.1.1",
         "info": {
@@ -255,11 +273,11 @@ def document() -> Schema:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": dict(_SCHEMAS)},
+        "components": {"schemas": dict(_SCHEMAS), "securitySchemes": {"token": _TOKEN}},
     }
 
 
-def _describe(operation: Operation) -> Schema:
+def _describe(operation: Operation, *, is_token_required: bool) -> Schema:
     described: Schema = {
         "operationId": (operation.method + operation.path).translate(_PLAIN),
         "summary": operation.summary,
@@ -270,6 +288,9 @@ def _describe(operation: Operation) -> Schema:
         ],
         "responses": {str(status): _response(operation, status) for status in _statuses(operation)},
     }
+    if operation.scope:
+        either: list[Schema] = [{"token": [one]} for one in needs(operation.scope, "{model}")]
+        described["security"] = either if is_token_required else [{}, *either]
     if operation.path.startswith(MODEL_PATH):
         described["parameters"] += [
             {"name": name, "in": "header", "schema": _TEXT} for name in _HEADERS
@@ -291,7 +312,8 @@ def _describe(operation: Operation) -> Schema:
 
 
 def _statuses(operation: Operation) -> tuple[int, ...]:
-    return tuple(dict.fromkeys((200, *sorted({*operation.statuses, *_ALWAYS}))))
+    tokens = (401,) if operation.scope else ()
+    return tuple(dict.fromkeys((200, *sorted({*operation.statuses, *tokens, *_ALWAYS}))))
 
 
 def _response(operation: Operation, status: int) -> Schema:

@@ -11,6 +11,7 @@ from agent.foundation.ids import Digest, SiteId
 from agent.gateway.figures import Figures
 from agent.gateway.lag import LoopLag
 from agent.gateway.worker_link import WorkerLink
+from agent.serving.access import Access
 from agent.serving.admission import Admission
 from agent.wire.inside import LocalModel, RemoteSite, View
 
@@ -28,6 +29,8 @@ class Limits:
     """Longest predicted wait of an admitted request."""
     deadline_max_s: float = 60.0
     """Time limit of a request that states none, and the most that one may state."""
+    is_token_required: bool = True
+    """Whether applications need a token."""
 
 
 class SiteState:
@@ -38,6 +41,8 @@ class SiteState:
         self.admission = Admission(queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX)
         self.figures = Figures()
         self.lag = LoopLag()
+        self.access: Access | None = None
+        """None until the control process has sent the tokens: before the first view."""
         self.workers: dict[int, WorkerLink] = {}
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
         self._view: View | None = None

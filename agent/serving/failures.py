@@ -32,9 +32,39 @@ class DeadlineExceeded(AtollError):
     """The request's own time limit passed before its answer was there."""
 
 
+class Unauthenticated(UsageError):
+    """A token is missing, or the one given is not valid."""
+
+    def __init__(self, what: str, *, why: str = "", mend: str = "", reason: str) -> None:
+        """As the base; ``reason`` is one word: missing, malformed, unknown or expired."""
+        super().__init__(what, why=why, mend=mend)
+        self.reason = reason
+
+    @property
+    def challenge(self) -> str:
+        """The ``WWW-Authenticate`` header (RFC 6750, section 3: no error where nothing was given)."""
+        return "Bearer" if self.reason == "missing" else 'Bearer error="invalid_token"'
+
+
+class ScopeLacking(Refused):
+    """The token is valid and not for this."""
+
+    def __init__(self, what: str, *, why: str = "", mend: str = "", scope: str) -> None:
+        """As the base; ``scope`` is one that would do."""
+        super().__init__(what, why=why, mend=mend)
+        self.scope = scope
+
+    @property
+    def challenge(self) -> str:
+        """As of ``Unauthenticated``; a model's name is quoted as RFC 9110 wants it."""
+        scope = "".join(c for c in self.scope if c.isascii() and c.isprintable() and c not in '"\\')
+        return f'Bearer error="insufficient_scope", scope="{scope}"'
+
+
 _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (TooLarge, 413),
     (TooSlow, 408),
+    (Unauthenticated, 401),
     (NotFound, 404),
     (Refused, 403),
     (Busy, 503),

@@ -122,6 +122,32 @@ class RepositoryAnswered:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplicationToken:
+    """A token that is neither revoked nor ended: its hash, and what it is for."""
+
+    name: Name
+    """Of the application."""
+    hash: Identifier
+    """SHA-256 of the token."""
+    scopes: Annotated[tuple[Annotated[str, AtMost(70)], ...], AtMost(64)]
+    """As ``agent.serving.access`` lists them."""
+    expires_at: float
+    """Unix seconds; 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applications:
+    """All valid tokens; replaces the former ones whole. Comes before the first view.
+
+    Not part of the view: the operator who revokes a token is told when it is refused, so the gateway
+    answers each of these with ``ApplicationsTaken``.
+    """
+
+    call: Counter
+    tokens: Annotated[tuple[ApplicationToken, ...], AtMost(256)]
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateRenewed:
     """The identity folder holds a renewed certificate: show it on new connections."""
 
@@ -160,6 +186,13 @@ class RepositoryAsked:
     is_load: bool
     who: Text
     """Who asks, for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationsTaken:
+    """Requests that come from now on are judged by the tokens of ``call``."""
+
+    call: Counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +282,12 @@ TO_GATEWAY = Tagged(
         5: BlobLabel,
         6: CertificateRenewed,
         7: RepositoryAnswered,
+        8: Applications,
     }
 )
-FROM_GATEWAY = Tagged({1: GatewayReady, 2: AuditForward, 3: Traffic, 4: RepositoryAsked})
+FROM_GATEWAY = Tagged(
+    {1: GatewayReady, 2: AuditForward, 3: Traffic, 4: RepositoryAsked, 5: ApplicationsTaken}
+)
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})
 FROM_WORKER = Tagged({1: WorkerReady, 2: ModelLoaded, 3: ModelRefused})
 

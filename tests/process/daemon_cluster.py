@@ -80,6 +80,8 @@ class Daemon:
 
     def configure(self, extra: str = "", listen: str = "") -> None:
         """Write the settings; ``extra`` is more TOML."""
+        if not self.host.startswith("127.") and "http_tokens" not in listen:
+            listen += '\nhttp_tokens = "never"'  # in a network of the test's own
         self.config.write_text(
             f'[site]\nstate_dir = "{self.state_dir}"\nruntime_dir = "{self.folder / "run"}"\n'
             f'[listen]\nhttp_host = "{self.host}"\nmesh_host = "{self.host}"\n{listen}\n{extra}\n'

@@ -146,6 +146,10 @@ class ServingSite:
     blob_dir: Path
     host: str = "127.0.0.1"
     options: tuple[str, ...] = ()
+    tokens: str = "optional"
+    """Or "required": then nobody is let in before ``Applications`` were sent."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of every request that names none."""
     threads: int = 1
     worker_options: tuple[str, ...] = ()
     worker: Peer | None = None
@@ -181,6 +185,8 @@ class ServingSite:
             str(self.keys.directory),
             "--blob-dir",
             str(self.blob_dir),
+            "--tokens",
+            self.tokens,
             *self.options,
         )
         ready = self.gateway.next(GatewayReady)
@@ -303,7 +309,8 @@ class ServingSite:
     ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.host, self.http_port, timeout=timeout)
         try:
-            connection.request(method, path, body or None, headers or {})
+            sent = self.headers if headers is None else headers
+            connection.request(method, path, body or None, sent)
             response = connection.getresponse()
             found = {name.lower(): value for name, value in response.getheaders()}
             return response.status, found, response.read()

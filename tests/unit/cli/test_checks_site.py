@@ -168,3 +168,23 @@ def test_datasets_are_looked_for(settings: SiteSettings, look: Look, tmp_path: P
 def test_an_unknown_hardware_profile_is_a_problem(settings: SiteSettings, look: Look) -> None:
     named = replace(settings, hardware=replace(settings.hardware, profile="no-such-machine"))
     assert not look(named)["hardware profile"].ok
+
+
+def test_who_may_use_the_site_is_told_with_what_it_costs(
+    settings: SiteSettings, look: Look
+) -> None:
+    def found(**changes: object) -> Finding:
+        listen = replace(settings.listen, http_port=8000, **changes)  # type: ignore[arg-type]
+        return look(replace(settings, listen=listen), is_running=True)["applications"]
+
+    here = "at 127.0.0.1:8000"
+    assert found().evidence == f"programs of this machine, without a token, {here}"
+    strict = found(http_tokens="always")
+    assert (strict.evidence, strict.mend) == (
+        f"programs of this machine, with a token, {here}", "",
+    )  # fmt: skip
+    assert found(http_host="0.0.0.0").evidence == "whoever has a token, at 0.0.0.0:8000"
+    assert "travel in clear" in found(http_host="0.0.0.0").mend
+    open_to_all = found(http_host="0.0.0.0", http_tokens="never")
+    assert open_to_all.evidence == "whoever reaches 0.0.0.0:8000"
+    assert 'http_tokens = "never"' in open_to_all.mend

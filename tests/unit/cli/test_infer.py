@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -25,10 +25,12 @@ class Gateway(BaseHTTPRequestHandler):
     status = 200
     body: Any = ANSWER
     seen: list[tuple[str, str | None, bytes]]
+    tokens: ClassVar[list[str | None]] = []
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
         self.seen.append((self.path, self.headers.get("Atoll-Residency"), data))
+        self.tokens.append(self.headers.get("Authorization"))
         body = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
         self.send_response(self.status)
         self.send_header("Content-Length", str(len(body)))
@@ -98,6 +100,36 @@ def test_an_error_of_the_gateway_keeps_its_words(
     assert "why: tensor x: expected FP32" in found.err
     assert str(status) in found.err
     assert hint in found.err
+
+
+def test_a_token_comes_from_a_file_and_goes_into_the_header(
+    atoll: "Atoll", gateway: type[Gateway], question: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("atoll_abc\nmore\n")
+    assert atoll("infer", "magika", "--input", question, "--token-file", file).code == 0
+    assert gateway.tokens[-1] == "Bearer atoll_abc"
+    for wrong in (b"", b"\n", b"\xff", b"a\x00b"):
+        file.write_bytes(wrong)
+        found = atoll("infer", "magika", "--input", question, "--token-file", file)
+        assert (found.code, "holds no token" in found.err) == (1, True)
+    assert atoll("infer", "magika", "--input", question, "--token-file", tmp_path / "no").code == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "hint"),
+    [
+        (401, "this site takes requests with a token only", "give --token-file FILE"),
+        (403, "the token 'shop' lacks the scope infer:m", None),
+    ],
+)
+def test_who_lacks_a_token_is_told_what_helps(
+    atoll: "Atoll", gateway: type[Gateway], question: Path, status: int, said: str, hint: str | None
+) -> None:
+    gateway.status, gateway.body = status, {"error": said}
+    found = atoll("infer", "magika", "--input", question)
+    assert said in found.err
+    assert (f"try: {hint}" in found.err) if hint else ("try:" not in found.err)
 
 
 def test_an_answer_that_is_no_json_is_an_error(

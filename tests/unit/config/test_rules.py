@@ -1,6 +1,6 @@
 import pytest
 
-from agent.config.rules import is_host, split_host_port
+from agent.config.rules import is_host, is_loopback, split_host_port
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "a", "seed-1.example.", "x_y.local"])
@@ -31,3 +31,16 @@ def test_mistyped_addresses_are_no_hosts(host: str) -> None:
 )
 def test_host_and_port_are_split(text: str, expected: tuple[str, int] | None) -> None:
     assert split_host_port(text) == expected
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost."])
+def test_loopback_is_what_says_so_itself(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["0.0.0.0", "::", "192.168.1.4", "::ffff:192.168.1.4", "berlin", "localhost.example.org"],
+)
+def test_anything_else_may_be_reached_from_elsewhere(host: str) -> None:
+    assert not is_loopback(host)

@@ -28,6 +28,7 @@ from agent.wire import inside
 from agent.wire.documents import ModelVersion
 
 SITE = SiteId(b"\1" * 32)
+TOKEN = inside.ApplicationToken("shop", bytes(32), ("read",), 0.0)
 VIEW = inside.View(SITE, "berlin", "DE", False, (), (), (), (), ())
 
 
@@ -49,6 +50,7 @@ class Rig:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[SiteEvent] = []
+        self.tokens: tuple[inside.ApplicationToken, ...] = (TOKEN,)
         self.audit, self.blobs = Audit(), BlobStore(folder, reserve_bytes=0)
         self.views = 0
         self.is_changing = True
@@ -56,7 +58,8 @@ class Rig:
         self.inference = Inference(
             gateway_arguments=(), worker_arguments=(), slots=2, slot_bytes=4096,
             providers=("GPU", "CPU"), site_name="berlin", blobs=self.blobs, audit=self.audit,
-            view=self._view, feed=self.events.append, spawn=self._spawn,
+            view=self._view, applications=lambda: self.tokens,
+            feed=self.events.append, spawn=self._spawn,
             unload_after_s=0.01,
         )  # fmt: skip
         self.to_gateway: list[Any] = []
@@ -251,3 +254,42 @@ async def test_counters_become_load(rig: Rig) -> None:
     assert rig.events == [LoadMeasured(0.5, {b"12345678": 50})]
     rig.inference._gateway_gone("killed")
     assert not rig.inference.gateway_ready.is_set()
+
+
+async def test_a_gateway_knows_the_tokens_before_its_first_view(rig: Rig) -> None:
+    nobody: Any = None
+    rig.inference._gateway_started(nobody)
+    await rig.settled()
+    first, second = rig.to_gateway
+    assert isinstance(first, inside.Applications)
+    assert first.tokens == (TOKEN,)
+    assert isinstance(second, inside.View)
+
+
+async def test_a_revocation_is_in_force_when_the_gateway_says_so(rig: Rig) -> None:
+    telling = asyncio.ensure_future(rig.inference.tell_applications())
+    rig.tokens = ()
+    again = asyncio.ensure_future(rig.inference.tell_applications())
+    await asyncio.sleep(0)
+    first, second = rig.to_gateway
+    assert (first.tokens, second.tokens) == ((), ()), "each message holds what is valid by then"
+    rig.from_gateway(inside.ApplicationsTaken(first.call))
+    assert await telling
+    assert not again.done()
+    rig.from_gateway(inside.ApplicationsTaken(second.call))
+    assert await again
+
+
+async def test_a_gateway_that_ends_lets_nobody_in_with_old_tokens(rig: Rig) -> None:
+    telling = asyncio.ensure_future(rig.inference.tell_applications())
+    await asyncio.sleep(0)
+    rig.inference._gateway_gone("exit code 1")
+    assert await telling
+
+
+async def test_a_gateway_that_hangs_is_told_to_the_operator(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_module, "APPLICATIONS_TIMEOUT_S", 0.01)
+    assert not await rig.inference.tell_applications()
+    assert rig.inference._taken == {}

@@ -71,3 +71,17 @@ def test_a_value_in_another_column_is_another_row() -> None:
     assert row_hash("t", ("a", None)) != row_hash("t", (None, "a"))
     assert row_hash("t", (b"a",)) != row_hash("t", ("a",))
     assert row_hash("t", (1,)) != row_hash("t", (1.0,))
+
+
+def test_a_database_of_the_first_version_gets_all_newer_tables_and_keeps_its_rows(
+    database: Database,
+) -> None:
+    MIGRATIONS.apply(database, stop_before="m002_overrides")
+    assert "application_tokens" not in database.table_names()
+    models = TABLES["models"]
+    database.conn.execute(models.insert, models.values({"key": b"k", "crashes": 3, "reason": "x"}))
+    MIGRATIONS.apply(database)
+    assert set(TABLES) <= set(database.table_names())
+    assert database.execute("SELECT crashes FROM models").fetchall() == [(3,)]
+    assert damage(database.conn, lambda *_: None) == ""
+    database.close()

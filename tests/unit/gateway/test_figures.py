@@ -1,5 +1,8 @@
 """Counters in the words of Triton's metrics and statistics."""
 
+import pytest
+
+from agent.gateway import figures as figures_module
 from agent.gateway.figures import MODELS_MAX, Figures
 
 
@@ -50,3 +53,19 @@ def test_label_values_are_bounded() -> None:
     for number in range(MODELS_MAX + 10):
         figures.of(f"m{number}", "1").failed(500)
     assert figures.of("one more", "1").failures["BACKEND"] == 10
+
+
+def test_applications_are_counted_by_name_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures_module, "APPLICATIONS_MAX", 2)
+    figures = Figures()
+    for name in ("local", 'site "a"', "shop", "late", "local"):
+        figures.of_application(name).requests += 1
+    figures.of_application("late").errors += 1
+    figures.turned_away["unknown"] += 3
+    lines = figures.render(()).splitlines()
+    assert 'atoll_application_requests_total{application="local"} 2' in lines
+    assert r'atoll_application_requests_total{application="site \"a\""} 1' in lines
+    assert 'atoll_application_requests_total{application="others"} 2' in lines
+    assert 'atoll_application_errors_total{application="others"} 1' in lines
+    assert 'atoll_turned_away_total{reason="unknown"} 3' in lines
+    assert not any("shop" in line for line in lines)
