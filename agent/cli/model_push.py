@@ -1,11 +1,13 @@
 """``atoll model push``: upload, sign, and wait until the model is ready where it is wanted."""
 
 import argparse
+import os
+import stat
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, size, span
@@ -19,6 +21,13 @@ from agent.wire.limits import BLOB_BYTES_MAX
 POLL_S = 0.2
 """Loading takes seconds; a person waits."""
 SOURCE_CHARS_MAX = 256
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +60,17 @@ class Readiness:
 
 def push(asked: argparse.Namespace) -> int:
     """Publish FILE as ``name:version`` and have it served."""
-    length = _length(asked.file)
+    with _opened(asked.file) as file:
+        return _push(asked, file, os.fstat(file.fileno()).st_size)
+
+
+def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
     signer = load_signer(asked)
     client = admin_client(asked)
     sites = () if asked.everywhere else asked.sites or (client.get("/1/status")["name"],)
     members = client.get("/1/members")["members"]
     absent = tuple(name for name in sites if name not in {row["name"] for row in members})
-    with asked.file.open("rb") as file:
-        stored = client.upload("/1/blobs", file, length)
+    stored = client.upload("/1/blobs", file, length)
     bodies: tuple[Body, ...] = (
         ModelVersion(
             name=asked.name,
@@ -91,18 +103,37 @@ def push(asked: argparse.Namespace) -> int:
     return _wait(client, asked, expected, stored["digest"])
 
 
-def _length(path: Path) -> int:
+def _opened(path: Path) -> BinaryIO:
+    """The model's file, open.
+
+    What is signed is what was named: no link is followed, and what is no plain file is not even opened
+    (opening some devices does something, and a FIFO would wait for a writer).
+
+    Raises:
+        UsageError: it is no plain file of a possible size, or cannot be read.
+    """
     try:
-        found = path.stat().st_size
-        is_file = path.is_file()
+        if why := _why_no_file(path, path.lstat()):
+            raise UsageError(f"{path} is not a model", why=why)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        file = os.fdopen(os.open(path, flags), "rb")
     except OSError as error:
         raise UsageError(f"{path} cannot be read", why=str(error.strerror)) from error
-    if not is_file or not 0 < found <= BLOB_BYTES_MAX:
-        raise UsageError(
-            f"{path} is not a model",
-            why=f"expected a file of 1 to {BLOB_BYTES_MAX:,} bytes",
-        )
-    return found
+    if why := _why_no_file(path, os.fstat(file.fileno())):  # another one by now
+        file.close()
+        raise UsageError(f"{path} is not a model", why=why)
+    return file
+
+
+def _why_no_file(path: Path, found: os.stat_result) -> str:
+    if stat.S_ISLNK(found.st_mode):
+        return f"it is a symbolic link; push the file itself: {path.readlink()}"
+    for is_kind, kind in _KINDS:
+        if is_kind(found.st_mode):
+            return f"it is {kind}, and a model is a file"
+    if not 0 < found.st_size <= BLOB_BYTES_MAX:
+        return f"it has {found.st_size:,} bytes, and a model has 1 to {BLOB_BYTES_MAX:,}"
+    return ""
 
 
 def _all_of(members: list[dict[str, Any]], asked: argparse.Namespace) -> tuple[str, ...]:

@@ -42,6 +42,9 @@ REASON_CHARS_MAX = 600
 
 _OPTIONS = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
 """Of providers: device memory grows by what is asked for, not by doubling."""
+_IN_A_NODE = "returned while running"
+_OF_THE_MACHINE = ("allocate memory", "bad_alloc", "CUDA", "CUDNN", "CUBLAS", "TensorRT", "TRT")
+"""In texts of failed nodes: memory or an accelerator failed, whatever the input."""
 _BFLOAT16 = 16
 """ONNX ``TensorProto.BFLOAT16``, which numpy cannot hold."""
 
@@ -53,7 +56,7 @@ class LoadRefused(AtollError):
 
 
 class RunFailed(AtollError):
-    """The model failed on an input that fits its signature."""
+    """The model failed on an input that fits its signature, and nothing says that others do better."""
 
 
 class Terminated(AtollError):
@@ -95,12 +98,13 @@ class ModelSession:
             spec.datatype.name == "BF16" for spec in self.signature.inputs + self.signature.outputs
         )
         self.service_us = self._warm_up()
+        self._has_run = self.service_us > 0
 
     def run(self, request: InferRequest, inputs: Sequence[Array], options: Any) -> list[Array]:
         """The wanted outputs, in order; ``options`` is an ``ort.RunOptions`` that may terminate it.
 
         Raises:
-            UsageError: ONNX Runtime says that the input is wrong.
+            UsageError: the model cannot take this input, by what ONNX Runtime says.
             RunFailed: the model failed.
             Terminated: ``options.terminate`` was set meanwhile.
         """
@@ -124,19 +128,38 @@ class ModelSession:
         """
         try:
             if self._has_bfloat16:
-                return self._run_values(names, feeds, options)
-            found: list[Array] = self._session.run(names, feeds, options)
+                found = self._run_values(names, feeds, options)
+            else:
+                found = self._session.run(names, feeds, options)
         except Exception as error:  # noqa: BLE001 - as above
             if options.terminate:
                 raise Terminated("the run was stopped") from None
-            if type(error).__name__ == "InvalidArgument" or _has_empty(feeds.values()):
+            if self._is_of_the_input(error, feeds):
                 raise UsageError(
                     f"model {self.name!r} does not take this input", why=_clean(error)
                 ) from None
             raise RunFailed(
                 f"model {self.name!r} failed on this input", why=_clean(error)
             ) from None
+        self._has_run = True
         return found
+
+    def _is_of_the_input(self, error: Exception, feeds: dict[str, Array]) -> bool:
+        """Whether the caller can mend it, by the kind of ONNX Runtime's error.
+
+        Kernels report a shape or value that does not fit as ``INVALID_ARGUMENT``, ``FAIL`` or
+        ``RUNTIME_EXCEPTION``, as each was written. So a node that fails in a model that has run on
+        another input could not take this one; a model that never ran is at fault itself.
+        """
+        kind, text = type(error).__name__, str(error)
+        if kind == "InvalidArgument" or _has_empty(feeds.values()):
+            return True
+        return (
+            self._has_run
+            and kind in ("Fail", "RuntimeException")
+            and _IN_A_NODE in text
+            and not any(word in text for word in _OF_THE_MACHINE)
+        )
 
     def run_plain(self, feeds: dict[str, Array]) -> list[Array]:
         """All outputs, for trying the model out; errors are ONNX Runtime's own."""

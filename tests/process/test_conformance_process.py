@@ -17,6 +17,7 @@ import tritonclient.http as http_client
 import tritonclient.http.aio as http_aio
 from serving_models import CLS, DET, MAGIKA, REC, echo_model, raw_runtime
 from serving_site import ServingSite, found, open_site
+from tritonclient.utils import InferenceServerException
 
 pytestmark = [
     pytest.mark.process,
@@ -122,6 +123,19 @@ def test_a_real_model_answers_as_raw_onnx_runtime_does(
         assert found.dtype == expected.dtype
         assert np.array_equal(found, expected), f"{model} {shape} over {transport}"
         assert request_id == "r-ü-1"
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_an_image_that_a_real_model_cannot_take_is_the_callers_mistake(
+    site: ServingSite, transport: str
+) -> None:
+    """Free dimensions let 33 x 47 pass; inside det two branches meet that differ by a pixel."""
+    with pytest.raises(InferenceServerException) as caught:
+        ask(site, transport, "det", {"x": image("det", (1, 3, 33, 47))}, [])
+    assert caught.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+    assert "model 'det' does not take this input" in caught.value.message()
+    assert "Add node" in caught.value.message()
+    ask(site, transport, "det", {"x": image("det", (1, 3, 96, 96))}, [])
 
 
 def test_in_json_a_float_survives_both_ways(

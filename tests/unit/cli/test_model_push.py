@@ -1,6 +1,8 @@
 """``agent.cli.model_push``: upload, sign, wait."""
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ import pytest
 
 from agent.cli import model_push
 from agent.wire.documents import Deployment, ModelVersion, Stamp
+from agent.wire.limits import BLOB_BYTES_MAX
 
 if TYPE_CHECKING:
     from conftest import Atoll, CannedSite
@@ -108,16 +111,75 @@ def test_a_signature_of_another_admin_is_refused_by_the_site(
     assert canned.bodies == []
 
 
-@pytest.mark.parametrize("content", [None, b""])
-def test_a_file_that_is_no_model_is_told_before_anything_is_sent(
-    canned: "CannedSite", atoll: "Atoll", founded: Path, tmp_path: Path, content: bytes | None
-) -> None:
-    path = tmp_path / "x.onnx"
-    if content is not None:
-        path.write_bytes(content)
+def a_link(path: Path) -> None:
+    target = path.with_name("target.onnx")
+    target.write_bytes(b"model")
+    path.symlink_to(target)
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+def too_large(path: Path) -> None:
+    path.touch()
+    os.truncate(path, BLOB_BYTES_MAX + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda _: None, "No such file"),
+        (Path.touch, "it has 0 bytes, and a model has 1 to"),
+        (too_large, f"it has {BLOB_BYTES_MAX + 1:,} bytes"),
+        (a_link, "target.onnx"),
+        (lambda path: path.symlink_to("nowhere"), "it is a symbolic link"),
+        (Path.mkdir, "it is a folder, and a model is a file"),
+        (os.mkfifo, "it is a FIFO, and a model is a file"),
+        (a_socket, "it is a socket"),
+        (lambda path: path.symlink_to(path), "it is a symbolic link"),
+    ],
+)
+def test_what_is_no_model_is_told_before_anything_is_sent(
+    canned: "CannedSite", atoll: "Atoll", founded: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], told: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    make(Path("x.onnx"))
     words = ("--name", "a", "--version", "1", "--config", founded)
-    assert atoll("model", "push", path, *words).code == 1
+    found = atoll("model", "push", "x.onnx", *words)
+    assert found.code == 1
+    assert told in found.err
+    assert "x.onnx" in found.err
     assert canned.blob == b""
+
+
+def test_a_device_is_not_read(canned: "CannedSite", atoll: "Atoll", founded: Path) -> None:
+    words = ("--name", "a", "--version", "1", "--config", founded)
+    assert "it is a device" in atoll("model", "push", "/dev/zero", *words).err
+    assert canned.blob == b""
+
+
+def test_a_file_that_becomes_another_kind_meanwhile_is_refused(
+    canned: "CannedSite", push: Push, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = (tmp_path / "m.onnx").lstat()
+    (tmp_path / "m.onnx").unlink()
+    os.mkfifo(tmp_path / "m.onnx")
+    monkeypatch.setattr(Path, "lstat", lambda _: plain)
+    assert "it is a FIFO" in push().err
+    assert canned.blob == b""
+
+
+def test_a_site_where_the_model_is_unloaded_is_told_at_once(
+    canned: "CannedSite", push: Push
+) -> None:
+    canned.model_states = [("unloaded", "unloaded by the operator at 2026-01-01 00:00:00 UTC")]
+    found = push()
+    assert found.code == 1
+    assert "unloaded by the operator" in found.err
+    assert "atoll model load magika" in found.err
 
 
 def test_settled_means_ready_everywhere_asked_for_or_refused_somewhere() -> None:

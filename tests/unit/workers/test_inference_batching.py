@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from onnx import parser
 
+from agent.foundation.errors import UsageError
 from agent.serving.request import InferRequest, parse_request
 from agent.workers.inference_batching import run_together, stand_rows_apart
-from agent.workers.inference_session import ModelSession, RunFailed, run_options
+from agent.workers.inference_session import ModelSession, run_options
 from agent.workers.inference_tensors import Array, array_of
 
 
@@ -79,7 +80,7 @@ def test_a_failure_is_told_as_of_a_single_run() -> None:
     body = "z = Constant<value_ints = [1, 4]>()\ny = Reshape(x, z)"
     loaded = session(body)
     one, two = asked(loaded, 1, 1.0), asked(loaded, 1, 2.0)
-    with pytest.raises(RunFailed):
+    with pytest.raises(UsageError, match="does not take this input"):
         run_together(loaded, [one[0], two[0]], [one[1], two[1]], run_options())
     alone: list[Array] = loaded.run(one[0], one[1], run_options())
     assert alone[0].shape == (1, 4)

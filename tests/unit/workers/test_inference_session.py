@@ -155,15 +155,44 @@ def test_a_model_that_only_takes_larger_images_is_warmed_up_with_those() -> None
     assert loaded.service_us > 0
 
 
-def test_an_input_that_the_graph_cannot_take_is_the_callers_mistake_or_the_models() -> None:
-    loaded = session("g (float[A] x, float[B] y) => (float[C] z) { z = Add(x, y) }")
-    entry = {"datatype": "FP32", "shape": [2], "data": [1, 2]}
-    other = {"datatype": "FP32", "shape": [3], "data": [1, 2, 3]}
+ADD = "g (float[A] x, float[B] y) => (float[C] z) { z = Add(x, y) }"
+
+
+def two(x: int, y: int) -> dict[str, Any]:
+    return {
+        "inputs": [
+            {"name": name, "datatype": "FP32", "shape": [size], "data": [1] * size}
+            for name, size in (("x", x), ("y", y))
+        ]
+    }
+
+
+def test_an_input_that_no_node_can_take_is_the_callers_mistake() -> None:
+    loaded = session(ADD)
+    for sizes in ((2, 3), (0, 3)):
+        with pytest.raises(UsageError, match=r"model 'm' does not take this input.*Add node"):
+            run(loaded, two(*sizes))
+    assert run(loaded, two(2, 2))
+
+
+def test_a_model_that_never_ran_is_at_fault_itself() -> None:
+    never = session("g (float[N] x) => (float[A,B] y) { s = Constant<value_ints = [7, -1]>()\n"
+                    " y = Reshape(x, s) }")  # fmt: skip
+    entry = {"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}
     with pytest.raises(RunFailed, match="failed on this input"):
-        run(loaded, {"inputs": [{"name": "x", **entry}, {"name": "y", **other}]})
-    empty = {"datatype": "FP32", "shape": [0], "data": []}
-    with pytest.raises(UsageError):
-        run(loaded, {"inputs": [{"name": "x", **empty}, {"name": "y", **other}]})
+        run(never, {"inputs": [entry]})
+    entry = {"name": "x", "datatype": "FP32", "shape": [7], "data": [1] * 7}
+    assert run(never, {"inputs": [entry]})
+    entry = {"name": "x", "datatype": "FP32", "shape": [3], "data": [1, 2, 3]}
+    with pytest.raises(UsageError, match="does not take this input"):
+        run(never, {"inputs": [entry]})
+
+
+def test_memory_that_is_not_there_is_not_the_callers_mistake() -> None:
+    loaded = session("g (int64[R] n) => (float y) { z = ConstantOfShape(n)\n y = ReduceSum(z) }")
+    huge = {"name": "n", "datatype": "INT64", "shape": [3], "data": [1 << 20, 1 << 20, 64]}
+    with pytest.raises(RunFailed, match="allocate memory"):
+        run(loaded, {"inputs": [huge]})
 
 
 def test_a_run_stops_when_told() -> None:
