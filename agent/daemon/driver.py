@@ -14,6 +14,7 @@ from typing import Any, assert_never
 from agent.daemon.debt import Debt, is_promise
 from agent.daemon.outside import Outside
 from agent.drivers.clock import monotonic_s
+from agent.drivers.lag import LoopLag
 from agent.drivers.store import Store
 from agent.federation import events as job
 from agent.foundation.errors import AtollError, StoreFault
@@ -64,6 +65,10 @@ class Driver:
         self._watchers: set[Callable[[], None]] = set()
         self._debt = Debt()
         self._retrying: asyncio.TimerHandle | None = None
+        self.lag = LoopLag(
+            "atoll_control_loop_lag_seconds", "Delay of the control process's timers"
+        )
+        """Of the machine's own timer: this process does not wake to look at the clock."""
         self.is_isolated = False
         self.fault = ""
         """Why the disk refuses writes just now; empty when it takes them. For ``atoll status``."""
@@ -232,9 +237,12 @@ class Driver:
         if self._timer is None:
             return
         lag_s = now - self._timer.when()
+        if lag_s < 0:
+            return
+        self._timer.cancel()  # it is due: whoever called sets the next
+        self._timer = None
+        self.lag.note(lag_s)
         if lag_s > LAG_WORTH_TELLING_S:
-            self._timer.cancel()
-            self._timer = None
             self._take(self.site.step(LoopLagged(lag_s), now))
 
     # --- tasks and watchers ----------------------------------------------------------------------

@@ -112,6 +112,8 @@ class Inference:
         """Loads that the worker has not answered, in the order that it takes them."""
         self.control: Control | None = None
         """Carries out what applications want loaded and unloaded; connected before ``start``."""
+        self.figures: Callable[[], str] = str
+        """This process's counters, in the Prometheus text format."""
         self.gateway_ready = asyncio.Event()
         self.http_port = 0
         self.runtime = self.sandbox = ""
@@ -149,6 +151,9 @@ class Inference:
                 self._applications_taken(message.call)
             case inside.AuditForward():
                 self._spawn(self._audit(message))
+            case inside.FiguresAsked():
+                answer = inside.ControlFigures(self.figures())
+                self.gateway.post(inside.TO_GATEWAY.pack(answer))
             case inside.RepositoryAsked():
                 self._spawn(self._repository(message))
             case inside.Traffic():

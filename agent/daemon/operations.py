@@ -112,6 +112,7 @@ class DaemonOperations:
             "jobs": self.jobs(),
             "certificate": parts.renewing.summary(),
             "trust": parts.desk.summary(),
+            "loop_lag": parts.driver.lag.summary(),
             "http": parts.http,
             "store": self._store_troubles(),
             "gossip": {

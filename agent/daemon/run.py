@@ -199,6 +199,7 @@ class _Daemon:
             self._inference(binds, hardware, blobs, audit, driver, trust, keys, tokens), "stop"
         )
         tokens.tell = inference.tell_applications
+        inference.figures = driver.lag.render
         driver.start()
         driver.spawn(issuing.look())
         inference.start()

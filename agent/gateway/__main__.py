@@ -104,6 +104,7 @@ async def serve(given: argparse.Namespace) -> None:
 
     data: Door | None = None
     control.on_view, control.on_renewed = follow, show_renewed
+    state.figures_of_control = control.figures
     http = await open_door(
         given.http_host, given.http_port, endpoints.routes(porter), names=given.http_name
     )

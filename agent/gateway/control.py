@@ -26,7 +26,9 @@ from agent.wire.inside import (
     AuditForward,
     BlobLabel,
     CertificateRenewed,
+    ControlFigures,
     DetachWorker,
+    FiguresAsked,
     GatewayReady,
     KnownModel,
     RepositoryAnswered,
@@ -38,6 +40,8 @@ from agent.wire.inside import (
 AUDIT_TIMEOUT_S = 5.0
 """A commit takes milliseconds; a control process that needs longer cannot vouch for the entry."""
 TRAFFIC_EVERY_S = 1.0
+FIGURES_TIMEOUT_S = 0.25
+"""Whoever reads counters is not to wait longer for those of a control process that stands still."""
 REPOSITORY_TIMEOUT_S = 58.0
 """Longer than the control process waits for a model; clients give up after 60 s."""
 
@@ -53,6 +57,8 @@ class Control:
         self._state = state
         self._audits: dict[int, asyncio.Future[str]] = {}
         self._repository: dict[int, asyncio.Future[RepositoryAnswered]] = {}
+        self._figures: asyncio.Future[str] | None = None
+        self._last_figures = ""
         self._number = 0
         self.on_view: Callable[[View], None] = lambda _: None
         self.on_renewed: Callable[[], None] = lambda: None
@@ -89,7 +95,8 @@ class Control:
         | Audited
         | BlobLabel
         | CertificateRenewed
-        | RepositoryAnswered,
+        | RepositoryAnswered
+        | ControlFigures,
         descriptors: list[int],
     ) -> None:
         match message:
@@ -101,20 +108,25 @@ class Control:
             case BlobLabel():
                 self._state.residency_of_blob[message.manifest] = message.residency
             case AttachWorker():
-                if len(descriptors) != 2:  # noqa: PLR2004 - doorbell and memory
-                    for descriptor in descriptors:
-                        os.close(descriptor)
-                    raise Malformed("a worker needs a doorbell and memory")
-                doorbell, memory = descriptors
-                self._state.attach(
-                    WorkerLink(message.index, socket.socket(fileno=doorbell), SharedSlots(memory))
-                )
+                self._attach(message.index, descriptors)
             case DetachWorker():
                 self._state.detach(message.index)
             case Audited():
                 _answer(self._audits.pop(message.call, None), message.error)
+            case ControlFigures():
+                self._last_figures = message.text
+                _answer(self._figures, message.text)
+                self._figures = None
             case RepositoryAnswered():
                 _answer(self._repository.pop(message.call, None), message)
+
+    def _attach(self, index: int, descriptors: list[int]) -> None:
+        if len(descriptors) != 2:  # noqa: PLR2004 - doorbell and memory
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise Malformed("a worker needs a doorbell and memory")
+        doorbell, memory = descriptors
+        self._state.attach(WorkerLink(index, socket.socket(fileno=doorbell), SharedSlots(memory)))
 
     async def forward(
         self,
@@ -169,6 +181,19 @@ class Control:
             self._repository.pop(call, None)
         if answer.error:
             raise error_of(answer.status, answer.error)
+
+    async def figures(self) -> str:
+        """The control process's counters, or those it gave last if it does not answer at once.
+
+        Asked for when somebody reads them, and once for all who do at a time.
+        """
+        asked = self._figures
+        if asked is None:
+            asked = self._figures = asyncio.get_running_loop().create_future()
+            with contextlib.suppress(Busy, Unreachable):
+                self._channel.post(FROM_GATEWAY.pack(FiguresAsked()))
+        await asyncio.wait({asked}, timeout=FIGURES_TIMEOUT_S)
+        return self._last_figures
 
     async def report(self) -> None:
         """Send the counters once a second, when they have changed; runs until cancelled."""

@@ -158,6 +158,7 @@ class Endpoints:
             ("atoll_wait_seconds", "Predicted wait", state.admission.wait_s(state.runners)),
         )
         text = state.figures.render(gauges) + state.lag.render()
+        text += await state.figures_of_control()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
     async def repository_index(self, request: web.Request) -> web.Response:

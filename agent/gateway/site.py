@@ -4,12 +4,13 @@ The control process replaces the view whole; the gateway decides on it alone, an
 when the control process is busy.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from agent.drivers.lag import LoopLag
 from agent.foundation.errors import Busy, Unreachable
 from agent.foundation.ids import Digest, SiteId
 from agent.gateway.figures import Figures
-from agent.gateway.lag import LoopLag
 from agent.gateway.worker_link import WorkerLink
 from agent.serving.access import Access
 from agent.serving.admission import Admission
@@ -40,9 +41,11 @@ class SiteState:
         self.limits = limits
         self.admission = Admission(queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX)
         self.figures = Figures()
-        self.lag = LoopLag()
         self.access: Access | None = None
         """None until the control process has sent the tokens: before the first view."""
+        self.lag = LoopLag("atoll_loop_lag_seconds", "Delay of the gateway's event loop")
+        self.figures_of_control: Callable[[], Awaitable[str]] = _no_figures
+        """More counters, in the Prometheus text format; set once there is who to ask."""
         self.workers: dict[int, WorkerLink] = {}
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
         self._view: View | None = None
@@ -141,3 +144,7 @@ class SiteState:
         if self._view.local and not any(model.is_ready for model in self._view.local):
             return "no model is ready"
         return ""
+
+
+async def _no_figures() -> str:
+    return ""

@@ -148,6 +148,13 @@ class Applications:
 
 
 @dataclass(frozen=True, slots=True)
+class ControlFigures:
+    """Counters of the control process, in the Prometheus text format."""
+
+    text: Annotated[str, AtMost(16_384)]
+
+
+@dataclass(frozen=True, slots=True)
 class CertificateRenewed:
     """The identity folder holds a renewed certificate: show it on new connections."""
 
@@ -193,6 +200,11 @@ class ApplicationsTaken:
     """Requests that come from now on are judged by the tokens of ``call``."""
 
     call: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class FiguresAsked:
+    """Somebody reads the counters: ``ControlFigures``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,10 +295,18 @@ TO_GATEWAY = Tagged(
         6: CertificateRenewed,
         7: RepositoryAnswered,
         8: Applications,
+        9: ControlFigures,
     }
 )
 FROM_GATEWAY = Tagged(
-    {1: GatewayReady, 2: AuditForward, 3: Traffic, 4: RepositoryAsked, 5: ApplicationsTaken}
+    {
+        1: GatewayReady,
+        2: AuditForward,
+        3: Traffic,
+        4: RepositoryAsked,
+        5: ApplicationsTaken,
+        6: FiguresAsked,
+    }
 )
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})
 FROM_WORKER = Tagged({1: WorkerReady, 2: ModelLoaded, 3: ModelRefused})

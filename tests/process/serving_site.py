@@ -35,7 +35,9 @@ from agent.wire.inside import (
     AttachWorker,
     Audited,
     AuditForward,
+    ControlFigures,
     DetachWorker,
+    FiguresAsked,
     GatewayReady,
     KnownModel,
     LoadModel,
@@ -198,6 +200,8 @@ class ServingSite:
         if isinstance(message, AuditForward):
             self.audits.append(message)
             self.send(Audited(message.call, self.audit_error))
+        elif isinstance(message, FiguresAsked):
+            self.send(ControlFigures(""))
         elif isinstance(message, RepositoryAsked):
             self.asked.append(message)
             self.send(RepositoryAnswered(message.call, 200, ""))

@@ -1,7 +1,9 @@
 """Load and unload by the clients that people have, at two real sites: durable, hot, and told in words."""
 
 import json
+import re
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -238,6 +240,14 @@ def test_no_request_fails_while_a_model_moves_from_one_site_to_the_other(pair: P
     assert failed == []
     assert {"berlin", "paris"} <= set(answered)
     pair.paris.cli("model", "unload", "twice")
+
+
+def test_the_lag_of_the_control_process_is_in_the_metrics_and_in_status(pair: Pair) -> None:
+    with urllib.request.urlopen(f"http://{pair.berlin.http}/metrics") as answer:
+        text = answer.read().decode()
+    (count,) = re.findall(r"^atoll_control_loop_lag_seconds_count (\d+)$", text, re.MULTILINE)
+    assert int(count) > 0
+    assert pair.berlin.get("/1/status")["loop_lag"]["samples"] >= int(count)
 
 
 def test_no_log_holds_a_defect(pair: Pair) -> None:

@@ -216,6 +216,20 @@ async def test_a_stall_is_told_before_what_came_after_it_and_once(
     assert isinstance(told, LoopLagged)
     assert told.lag_s == pytest.approx(4.9, abs=0.05)
     assert after == [Woke(), Woke()]
+    assert rig.driver.lag.summary()["samples"] == 1
+    assert rig.driver.lag.summary()["longest_ms"] == pytest.approx(4900, abs=50)
+
+
+async def test_each_timer_that_came_due_is_one_sample_of_the_loops_lag(rig: Rig) -> None:
+    rig.machine.due = asyncio.get_running_loop().time() + 10
+    rig.driver.start()
+    rig.driver.feed(Woke())
+    assert rig.driver.lag.summary()["samples"] == 0, "none was due yet"
+    rig.machine.due = asyncio.get_running_loop().time() + 0.01
+    rig.driver.start()
+    await until(lambda: len(rig.machine.heard) > 1)
+    assert rig.driver.lag.summary()["samples"] >= 1
+    assert "atoll_control_loop_lag_seconds_count" in rig.driver.lag.render()
 
 
 async def test_watchers_are_told_until_they_go(rig: Rig) -> None:

@@ -1,8 +1,11 @@
-"""How late the event loop is: what a request that came at any moment would have waited to be noticed.
+"""How late an event loop is: what a request that came at any moment would have waited to be noticed.
 
 A timer asks for a fixed instant and sees when it gets it. The instants do not depend on what the loop does,
 so that their delays are a fair sample of what anything else would wait, a stall shorter than the period
 included: it is met as often as it lasts.
+
+A process that is to sleep most of the time has no timer of its own for this: it notes how late the timers
+were that it has anyway.
 """
 
 import asyncio
@@ -13,13 +16,17 @@ EVERY_S = 0.1
 MISSED_MAX = 600
 """A minute: a machine that was suspended for a night was not late for each moment of it."""
 BUCKETS_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-NAME = "atoll_loop_lag_seconds"
+STALL_S = 0.05
+"""What no loop of a site is to stand still for."""
 
 
 class LoopLag:
     """A histogram of delays since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, about: str) -> None:
+        """``name`` and ``about``: of the metric."""
+        self._name, self._about = name, about
+        self._longest_s = 0.0
         self._counts = [0] * (len(BUCKETS_S) + 1)
         self._sum_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -47,15 +54,25 @@ class LoopLag:
 
     def note(self, lag_s: float) -> None:
         """One delay, seconds."""
+        self._longest_s = max(self._longest_s, lag_s)
         self._counts[bisect_left(BUCKETS_S, max(lag_s, 0.0))] += 1
         self._sum_s += max(lag_s, 0.0)
 
+    def summary(self) -> dict[str, float]:
+        """For ``atoll status``: samples, those over ``STALL_S``, and the longest, milliseconds."""
+        return {
+            "samples": sum(self._counts),
+            "over_50_ms": sum(self._counts[BUCKETS_S.index(STALL_S) + 1 :]),
+            "longest_ms": round(1000 * self._longest_s, 1),
+        }
+
     def render(self) -> str:
         """The Prometheus text format."""
-        lines = [f"# HELP {NAME} Delay of the gateway's event loop", f"# TYPE {NAME} histogram"]
+        name = self._name
+        lines = [f"# HELP {name} {self._about}", f"# TYPE {name} histogram"]
         total = 0
         for bound, count in zip((*BUCKETS_S, "+Inf"), self._counts, strict=True):
             total += count
-            lines.append(f'{NAME}_bucket{{le="{bound}"}} {total}')
-        lines += (f"{NAME}_sum {self._sum_s:.6f}", f"{NAME}_count {total}")
+            lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
+        lines += (f"{name}_sum {self._sum_s:.6f}", f"{name}_count {total}")
         return "\n".join(lines) + "\n"

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from agent.gateway import lag
-from agent.gateway.lag import LoopLag
+from agent.drivers import lag
+from agent.drivers.lag import LoopLag
 
 
 def counts(text: str) -> dict[str, float]:
@@ -18,7 +18,7 @@ def counts(text: str) -> dict[str, float]:
 
 
 def test_delays_are_counted_in_buckets_that_add_up() -> None:
-    probe = LoopLag()
+    probe = LoopLag("atoll_loop_lag_seconds", "Delay")
     for delay_s in (-0.001, 0.0005, 0.02, 0.05, 7.0):
         probe.note(delay_s)
     found = counts(probe.render())
@@ -35,7 +35,7 @@ async def test_a_stall_counts_once_for_each_moment_it_lasted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lag, "EVERY_S", 0.01)
-    probe = LoopLag()
+    probe = LoopLag("atoll_loop_lag_seconds", "Delay")
     probe._tick(asyncio.get_running_loop().time() - 0.3)
     probe.stop()
     found = counts(probe.render())
@@ -46,3 +46,11 @@ async def test_a_stall_counts_once_for_each_moment_it_lasted(
         "of 30 moments a third were less than 0.1 s from its end"
     )
     probe.stop()
+
+
+def test_the_summary_tells_stalls_from_noise() -> None:
+    probe = LoopLag("x", "Delay")
+    assert probe.summary() == {"samples": 0, "over_50_ms": 0, "longest_ms": 0.0}
+    for delay_s in (-0.001, 0.05, 0.0501, 3.0):
+        probe.note(delay_s)
+    assert probe.summary() == {"samples": 4, "over_50_ms": 2, "longest_ms": 3000.0}
