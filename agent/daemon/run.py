@@ -199,7 +199,6 @@ class _Daemon:
             self._inference(binds, hardware, blobs, audit, driver, trust, keys, tokens), "stop"
         )
         tokens.tell = inference.tell_applications
-        inference.figures = driver.lag.render
         driver.start()
         driver.spawn(issuing.look())
         inference.start()
@@ -300,7 +299,7 @@ class _Daemon:
             worker += ["--sessions-bytes", str(serving.sessions_bytes)]
         if serving.worker_memory_bytes:
             worker += ["--memory-bytes", str(serving.worker_memory_bytes)]
-        return Inference(
+        inference = Inference(
             gateway_arguments=gateway, worker_arguments=worker, slots=serving.slots,
             slot_bytes=serving.request_bytes_max + ALIGNMENT, providers=hardware.providers,
             site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
@@ -308,6 +307,8 @@ class _Daemon:
             applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,
             unload_after_s=serving.queue_max_s + UNLOAD_AFTER_S,
         )  # fmt: skip
+        inference.figures = driver.lag.render
+        return inference
 
     def _discover(
         self,
