@@ -13,7 +13,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, Final
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -24,6 +23,7 @@ from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, ConfigError
 from agent.gateway.about import About
 from agent.gateway.applications import Porter, needs, told
+from agent.gateway.grpc_crowd import CONNECTIONS_MAX, GrpcCrowd, read_peer
 from agent.gateway.grpc_messages import METHODS, SERVICE, message
 from agent.gateway.grpc_tensors import body_of, response_of
 from agent.gateway.inference import (
@@ -40,8 +40,6 @@ from agent.gateway.site import SiteState
 from agent.routing.policy import Question
 from agent.serving.failures import ERROR_CHARS_MAX, error_text, status_of
 
-CONNECTIONS_MAX = 1024
-"""As the HTTP door has; the library closes further ones as they come, and none to make room."""
 CALLS_MAX = 256
 """Under way at once; each may hold one message of the largest allowed size while it is read."""
 FRAME_BYTES = 64 << 10
@@ -111,6 +109,7 @@ class GrpcDoor:
         self._state, self._porter = state, porter
         self._inference, self._about = inference, about
         self._repository = repository
+        self._crowd = GrpcCrowd()
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -144,9 +143,11 @@ class GrpcDoor:
                 mend="choose another [listen] grpc_port, or 0 for no gRPC",
             ) from None
         await self._server.start()
+        self._crowd.start(self.port)
 
     async def close(self) -> None:
         """Take no more calls; let those under way end for ``DRAIN_S``."""
+        self._crowd.stop()
         if self._server is not None:
             await self._server.stop(DRAIN_S)
 
@@ -231,8 +232,7 @@ class GrpcDoor:
 
     def _who(self, context: Context) -> str:
         application = self._porter.authenticate(_tokens(context), context.peer())
-        address = unquote(context.peer().partition(":")[2])
-        return told(application.name, address.rpartition(":")[0].strip("[]"))
+        return told(application.name, read_peer(context.peer())[0])
 
     def _question(self, name: str, version: str, headers: CIMultiDict[str]) -> Question:
         return read_question(self._state, name, version or None, headers, None)
@@ -253,7 +253,8 @@ class GrpcDoor:
         async for request in requests:
             try:
                 request_id = read_request_id(CIMultiDict())
-                response, _ = await self._answer(request, context, headers, request_id)
+                with self._crowd.asking(context.peer()):
+                    response, _ = await self._answer(request, context, headers, request_id)
                 yield made(infer_response=response)
             except AtollError as error:
                 failed = made(error_message=error_text(str(error)))
@@ -319,7 +320,8 @@ class GrpcDoor:
             if scope and scope != "infer":
                 model = getattr(request, "name", "") or getattr(request, "model_name", "")
                 self._porter.admit(_tokens(context), needs(scope, model), context.peer())
-            return await method(request, context)
+            with self._crowd.asking(context.peer()):
+                return await method(request, context)
         except AtollError as error:
             await context.abort(*_failure(error))
         except grpc.aio.AbortError:

@@ -1,6 +1,7 @@
 """The gateway over gRPC, spoken to by NVIDIA's client, beside the same questions over HTTP."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
@@ -217,3 +219,29 @@ def test_garbage_on_the_port_disturbs_nobody(site: ServingSite, client: Any) -> 
             unknown(b"", timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert client.is_server_ready()
+
+
+def test_two_thousand_silent_connections_keep_nobody_out(site: ServingSite, client: Any) -> None:
+    """Those that have said nothing, and those that have opened HTTP/2 and then nothing, give way; a call
+    that is under way meanwhile does not."""
+    opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    done: list[Any] = []
+    over = threading.Event()
+
+    def took(result: Any, error: Any) -> None:
+        done.extend((result, error))
+        over.set()
+
+    with contextlib.ExitStack() as stack:
+        client.async_infer("endless", [rounds(200_000)], took)
+        for number in range(2000):
+            held = stack.enter_context(socket.create_connection(("127.0.0.1", site.grpc_port)))
+            if number % 2:
+                with contextlib.suppress(OSError):
+                    held.sendall(opening)
+        gateway = psutil.Process(site.gateway.process.pid)
+        site.wait(lambda: gateway.num_fds() < 1000)
+        with triton.InferenceServerClient(f"127.0.0.1:{site.grpc_port}") as another:
+            assert another.is_server_live()
+        assert over.wait(30)
+    assert done[1] is None
