@@ -166,7 +166,7 @@ class Inference:
     async def _audit(self, message: inside.AuditForward) -> None:
         decision = Decision(
             "forward", message.request[:200], message.receiver, message.label, message.bytes,
-            message.model[:200],
+            f"{message.model} trace {message.trace}"[:200] if message.trace else message.model[:200],
         )  # fmt: skip
         error = ""
         try:

@@ -135,6 +135,7 @@ class Control:
         receiver: SiteId,
         label: tuple[str, ...],
         size: int,
+        trace: str,
     ) -> None:
         """Have the audit entry written; return when it is on disk.
 
@@ -146,7 +147,7 @@ class Control:
         self._audits[self._number] = waiter
         call = self._number
         entry = AuditForward(
-            call, request_id, f"{model.name}:{model.version}", receiver, label, size
+            call, request_id, f"{model.name}:{model.version}", receiver, label, size, trace
         )
         try:
             await self._channel.send(FROM_GATEWAY.pack(entry))

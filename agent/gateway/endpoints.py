@@ -46,6 +46,7 @@ from agent.serving.failures import (
 )
 from agent.serving.request import HEADER_NAME
 from agent.serving.signature import Signature
+from agent.serving.trace import read_trace
 
 CALLER: web.RequestKey[SiteId] = web.RequestKey("caller", SiteId)
 """The member that sent the request; absent for applications."""
@@ -290,6 +291,7 @@ class Endpoints:
                     body=body,
                     deadline=deadline,
                     application=request[APPLICATION],
+                    trace=read_trace(request.headers),
                 )
             )
 

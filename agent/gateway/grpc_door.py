@@ -2,9 +2,9 @@
 
 The same questions as over HTTP, asked of the same parts; only the form differs. Every failure is a
 gRPC status with the text that HTTP would give. A client's deadline is the request's deadline, and a
-client that goes away cancels its request. Metadata ``authorization``, ``atoll-residency`` and
-``atoll-request-id`` are what the headers of those names are over HTTP; who needs a token and has none is
-refused before its message is read.
+client that goes away cancels its request. Metadata ``authorization``, ``atoll-residency``,
+``atoll-request-id``, ``traceparent`` and ``tracestate`` are what the headers of those names are over HTTP;
+who needs a token and has none is refused before its message is read.
 
 Bounds: connections, the size of a message, requests under way, and connections that say nothing.
 """
@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
-import orjson
 from multidict import CIMultiDict
 
 from agent.drivers.clock import monotonic_s
@@ -38,7 +37,8 @@ from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
 from agent.gateway.repository import Repository
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
-from agent.serving.failures import ERROR_CHARS_MAX, error_text, status_of
+from agent.serving.failures import error_text, status_of, told_in
+from agent.serving.trace import read_trace
 
 CALLS_MAX = 256
 """Under way at once; each may hold one message of the largest allowed size while it is read."""
@@ -288,6 +288,7 @@ class GrpcDoor:
                 body=body,
                 deadline=self._deadline(context, headers),
                 application=application,
+                trace=read_trace(headers),
             )
             answered = await self._inference.answer(asked)
             response = _response(answered)
@@ -373,7 +374,7 @@ def _parameters(request: Any) -> dict[str, Any]:
 
 def _response(answered: Answered) -> Any:
     if answered.status >= 400:  # noqa: PLR2004
-        raise _Failed(answered.status, _error_of(answered.body))
+        raise _Failed(answered.status, told_in(answered.body))
     return response_of(answered.body, answered.json_bytes)
 
 
@@ -390,11 +391,3 @@ def _headers(context: Context) -> CIMultiDict[str]:
     return CIMultiDict(
         (key, value) for key, value in context.invocation_metadata() or () if isinstance(value, str)
     )
-
-
-def _error_of(body: bytes) -> str:
-    """The text in a REST error body."""
-    try:
-        return str(orjson.loads(body)["error"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return body[:ERROR_CHARS_MAX].decode("utf-8", "replace")

@@ -5,6 +5,7 @@ written first. A request is passed on again only because inference is idempotent
 not be reached or had no room is left out and the next one asked, within the request's own deadline.
 """
 
+import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from agent.gateway.members import (
     MemberAnswer,
     Members,
 )
+from agent.gateway.remarks import Remarks
 from agent.gateway.site import SiteState
 from agent.routing.explain import nobody
 from agent.routing.policy import (
@@ -35,8 +37,9 @@ from agent.routing.policy import (
 )
 from agent.routing.score import rank
 from agent.serving.access import LOCAL
-from agent.serving.failures import DeadlineExceeded
+from agent.serving.failures import DeadlineExceeded, status_of, told_in
 from agent.serving.request import HEADER_NAME, header_length
+from agent.serving.trace import SPAN_BYTES, Trace
 from agent.wire.inside import KnownModel, RemoteSite
 
 ATTEMPTS_MAX = 3
@@ -59,6 +62,7 @@ class Audit(Protocol):
         receiver: SiteId,
         label: tuple[str, ...],
         size: int,
+        trace: str,
     ) -> None:
         """Return when the entry is on disk; ``Unreachable`` if it cannot be written."""
         ...
@@ -78,6 +82,8 @@ class Asked:
     """Monotonic seconds."""
     application: str = LOCAL
     """Who asks: see ``agent.gateway.applications``."""
+    trace: Trace | None = None
+    """Of the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,13 +169,33 @@ class Inference:
         self._state = state
         self._members = members
         self._audit = audit
+        self._remarks = Remarks()
 
     async def answer(self, asked: Asked) -> Answered:
-        """The answer, of this site or another.
+        """The answer, of this site or another; a failed or slow one gets a line in the log.
 
         Raises:
             AtollError: nobody may or can answer; the status follows from its kind.
         """
+        begun = monotonic_s()
+        status, text = 500, "a defect"
+        try:
+            answered = await self._answer(asked)
+            status, text = answered.status, ""
+            if status >= 500:  # noqa: PLR2004 - server errors
+                text = told_in(answered.body)
+        except asyncio.CancelledError:
+            status, text = 499, ""  # the client is gone
+            raise
+        except AtollError as error:
+            status, text = status_of(error), str(error)
+            raise
+        finally:
+            model, took_s = f"{asked.model.name}:{asked.model.version}", monotonic_s() - begun
+            self._remarks.answered(asked.id, model, asked.trace, status, took_s, text)
+        return answered
+
+    async def _answer(self, asked: Asked) -> Answered:
         failure: AtollError | None = None
         local = judge_local(self._state.view, asked.question, is_worker_up=self._state.is_worker_up)
         if not local.removed:
@@ -263,7 +289,12 @@ class Inference:
     async def _pass_on(self, asked: Asked, question: Question, remote: RemoteSite) -> Answered:
         assert self._members is not None
         await self._audit.forward(
-            asked.id, asked.model, remote.site, question.residency, len(asked.body)
+            asked.id,
+            asked.model,
+            remote.site,
+            question.residency,
+            len(asked.body),
+            "" if asked.trace is None else asked.trace.id,
         )
         self._state.figures.forwarded += 1
         headers = {
@@ -273,6 +304,8 @@ class Inference:
         }
         if asked.header is not None:
             headers[HEADER_NAME] = asked.header
+        if asked.trace is not None:
+            headers |= asked.trace.passed_on(os.urandom(SPAN_BYTES)).headers()
         if question.residency:
             headers[RESIDENCY_HEADER] = ",".join(question.residency)
         answer = await self._members.call(

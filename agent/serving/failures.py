@@ -95,6 +95,14 @@ def error_body(text: str) -> bytes:
     return orjson.dumps({"error": error_text(text)})
 
 
+def told_in(body: bytes) -> str:
+    """The text of an error object, or what else there is."""
+    try:
+        return str(orjson.loads(body)["error"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body[:ERROR_CHARS_MAX].decode("utf-8", "replace")
+
+
 def error_text(text: str) -> str:
     """What of an error is shown: valid UTF-8, at most ``ERROR_CHARS_MAX`` characters."""
     clean = text.encode("utf-8", "replace").decode()

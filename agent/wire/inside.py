@@ -182,6 +182,8 @@ class AuditForward:
     receiver: Site
     label: Jurisdictions
     bytes: Counter
+    trace: Text = ""
+    """Id of the caller's trace; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)

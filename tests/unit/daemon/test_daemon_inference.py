@@ -114,7 +114,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     leaving = inside.AuditForward(4, "r-1", "m:1", SITE, ("DE",), 10)
-    rig.from_gateway(leaving)
+    rig.from_gateway(replace(leaving, trace="4bf9"))
     await rig.settled()
     rig.audit.fault = StoreFault("the disk is full")
     rig.from_gateway(leaving)
@@ -122,7 +122,8 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     good, bad = rig.to_gateway
     assert good == inside.Audited(4, "")
     assert "the disk is full" in bad.error
-    assert len(rig.audit.written) == 1
+    (entry,) = rig.audit.written
+    assert (entry.subject, entry.detail) == ("r-1", "m:1 trace 4bf9")
 
 
 async def test_changes_that_come_together_make_one_view_and_a_slow_reader_gets_only_the_last(
