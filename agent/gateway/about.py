@@ -1,5 +1,6 @@
 """What clients ask about the server and its models, whichever protocol carries the question."""
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -96,9 +97,21 @@ class About:
     async def signature(self, question: Question, request_id: str) -> Signature:
         """What the model takes and gives, known here or asked of a site that serves it.
 
+        With the other versions that a request would find a site for now.
+
         Raises:
             AtollError: no site that serves it may or can say.
         """
+        model = question.model
+        others = tuple(
+            known.version
+            for known in self._state.view.known
+            if known.name == model.name and known.key != model.key
+            and self.is_ready(replace(question, model=known))
+        )  # fmt: skip
+        return replace(await self._signature(question, request_id), others=others)
+
+    async def _signature(self, question: Question, request_id: str) -> Signature:
         local = self._state.local(question.model.key)
         if local is not None and local.metadata:
             return signature_of_metadata(local.metadata)

@@ -34,6 +34,8 @@ class Signature:
     version: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    others: tuple[str, ...] = ()
+    """Further versions of the model that may be asked for by their number now."""
 
     def metadata(self) -> bytes:
         """Model metadata as the protocol's JSON (``GET /v2/models/M``)."""
@@ -43,7 +45,7 @@ class Signature:
         """What ``metadata`` says, as Python objects."""
         return {
             "name": self.name,
-            "versions": [self.version],
+            "versions": [self.version, *self.others],
             "platform": PLATFORM,
             "inputs": [_describe(spec) for spec in self.inputs],
             "outputs": [_describe(spec) for spec in self.outputs],
@@ -59,7 +61,7 @@ class Signature:
             "name": self.name,
             "platform": "onnxruntime_onnx",
             "backend": "onnxruntime",
-            "version_policy": {"specific": {"versions": [self.version]}},
+            "version_policy": {"specific": {"versions": [self.version, *self.others]}},
             "max_batch_size": 0,
             "input": [_configure(spec) for spec in self.inputs],
             "output": [_configure(spec) for spec in self.outputs],
@@ -67,7 +69,7 @@ class Signature:
 
 
 def signature_of_metadata(text: str | bytes) -> Signature:
-    """The inverse of ``Signature.metadata``.
+    """The inverse of ``Signature.metadata``; what it says of other versions is left out.
 
     Raises:
         Malformed: the text is not model metadata.

@@ -174,6 +174,9 @@ def test_two_versions_are_ready_at_once_and_each_is_asked_by_its_number(pair: Pa
         for version, becomes in (("1", 2.0), ("2", 3.0), ("", 3.0)):
             answer = client.infer("twice", given(triton_grpc), model_version=version)
             assert answer.as_numpy("y")[0] == becomes
+        assert list(client.get_model_metadata("twice").versions) == ["2", "1"]
+        assert list(client.get_model_metadata("twice", "1").versions) == ["1", "2"]
+        assert list(client.get_model_metadata("german").versions) == ["1"]
     rows = index(pair.berlin)
     assert [rows["twice", version]["state"] for version in "12"] == ["READY", "READY"]
     assert "loaded by the operator" in pair.berlin.model("twice", "1")["reason"]

@@ -37,3 +37,10 @@ def test_config_words_types_as_triton_does() -> None:
 def test_other_texts_are_malformed(text: str) -> None:
     with pytest.raises(Malformed):
         signature_of_metadata(text)
+
+
+def test_other_versions_are_named_after_the_one_that_is_described() -> None:
+    one = Signature("m", "3", (), (), others=("1", "2"))
+    assert one.description()["versions"] == ["3", "1", "2"]
+    assert one.configuration()["version_policy"] == {"specific": {"versions": ["3", "1", "2"]}}
+    assert signature_of_metadata(one.metadata()) == Signature("m", "3", (), ())
