@@ -18,7 +18,7 @@ import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
 from onnx import TensorProto, helper
-from serving_site import save_model
+from serving_site import endless_model, save_model
 from tritonclient.utils import InferenceServerException
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
@@ -245,10 +245,44 @@ def test_no_request_fails_while_a_model_moves_from_one_site_to_the_other(pair: P
     pair.paris.cli("model", "unload", "twice")
 
 
+def test_what_is_under_way_when_its_model_is_unloaded_is_answered(pair: Pair) -> None:
+    push(pair.berlin, endless_model(pair.files / "endless.onnx"), "endless", "1")
+    given = triton_http.InferInput("n", [1], "INT64")
+    given.set_data_from_numpy(np.array([3_000_000]))  # seconds
+    ended = list[str]()
+
+    def ask() -> None:
+        with triton_http.InferenceServerClient(pair.berlin.http, network_timeout=60) as client:
+            total = client.infer("endless", [given]).as_numpy("total")
+            ended.append("infer" if total is not None else "nothing")
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    wait_for(lambda: in_flight(pair.berlin) == 1, 10, "it is under way", pair.all)
+    pair.berlin.cli("model", "unload", "endless")
+    ended.append("unload")
+    assert refused(lambda: infer(pair.berlin, model="endless")).status() == "404"
+    asker.join()
+    assert ended == ["unload", "infer"]
+
+
+def in_flight(site: Daemon) -> int:
+    (count,) = re.findall(
+        r"^nv_inference_pending_request_count (\d+)$", metrics(site), re.MULTILINE
+    )
+    return int(count)
+
+
+def metrics(site: Daemon) -> str:
+    with urllib.request.urlopen(f"http://{site.http}/metrics") as answer:
+        return str(answer.read().decode())
+
+
 def test_the_lag_of_the_control_process_is_in_the_metrics_and_in_status(pair: Pair) -> None:
-    with urllib.request.urlopen(f"http://{pair.berlin.http}/metrics") as answer:
-        text = answer.read().decode()
-    (count,) = re.findall(r"^atoll_control_loop_lag_seconds_count (\d+)$", text, re.MULTILINE)
+    found = re.findall(
+        r"^atoll_control_loop_lag_seconds_count (\d+)$", metrics(pair.berlin), re.MULTILINE
+    )
+    (count,) = found
     assert int(count) > 0
     assert pair.berlin.get("/1/status")["loop_lag"]["samples"] >= int(count)
 
