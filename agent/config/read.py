@@ -85,6 +85,9 @@ def _problems_together(settings: SiteSettings) -> Iterator[Problem]:
             f"listen.mesh_host {listen.mesh_host!r} is no address that can be announced; write the"
             " one at which other sites reach this one, or 'auto'",
         )
+    names = [share.rpartition("=")[0] for share in settings.serving.shares]
+    for name in sorted({one for one in names if names.count(one) > 1}):
+        yield Problem(("serving", "shares"), f"serving.shares has {name!r} twice; give it once")
     socket_bytes = len(bytes(settings.admin_socket))
     if socket_bytes > SOCKET_PATH_BYTES_MAX:
         yield Problem(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from agent.foundation.errors import UsageError
 from agent.foundation.toml_reading import Matches
+from agent.serving.fair import read_share
 from agent.wire.limits import NAME_CHARS_MAX
 
 HOST_CHARS_MAX = 64
@@ -70,6 +72,19 @@ class IsHostPort:
         return (
             f"is {value!r}; it must be host:port, for example 192.0.2.7:7411 or [2001:db8::7]:7411"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class IsShare:
+    """An application's weight, as ``agent.serving.fair.read_share`` reads it."""
+
+    def problem(self, value: object) -> str | None:
+        """None for a name and a weight."""
+        try:
+            read_share(str(value))
+        except UsageError as error:
+            return f"is {str(value)!r}; {error.why}"
+        return None
 
 
 @dataclass(frozen=True, slots=True)

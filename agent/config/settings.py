@@ -17,11 +17,13 @@ from agent.config.rules import (
     IsHost,
     IsHostPort,
     IsInterface,
+    IsShare,
     is_loopback,
     split_host_port,
 )
 from agent.drivers.bridges import BRIDGES
 from agent.foundation.toml_reading import AtMost, Between, Doc, Each, Keys
+from agent.serving.fair import APPLICATIONS_MAX
 
 STATE_DIR = Path("/var/lib/atoll")
 RUNTIME_DIR = Path("/run/atoll")
@@ -209,6 +211,16 @@ class ServingPart:
             " or gets 503 with Retry-After."
         ),
     ] = 1.0
+    shares: Annotated[
+        tuple[str, ...],
+        AtMost(APPLICATIONS_MAX),
+        Each(IsShare()),
+        Doc(
+            "Weights by which applications share this site while they want more than it can do:"
+            ' `["camera=4", "site paris=2"]`, the latter for what that member passes on. Any other has'
+            " 1. See docs/serving.md."
+        ),
+    ] = ()
     sessions_bytes: Annotated[
         int,
         Between(0, 1 << 50),

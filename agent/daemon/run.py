@@ -293,6 +293,7 @@ class _Daemon:
             "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
             "--request-bytes-max", str(serving.request_bytes_max),
             "--queue-max-s", str(serving.queue_max_s),
+            *(part for share in serving.shares for part in ("--share", share)),
         ]  # fmt: skip
         worker = ["--threads", str(threads), "--batch-rows-max", str(serving.batch_rows_max)]
         if serving.sessions_bytes:

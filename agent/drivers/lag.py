@@ -9,7 +9,8 @@ were that it has anyway.
 """
 
 import asyncio
-from bisect import bisect_left
+
+from agent.drivers.histogram import Histogram
 
 EVERY_S = 0.1
 """Ten wake-ups a second cost some hundredths of a percent of a core."""
@@ -27,8 +28,7 @@ class LoopLag:
         """``name`` and ``about``: of the metric."""
         self._name, self._about = name, about
         self._longest_s = 0.0
-        self._counts = [0] * (len(BUCKETS_S) + 1)
-        self._sum_s = 0.0
+        self._delays = Histogram(BUCKETS_S)
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -55,24 +55,19 @@ class LoopLag:
     def note(self, lag_s: float) -> None:
         """One delay, seconds."""
         self._longest_s = max(self._longest_s, lag_s)
-        self._counts[bisect_left(BUCKETS_S, max(lag_s, 0.0))] += 1
-        self._sum_s += max(lag_s, 0.0)
+        self._delays.note(max(lag_s, 0.0))
 
     def summary(self) -> dict[str, float]:
         """For ``atoll status``: samples, those over ``STALL_S``, and the longest, milliseconds."""
+        counts = self._delays.counts
         return {
-            "samples": sum(self._counts),
-            "over_50_ms": sum(self._counts[BUCKETS_S.index(STALL_S) + 1 :]),
+            "samples": sum(counts),
+            "over_50_ms": sum(counts[BUCKETS_S.index(STALL_S) + 1 :]),
             "longest_ms": round(1000 * self._longest_s, 1),
         }
 
     def render(self) -> str:
         """The Prometheus text format."""
         name = self._name
-        lines = [f"# HELP {name} {self._about}", f"# TYPE {name} histogram"]
-        total = 0
-        for bound, count in zip((*BUCKETS_S, "+Inf"), self._counts, strict=True):
-            total += count
-            lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
-        lines += (f"{name}_sum {self._sum_s:.6f}", f"{name}_count {total}")
-        return "\n".join(lines) + "\n"
+        lines = (f"# HELP {name} {self._about}", f"# TYPE {name} histogram")
+        return "\n".join((*lines, *self._delays.lines(name))) + "\n"

@@ -25,6 +25,7 @@ from agent.gateway.members import Callers, Members
 from agent.gateway.openapi import METRICS
 from agent.gateway.repository import Repository
 from agent.gateway.site import Limits, SiteState
+from agent.serving.fair import read_share
 from agent.wire.inside import View
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--blob-dir", type=Path, required=True)
     parser.add_argument("--request-bytes-max", type=int, default=defaults.request_bytes_max)
     parser.add_argument("--queue-max-s", type=float, default=defaults.queue_max_s)
+    parser.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        type=read_share,
+        help="NAME=WEIGHT of an application",
+    )
     parser.add_argument("--deadline-max-s", type=float, default=defaults.deadline_max_s)
     return parser.parse_args(arguments)
 
@@ -71,6 +79,7 @@ async def serve(given: argparse.Namespace) -> None:
             given.request_bytes_max,
             given.queue_max_s,
             given.deadline_max_s,
+            dict(given.share),
             is_token_required=given.tokens == "required",
         )
     )

@@ -34,6 +34,7 @@ from agent.gateway.inference import (
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
 from agent.gateway.openapi import OPERATIONS, Operation, document
+from agent.gateway.precedence import application_of, priority_of
 from agent.gateway.repository import PUSH, Repository, read_parameters
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
@@ -158,7 +159,7 @@ class Endpoints:
             ("atoll_ready", "Whether requests are taken", float(not state.why_not_ready)),
             ("atoll_wait_seconds", "Predicted wait", state.admission.wait_s(state.runners)),
         )
-        text = state.figures.render(gauges) + state.lag.render()
+        text = state.figures.render(gauges) + state.lag.render() + state.waits.render()
         text += await state.figures_of_control()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
@@ -278,20 +279,24 @@ class Endpoints:
         return response
 
     async def _infer(self, request: web.Request, question: Question, request_id: str) -> Answered:
-        deadline = read_deadline(self._state, request.headers, DEADLINE_HEADER)
-        if len(request.headers.getall(HEADER_NAME, ())) > 1:
+        headers = request.headers
+        deadline = read_deadline(self._state, headers, DEADLINE_HEADER)
+        if len(headers.getall(HEADER_NAME, ())) > 1:
             raise UsageError(f"{HEADER_NAME} is given more than once")
+        header = headers.get(HEADER_NAME)
+        application = application_of(request[APPLICATION], headers)
         async with self._bodies.body(request) as body:
             return await self._inference.answer(
                 Asked(
                     id=request_id,
                     model=question.model,
                     question=question,
-                    header=request.headers.get(HEADER_NAME),
+                    header=header,
                     body=body,
                     deadline=deadline,
-                    application=request[APPLICATION],
                     trace=read_trace(request.headers),
+                    application=application,
+                    priority=priority_of(headers, header, body),
                 )
             )
 

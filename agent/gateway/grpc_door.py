@@ -3,8 +3,9 @@
 The same questions as over HTTP, asked of the same parts; only the form differs. Every failure is a
 gRPC status with the text that HTTP would give. A client's deadline is the request's deadline, and a
 client that goes away cancels its request. Metadata ``authorization``, ``atoll-residency``,
-``atoll-request-id``, ``traceparent`` and ``tracestate`` are what the headers of those names are over HTTP;
-who needs a token and has none is refused before its message is read.
+``atoll-request-id``, ``atoll-priority``, ``atoll-application``, ``traceparent`` and ``tracestate`` are
+what the headers of those names are over HTTP; who needs a token and has none is refused before its
+message is read.
 
 Bounds: connections, the size of a message, requests under way, and connections that say nothing.
 """
@@ -34,10 +35,12 @@ from agent.gateway.inference import (
     read_request_id,
 )
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
+from agent.gateway.precedence import PRIORITY_HEADER, application_of
 from agent.gateway.repository import Repository
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
 from agent.serving.failures import error_text, status_of, told_in
+from agent.serving.fair import Priority, read_priority
 from agent.serving.trace import read_trace
 
 CALLS_MAX = 256
@@ -287,8 +290,9 @@ class GrpcDoor:
                 header=str(json_bytes),
                 body=body,
                 deadline=self._deadline(context, headers),
-                application=application,
                 trace=read_trace(headers),
+                application=application_of(application, headers),
+                priority=_priority(request, headers),
             )
             answered = await self._inference.answer(asked)
             response = _response(answered)
@@ -384,6 +388,16 @@ def _status(error: AtollError) -> int:
 
 def _tokens(context: Context) -> list[str]:
     return [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+
+
+def _priority(request: Any, headers: CIMultiDict[str]) -> Priority:
+    """By the metadata, or else by the request's parameter."""
+    given: object = headers.get(PRIORITY_HEADER)
+    if given is None and "priority" in request.parameters:
+        parameter = request.parameters["priority"]
+        choice = parameter.WhichOneof("parameter_choice")
+        given = None if choice is None else getattr(parameter, choice)
+    return Priority.NORMAL if given is None else read_priority(given)
 
 
 def _headers(context: Context) -> CIMultiDict[str]:

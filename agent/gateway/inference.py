@@ -22,6 +22,7 @@ from agent.gateway.members import (
     MemberAnswer,
     Members,
 )
+from agent.gateway.precedence import PRIORITY_HEADER
 from agent.gateway.remarks import Remarks
 from agent.gateway.site import SiteState
 from agent.routing.explain import nobody
@@ -38,6 +39,7 @@ from agent.routing.policy import (
 from agent.routing.score import rank
 from agent.serving.access import LOCAL
 from agent.serving.failures import DeadlineExceeded, status_of, told_in
+from agent.serving.fair import Priority
 from agent.serving.request import HEADER_NAME, header_length
 from agent.serving.trace import SPAN_BYTES, Trace
 from agent.wire.inside import KnownModel, RemoteSite
@@ -82,6 +84,7 @@ class Asked:
     """Monotonic seconds."""
     application: str = LOCAL
     """Who asks: see ``agent.gateway.applications``."""
+    priority: Priority = Priority.NORMAL
     trace: Trace | None = None
     """Of the caller."""
 
@@ -238,15 +241,24 @@ class Inference:
         state = self._state
         admission = state.admission
         header_bytes = header_length(asked.header, len(asked.body))
-        ticket = admission.admit(
-            asked.model.key, runners=state.runners, left_s=asked.deadline - monotonic_s()
-        )
+        try:
+            ticket = admission.admit(
+                asked.model.key,
+                asked.application,
+                asked.priority,
+                runners=state.runners,
+                left_s=asked.deadline - monotonic_s(),
+            )
+        except Busy:
+            state.waits.refuse(admission.name_of(asked.application), asked.priority)
+            raise
         run_us = None
         try:
             reply = await state.least_busy_worker().infer(
-                asked.body, header_bytes, asked.model.key, asked.deadline
+                asked.body, header_bytes, asked.model.key, asked.deadline, ticket.turn
             )
             run_us = reply.run_us // reply.together  # its part of the runner's time
+            state.waits.note(ticket.application, asked.priority, reply.queue_us)
         finally:
             admission.release(ticket, run_us)
         if reply.status == 503:  # noqa: PLR2004 - the worker lacks the model or memory
@@ -306,6 +318,8 @@ class Inference:
             headers[HEADER_NAME] = asked.header
         if asked.trace is not None:
             headers |= asked.trace.passed_on(os.urandom(SPAN_BYTES)).headers()
+        if asked.priority is not Priority.NORMAL:
+            headers[PRIORITY_HEADER] = str(int(asked.priority))
         if question.residency:
             headers[RESIDENCY_HEADER] = ",".join(question.residency)
         answer = await self._members.call(

@@ -4,13 +4,14 @@ The control process replaces the view whole; the gateway decides on it alone, an
 when the control process is busy.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 from agent.drivers.lag import LoopLag
 from agent.foundation.errors import Busy, Unreachable
 from agent.foundation.ids import Digest, SiteId
 from agent.gateway.figures import Figures
+from agent.gateway.waits import Waits
 from agent.gateway.worker_link import WorkerLink
 from agent.serving.access import Access
 from agent.serving.admission import Admission
@@ -30,6 +31,8 @@ class Limits:
     """Longest predicted wait of an admitted request."""
     deadline_max_s: float = 60.0
     """Time limit of a request that states none, and the most that one may state."""
+    weights: Mapping[str, int] = field(default_factory=dict)
+    """Of applications in sharing the site, by name."""
     is_token_required: bool = True
     """Whether applications need a token."""
 
@@ -39,8 +42,11 @@ class SiteState:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.admission = Admission(queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX)
+        self.admission = Admission(
+            queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX, weights=limits.weights
+        )
         self.figures = Figures()
+        self.waits = Waits()
         self.access: Access | None = None
         """None until the control process has sent the tokens: before the first view."""
         self.lag = LoopLag("atoll_loop_lag_seconds", "Delay of the gateway's event loop")

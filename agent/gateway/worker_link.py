@@ -1,6 +1,7 @@
 """One attached model worker: slots of shared memory, a doorbell, and the requests under way.
 
-A slot belongs to a request from the copy of its body to the worker's answer ring, also when the
+A slot goes to whose turn it is (``serving.fair``), and one in eight is kept from each flow: whoever
+fills the rest must not make an urgent request, or one of another application, wait for it. A slot belongs to a request from the copy of its body to the worker's answer ring, also when the
 caller has gone meanwhile: the worker may still be writing there. When the worker is gone, every
 request fails at once and the memory is let go.
 """
@@ -8,12 +9,13 @@ request fails at once and the memory is let go.
 import asyncio
 import logging
 import socket
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from agent.drivers.clock import monotonic_s
 from agent.drivers.shared_memory import ALIGNMENT, SharedSlots
 from agent.foundation.errors import Malformed, Unreachable
+from agent.serving.admission import most_of_one
 from agent.serving.doorbell import (
     RING_BYTES_MAX,
     AnswerRing,
@@ -21,6 +23,7 @@ from agent.serving.doorbell import (
     unpack_ring,
 )
 from agent.serving.failures import DeadlineExceeded, TooLarge
+from agent.serving.fair import FairQueue, Priority, Turn
 
 GRACE_S = 2.0
 """After the deadline: the worker answers by itself, or ends itself if native code does not stop."""
@@ -49,6 +52,7 @@ class _Call:
     answered: asyncio.Future[Reply]
     slot: int
     used_bytes: int
+    turn: Turn
 
 
 class WorkerLink:
@@ -62,7 +66,10 @@ class WorkerLink:
         self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._free = deque(range(slots.slots))
-        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._waiting: FairQueue[asyncio.Future[int]] = FairQueue()
+        self._held: Counter[int] = Counter()
+        """Slots by flow."""
+        self._held_max = most_of_one(slots.slots)
         self._calls: dict[int, _Call] = {}
         self._number = 0
         self._is_closed = False
@@ -89,7 +96,7 @@ class WorkerLink:
         return not self._is_closed
 
     async def infer(
-        self, body: bytes, header_bytes: int | None, key: bytes, deadline: float
+        self, body: bytes, header_bytes: int | None, key: bytes, deadline: float, turn: Turn
     ) -> Reply:
         """The worker's answer to one request body.
 
@@ -100,6 +107,7 @@ class WorkerLink:
             header_bytes: length of its JSON part; None = all JSON.
             key: of the model version.
             deadline: monotonic seconds.
+            turn: when it is served.
 
         Raises:
             Unreachable: the worker is gone, before or meanwhile.
@@ -112,14 +120,15 @@ class WorkerLink:
                 f"body of {len(body)} bytes is too large",
                 why=f"a request has {self._slots.slot_bytes - ALIGNMENT} bytes at most",
             )
-        slot = await self._take_slot(deadline)
+        asked_at = monotonic_s()
+        slot = await self._take_slot(turn, deadline)
         self._slots.slot(slot)[offset : offset + len(body)] = body
         self._number += 1
         number = self._number
-        call = _Call(self._loop.create_future(), slot, len(body))
+        call = _Call(self._loop.create_future(), slot, len(body), turn)
         self._calls[number] = call
         ring = InferRing(
-            number, slot, offset, len(body), header_bytes, key, deadline, monotonic_s()
+            number, slot, offset, len(body), header_bytes, key, deadline, asked_at, turn
         )
         try:
             self._ring(ring.pack())
@@ -150,35 +159,48 @@ class WorkerLink:
             if not waiter.done():
                 waiter.set_exception(_gone())
         self._calls.clear()
-        self._waiting.clear()
+        self._waiting = FairQueue()
         self._slots.close()
 
-    async def _take_slot(self, deadline: float) -> int:
+    async def _take_slot(self, turn: Turn, deadline: float) -> int:
         if self._is_closed:
             raise _gone()
-        if self._free:
+        if self._free and self._may_hold(turn.application, turn.priority):
+            # and nobody who waits may have it
+            self._held[_flow(turn.application, turn.priority)] += 1
             return self._free.popleft()
         waiter: asyncio.Future[int] = self._loop.create_future()
-        self._waiting.append(waiter)
+        self._waiting.push(turn, waiter)
         try:
             async with asyncio.timeout(max(deadline - monotonic_s(), 0.0)):
                 return await waiter
         except (TimeoutError, asyncio.CancelledError) as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._give_slot(waiter.result())
-            elif waiter in self._waiting:
-                self._waiting.remove(waiter)
+                self._free_slot(turn, waiter.result())
+            else:
+                self._waiting.remove(turn, waiter)
             if isinstance(error, TimeoutError):
                 raise _late() from None
             raise
 
-    def _give_slot(self, slot: int) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(slot)
-                return
+    def _may_hold(self, application: int, priority: Priority) -> bool:
+        return self._held[_flow(application, priority)] < self._held_max
+
+    def _free_slot(self, turn: Turn, slot: int) -> None:
+        """Take back a slot that a request of ``turn`` held; give it to who is next."""
+        flow = _flow(turn.application, turn.priority)
+        self._held[flow] -= 1
+        if not self._held[flow]:
+            del self._held[flow]
         self._free.append(slot)
+        while self._free and self._waiting:
+            found = self._waiting.pop(self._may_hold)
+            if found is None:
+                return
+            turn, waiter = found
+            if not waiter.done():
+                self._held[_flow(turn.application, turn.priority)] += 1
+                waiter.set_result(self._free.popleft())
 
     def _ring(self, packet: bytes) -> None:
         try:
@@ -223,7 +245,11 @@ class WorkerLink:
                 )
             )
         self._slots.release(call.slot, max(call.used_bytes, ring.body_bytes))
-        self._give_slot(call.slot)
+        self._free_slot(call.turn, call.slot)
+
+
+def _flow(application: int, priority: Priority) -> int:
+    return application << 2 | priority
 
 
 def _gone() -> Unreachable:

@@ -1,39 +1,91 @@
-"""Which requests are let in: the queue is bounded by time, not by count.
+"""Which requests are let in: the queue is bounded by time, not by count, for each application.
 
-A request waits for the work in front of it. That work is known: each admitted request counts with
-the typical run time of its model until it is answered. When the wait would be longer than the site
-allows, or than the request's own deadline leaves, it is refused at once with the time after which
-trying again makes sense; work that cannot end in time is never begun.
+A request waits for the work that goes before it. That work is known: each admitted request counts with
+the typical run time of its model until it is answered, and whose turn comes first follows from
+``serving.fair``. When the wait would be longer than the site allows, or than the request's own
+deadline leaves, it is refused at once with the time after which trying again makes sense; work that
+cannot end in time is never begun.
+
+So whoever asks for more than its part is refused first: the work of an application counts against
+another one only as far as it goes before it. One that has nothing waiting is let in however much the
+others send.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from agent.foundation.errors import Busy
+from agent.serving.fair import APPLICATIONS_MAX, NOBODYS_WEIGHT, PARTS, Priority, Turn
 
 SERVICE_US_UNKNOWN = 10_000
 """Assumed for a model that has not run yet: refusing all or queueing all would both be wrong."""
 SMOOTHING = 0.1
 """Weight of a new measurement in the moving average of a model's run time."""
 RETRY_AFTER_S_MIN = 0.05
+OTHERS = "others"
+"""Whose name stands for all that are beyond ``APPLICATIONS_MAX``."""
+KEPT_PART = 8
+"""One in so many of the requests let in at once is kept from each flow, so that no flow holds all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """An admitted request; handed back when it is answered, however it ends."""
 
     key: bytes
-    service_us: int
+    application: str
+    """As it is counted: its own name, or ``OTHERS``."""
+    turn: Turn
+
+
+@dataclass(slots=True)
+class _Share:
+    """The admitted work of one application."""
+
+    number: int
+    weight: int
+    requests: list[int] = field(default_factory=lambda: [0] * len(PARTS))
+    """By priority."""
+    work_us: list[int] = field(default_factory=lambda: [0] * len(PARTS))
+    """By priority."""
+    in_flight: int = 0
+    total_us: int = 0
+
+    def ahead_us(self, priority: Priority) -> float:
+        """Of its own work, what goes before a request of ``priority`` that comes now."""
+        mine = self.work_us[priority]
+        if mine == self.total_us:
+            return mine
+        each = mine / PARTS[priority]
+        return sum(map(min, self.work_us, (each * part for part in PARTS)))
 
 
 class Admission:
     """The admitted work of one site and the run times it is judged by."""
 
-    def __init__(self, *, queue_max_s: float, waiting_max: int) -> None:
-        """Admit while the wait is at most ``queue_max_s`` and ``waiting_max`` requests are in."""
+    def __init__(
+        self,
+        *,
+        queue_max_s: float,
+        waiting_max: int,
+        weights: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Admit while the wait is at most ``queue_max_s`` and ``waiting_max`` requests are in.
+
+        ``weights`` of applications by name, at most ``APPLICATIONS_MAX``; any other has
+        ``NOBODYS_WEIGHT``.
+        """
         self._queue_max_s = queue_max_s
         self._waiting_max = waiting_max
+        self._flow_max = most_of_one(waiting_max)
         self._work_us = 0
         self._in_flight = 0
+        self._fixed = frozenset(weights)
+        self._shares = {
+            name: _Share(number, weight) for number, (name, weight) in enumerate(weights.items())
+        }
+        self._others = _Share(APPLICATIONS_MAX, NOBODYS_WEIGHT)
         self._service_us: dict[bytes, float] = {}
         self._only_warmed_up: set[bytes] = set()
 
@@ -42,8 +94,12 @@ class Admission:
         """Requests that are admitted and not answered."""
         return self._in_flight
 
+    def name_of(self, application: str) -> str:
+        """Under which name an application is counted now."""
+        return application if application in self._shares else OTHERS
+
     def wait_s(self, runners: int) -> float:
-        """How long a request that comes now waits, seconds, with ``runners`` working at once."""
+        """How long all admitted work takes, seconds, with ``runners`` working at once."""
         return self._work_us / max(runners, 1) / 1e6
 
     def service_us(self, key: bytes) -> int:
@@ -65,33 +121,90 @@ class Admission:
         self._service_us = {k: v for k, v in self._service_us.items() if k in keys}
         self._only_warmed_up &= keys
 
-    def admit(self, key: bytes, *, runners: int, left_s: float) -> Ticket:
+    def admit(
+        self, key: bytes, application: str, priority: Priority, *, runners: int, left_s: float
+    ) -> Ticket:
         """Let a request in that has ``left_s`` seconds to its deadline.
 
         Raises:
             Busy: it would wait too long; ``retry_after_s`` is when it would not.
         """
-        wait_s = self.wait_s(runners)
+        name, share = self._share(application)
         service_us = self.service_us(key)
+        wait_s = 0.0
+        if self._in_flight >= runners:  # else one is free
+            wait_s = self._ahead_us(share, priority) / max(runners, 1) / 1e6
         limit_s = min(self._queue_max_s, left_s - service_us / 1e6)
-        if self._in_flight >= self._waiting_max or (self._in_flight and wait_s > limit_s):
+        if (
+            self._in_flight >= self._waiting_max
+            or share.requests[priority] >= self._flow_max
+            or (self._in_flight and wait_s > limit_s)
+        ):
             raise Busy(
                 "the site is busy",
                 why=f"a request would wait {wait_s:.2f} s, the limit is {max(limit_s, 0.0):.2f} s",
                 mend="try again later",
                 retry_after_s=max(wait_s - self._queue_max_s / 2, RETRY_AFTER_S_MIN),
             )
-        self._work_us += service_us
-        self._in_flight += 1
-        return Ticket(key, service_us)
+        self._count(share, priority, 1, service_us)
+        turn = Turn(share.number, share.weight, priority, service_us)
+        return Ticket(key, name, turn)
 
     def release(self, ticket: Ticket, run_us: int | None = None) -> None:
         """The request has ended; ``run_us`` is its measured run time if the model ran."""
-        self._work_us -= ticket.service_us
-        self._in_flight -= 1
+        turn = ticket.turn
+        share = self._others if ticket.application == OTHERS else self._shares[ticket.application]
+        self._count(share, turn.priority, -1, -turn.cost_us)
         if run_us:
             known = self._service_us.get(ticket.key)
             if known is None or ticket.key in self._only_warmed_up:
                 known = float(run_us)
                 self._only_warmed_up.discard(ticket.key)
             self._service_us[ticket.key] = known + SMOOTHING * (run_us - known)
+
+    def _ahead_us(self, share: _Share, priority: Priority) -> float:
+        """The work that goes before a request that comes now.
+
+        Until the application's own is done, each other one gets at most its part beside it.
+        """
+        own_us = share.ahead_us(priority)
+        ahead_us = own_us
+        if share.in_flight == self._in_flight:
+            return ahead_us
+        for other in (*self._shares.values(), self._others):
+            if other is not share and other.in_flight:
+                ahead_us += min(other.total_us, own_us * other.weight / share.weight)
+        return ahead_us
+
+    def _share(self, application: str) -> tuple[str, _Share]:
+        """Where an application is counted, and under which name."""
+        share = self._shares.get(application)
+        if share is not None:
+            return application, share
+        if application == OTHERS:
+            return OTHERS, self._others
+        number = len(self._shares)
+        if number >= APPLICATIONS_MAX:
+            idle = (
+                name
+                for name, one in self._shares.items()
+                if not one.in_flight and name not in self._fixed
+            )
+            if (former := next(idle, None)) is None:
+                return OTHERS, self._others
+            number = self._shares.pop(former).number
+        share = self._shares[application] = _Share(number, NOBODYS_WEIGHT)
+        return application, share
+
+    def _count(self, share: _Share, priority: Priority, requests: int, work_us: int) -> None:
+        share.requests[priority] += requests
+        share.work_us[priority] += work_us
+        share.in_flight += requests
+        share.total_us += work_us
+        self._in_flight += requests
+        self._work_us += work_us
+
+
+def most_of_one(places: int) -> int:
+    """How many of ``places`` one flow (an application's requests of one priority) may hold."""
+    return max(1, places - max(1, places // KEPT_PART))

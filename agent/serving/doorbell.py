@@ -9,8 +9,10 @@ import struct
 from dataclasses import dataclass
 
 from agent.foundation.errors import Malformed
+from agent.serving.fair import Priority, Turn
 
-_INFER = struct.Struct("<BxHII q Q 8s d d")
+_INFER = struct.Struct("<BBHII q Q 8s d d HHI")
+_PRIORITIES = {int(one): one for one in Priority}
 _ANSWER = struct.Struct("<BBHHH q Q Q I I")
 RING_BYTES_MAX = 64
 """Above the larger of the two."""
@@ -33,14 +35,17 @@ class InferRing:
     key: bytes
     deadline: float
     """Monotonic seconds."""
-    rung_at: float
-    """Monotonic seconds: the waiting from then on is the worker's."""
+    asked_at: float
+    """Monotonic seconds: the waiting from then on, for a slot and for a runner, is told as one."""
+    turn: Turn
 
     def pack(self) -> bytes:
         """The ring as bytes."""
         header = -1 if self.header_bytes is None else self.header_bytes
+        turn = self.turn
         return _INFER.pack(
             _INFER_TAG,
+            turn.priority,
             self.slot,
             self.offset,
             self.body_bytes,
@@ -48,7 +53,10 @@ class InferRing:
             self.number,
             self.key,
             self.deadline,
-            self.rung_at,
+            self.asked_at,
+            turn.application,
+            turn.weight,
+            min(turn.cost_us, 0xFFFFFFFF),
         )
 
 
@@ -63,7 +71,7 @@ class AnswerRing:
     """Length of the JSON part of a binary answer; None = all JSON."""
     body_bytes: int
     queue_us: int
-    """Time between ``rung_at`` and the start of the work, microseconds."""
+    """Time between ``asked_at`` and the start of the work, microseconds."""
     run_us: int
     """Time inside the model, microseconds; 0 if it did not run."""
     together: int = 1
@@ -98,9 +106,16 @@ def unpack_ring(data: bytes) -> Ring:
         Malformed: of another size or tag; the two processes are not of one version.
     """
     tag = data[0] if data else 0
-    if tag == _INFER_TAG and len(data) == _INFER.size:
-        _, slot, offset, body_bytes, header, number, *rest = _INFER.unpack(data)
-        return InferRing(number, slot, offset, body_bytes, None if header < 0 else header, *rest)
+    if tag == _INFER_TAG and len(data) == _INFER.size and data[1] in _PRIORITIES:
+        (
+            _, priority, slot, offset, body_bytes, header, number, key, deadline, asked_at,
+            application, weight, cost_us,
+        ) = _INFER.unpack(data)  # fmt: skip
+        turn = Turn(application, weight, _PRIORITIES[priority], cost_us)
+        return InferRing(
+            number, slot, offset, body_bytes, None if header < 0 else header, key, deadline,
+            asked_at, turn,
+        )  # fmt: skip
     if tag == _ANSWER_TAG and len(data) == _ANSWER.size:
         _, first, slot, status, together, header, *rest = _ANSWER.unpack(data)
         number, body_bytes, queue_us, run_us = rest

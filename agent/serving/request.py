@@ -19,6 +19,7 @@ import orjson
 
 from agent.foundation.errors import UsageError
 from agent.serving.datatypes import DATATYPES, Datatype
+from agent.serving.fair import read_priority
 from agent.serving.signature import FREE, Signature, TensorSpec
 
 ID_CHARS_MAX = 1024
@@ -152,6 +153,7 @@ def _parameters(item: dict[str, Any], owner: str) -> dict[str, Any]:
 def _refuse_unsupported(parameters: dict[str, Any]) -> None:
     if parameters.get("sequence_id"):
         raise UsageError("sequence_id is not supported", why="models here keep no state")
+    read_priority(parameters.get("priority", 0))  # the gateway has used it, or its header
 
 
 def _id(value: Any) -> str | None:

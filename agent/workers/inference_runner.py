@@ -1,7 +1,7 @@
 """Requests rung by the gateway, run by a few threads, each stopped at its deadline.
 
-Per attached gateway ``threads`` runners wait for rings and take them in order, those of one model
-together where that pays (``serving.batching``); one keeper stops what is over time or not waited for
+Per attached gateway ``threads`` runners wait for rings and take them in turn (``serving.fair``), those
+of one model together where that pays (``serving.batching``); one keeper stops what is over time or not waited for
 any more. A slot belongs to the worker from ring to answer ring, and every ring is answered exactly
 once, also when it was cancelled or failed.
 
@@ -126,7 +126,8 @@ class Runner:
 
     # --- running ---------------------------------------------------------------------------------
     def _serve(self, link: Link, queue: WorkQueue) -> None:
-        while works := queue.take():
+        works: list[Work] = []
+        while works := queue.take(works):
             self._work_off(works)
         link.leave()
 
@@ -175,7 +176,7 @@ class Runner:
         body = slot[ring.offset : ring.offset + ring.body_bytes]
         request = loaded.parser.parse(body, ring.header_bytes)
         if request.timeout_us is not None:
-            work.deadline = min(work.deadline, ring.rung_at + request.timeout_us / 1e6)
+            work.deadline = min(work.deadline, ring.asked_at + request.timeout_us / 1e6)
         return _Prepared(work, request, [array_of(tensor, body) for tensor in request.inputs])
 
     def _run_alone(self, loaded: Loaded, one: _Prepared) -> None:
@@ -292,11 +293,11 @@ class Runner:
         is_first: bool = True,
     ) -> None:
         ring, link = work.ring, work.link
-        work.is_answered = True
+        work.is_answered, work.run_us = True, run_us // together
         if ring.body_bytes > LARGE_BYTES:
             self.trim_soon()
         link.pending.discard(ring.number)
-        queue_us = max(0, round(((work.begun_at or time.monotonic()) - ring.rung_at) * 1e6))
+        queue_us = max(0, round(((work.begun_at or time.monotonic()) - ring.asked_at) * 1e6))
         link.answer(
             AnswerRing(
                 ring.number, ring.slot, status, json_bytes, body_bytes, queue_us, run_us,

@@ -87,6 +87,8 @@ class Work:
     deadline: float
     begun_at: float = 0.0
     is_answered: bool = False
+    run_us: int = 0
+    """Its part of the run; 0 if it did not run."""
 
     @property
     def is_cancelled(self) -> bool:

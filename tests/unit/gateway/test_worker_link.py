@@ -13,8 +13,10 @@ from agent.foundation.errors import Unreachable
 from agent.gateway.worker_link import WorkerLink
 from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, InferRing, unpack_ring
 from agent.serving.failures import DeadlineExceeded, TooLarge
+from agent.serving.fair import Priority, Turn
 
 KEY = b"12345678"
+TURN = Turn(0, 1, Priority.NORMAL, 1000)
 
 
 class Script:
@@ -49,9 +51,10 @@ class Script:
         self.doorbell.send(answer.pack())
 
     def infer(
-        self, body: bytes, *, left_s: float = 5, header: int | None = None
+        self, body: bytes, *, left_s: float = 5, header: int | None = None, turn: Turn = TURN
     ) -> "asyncio.Task[object]":
-        return asyncio.create_task(self.link.infer(body, header, KEY, time.monotonic() + left_s))
+        asking = self.link.infer(body, header, KEY, time.monotonic() + left_s, turn)
+        return asyncio.create_task(asking)
 
 
 async def test_a_body_reaches_the_worker_and_its_answer_the_caller() -> None:
@@ -164,3 +167,62 @@ async def test_a_worker_that_rings_nonsense_does_not_cost_the_others_their_answe
         assert script.link.is_up
     assert len([one for one in caplog.records if "worker 0 rings" in one.message]) == 3
     assert len(caplog.records) == 3
+
+
+async def test_a_slot_goes_to_whose_turn_it_is_not_to_who_came_first() -> None:
+    other = Turn(1, 1, Priority.NORMAL, 1000)
+    urgent = Turn(0, 1, Priority.HIGH, 1000)
+    async with Script(slots=1) as script:
+        first = script.infer(b"first")
+        ring = await script.heard()
+        asked = [script.infer(b"%d" % n) for n in range(3)]
+        asked += [script.infer(b"other", turn=other), script.infer(b"urgent", turn=urgent)]
+        await asyncio.sleep(0)
+        order = []
+        for _ in asked:
+            script.answer(ring, b"")
+            ring = await script.heard()
+            order.append(script.body(ring))
+        script.answer(ring, b"")
+        await asyncio.gather(first, *asked)
+    assert order[:2] == [b"urgent", b"other"]
+    assert order[2:] == [b"0", b"1", b"2"]
+
+
+async def test_who_fills_the_slots_leaves_one_for_others_and_for_what_is_urgent() -> None:
+    async with Script(slots=3) as script:
+        flood = [script.infer(b"flood") for _ in range(5)]
+        await asyncio.sleep(0)
+        rings = [await script.heard() for _ in range(2)]
+        with pytest.raises(BlockingIOError):
+            script.doorbell.recv(RING_BYTES_MAX)  # the third slot is free, and not for these
+        urgent = script.infer(b"urgent", turn=Turn(0, 1, Priority.HIGH, 1000))
+        rings.append(await script.heard())
+        assert script.body(rings[-1]) == b"urgent"
+        other = script.infer(b"other", turn=Turn(1, 1, Priority.NORMAL, 1000))
+        await asyncio.sleep(0)
+        script.answer(rings.pop(), b"")  # of the urgent one
+        rings.append(await script.heard())
+        assert script.body(rings[-1]) == b"other"
+        script.answer(rings.pop(), b"")
+        for _ in range(3):
+            script.answer(rings.pop(0), b"")
+            rings.append(await script.heard())
+        for ring in rings:
+            script.answer(ring, b"")
+        await asyncio.gather(urgent, other, *flood)
+        assert script.link.busy == 0
+
+
+async def test_waiting_for_a_slot_is_told_with_the_waiting_for_a_runner() -> None:
+    async with Script(slots=1) as script:
+        first = script.infer(b"1")
+        ring = await script.heard()
+        second = script.infer(b"2")
+        await asyncio.sleep(0.02)
+        script.answer(ring, b"")
+        answered_at = time.monotonic()
+        ring = await script.heard()
+        assert ring.asked_at < answered_at - 0.015
+        script.answer(ring, b"")
+        await asyncio.gather(first, second)

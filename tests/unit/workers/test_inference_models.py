@@ -13,11 +13,14 @@ from onnx import parser
 
 from agent.foundation.errors import AtollError, Busy, Malformed
 from agent.serving.doorbell import InferRing
+from agent.serving.fair import Priority, Turn
 from agent.workers import inference_models, inference_providers
 from agent.workers.inference_models import Memory, Models, Source
 from agent.workers.inference_runner import Runner
 from agent.workers.inference_session import LoadRefused
 from agent.workers.inference_work import Link, Work
+
+TURN = Turn(0, 1, Priority.NORMAL, 1000)
 
 
 class Notes:
@@ -83,7 +86,7 @@ def source(folder: Path, name: str, body: str = "y = Neg(x)") -> Source:
 
 
 def work(key: bytes) -> Work:
-    return Work(LINK, InferRing(1, 0, 0, 0, None, key, 9.0, 0.0), 9.0)
+    return Work(LINK, InferRing(1, 0, 0, 0, None, key, 9.0, 0.0, TURN), 9.0)
 
 
 def until(is_so: Callable[[], bool]) -> None:

@@ -1,4 +1,4 @@
-"""First come, first served; fellows of the first are taken along."""
+"""Each in its turn; fellows of the first are taken along."""
 
 import socket
 import threading
@@ -8,7 +8,8 @@ import pytest
 
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.serving.doorbell import InferRing
-from agent.workers.inference_queue import WorkQueue
+from agent.serving.fair import Priority, Turn
+from agent.workers.inference_queue import JUMP_US_MAX, WorkQueue
 from agent.workers.inference_work import Link, Work
 
 
@@ -19,8 +20,16 @@ class Bell:
         self.gateway, theirs = doorbell_pair()
         self.link = Link(theirs, SharedSlots.create(1, 4096))
 
-    def ring(self, number: int, key: bytes) -> None:
-        self.gateway.send(InferRing(number, 0, 0, 0, None, key, 9.0, 0.0).pack())
+    def ring(
+        self,
+        number: int,
+        key: bytes,
+        application: int = 0,
+        priority: Priority = Priority.NORMAL,
+        cost_us: int = 1000,
+    ) -> None:
+        turn = Turn(application, 1, priority, cost_us)
+        self.gateway.send(InferRing(number, 0, 0, 0, None, key, 9.0, 0.0, turn).pack())
 
     def fill(self) -> None:
         for number, key in enumerate([b"a" * 8, b"b" * 8, b"a" * 8, b"a" * 8, b"b" * 8, b"a" * 8]):
@@ -55,6 +64,7 @@ def test_several_runners_each_get_their_share(bell: Bell) -> None:
     assert numbers(queue.take()) == [0, 2]
     assert numbers(queue.take()) == [1]
     assert numbers(queue.take()) == [3]
+    assert numbers(queue.take()) == [4]
 
 
 def test_a_runner_waits_for_the_first_and_ends_with_the_gateway(bell: Bell) -> None:
@@ -77,7 +87,67 @@ def test_a_runner_waits_for_the_first_and_ends_with_the_gateway(bell: Bell) -> N
 def test_what_another_runner_waits_for_is_left_to_it(bell: Bell) -> None:
     queue = WorkQueue(bell.link, 1, lambda _: 8)
     bell.fill()
-    queue._waiting += 1  # another one, on its way to the next ring
+    queue._at_socket += 1  # another one, on its way to the next ring
     assert numbers(queue.take()) == [0]
-    queue._waiting -= 1
+    queue._at_socket -= 1
     assert numbers(queue.take()) == [1, 4]
+    assert numbers(queue.take()) == [2, 3, 5]
+
+
+def test_another_application_is_next_however_many_wait(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 1)
+    for number in range(5):
+        bell.ring(number, b"a" * 8)
+    assert numbers(queue.take()) == [0]
+    bell.ring(7, b"b" * 8, application=1)
+    bell.ring(8, b"a" * 8, priority=Priority.HIGH)
+    assert numbers(queue.take()) == [7]
+    assert numbers(queue.take()) == [8]
+    assert numbers(queue.take()) == [1]
+
+
+def test_fellows_come_from_every_application_and_pay_for_it(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda key: 8 if key == b"a" * 8 else 1)
+    bell.ring(0, b"a" * 8, application=0)
+    bell.ring(1, b"a" * 8, application=1)
+    bell.ring(2, b"c" * 8, application=1)
+    bell.ring(3, b"c" * 8, application=2)
+    assert numbers(queue.take()) == [0, 1]
+    assert numbers(queue.take()) == [3], "application 1 has had its turn"
+    assert numbers(queue.take()) == [2]
+
+
+def test_fellows_of_another_priority_wait_for_their_turn(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 8)
+    bell.ring(0, b"a" * 8, priority=Priority.HIGH)
+    bell.ring(1, b"a" * 8, priority=Priority.LOW)
+    bell.ring(2, b"a" * 8, priority=Priority.HIGH)
+    assert numbers(queue.take()) == [0, 2]
+    assert numbers(queue.take()) == [1]
+
+
+def test_fellows_keep_others_waiting_for_a_short_time_only(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda key: 64 if key == b"a" * 8 else 1)
+    for number in range(9):
+        bell.ring(number, b"a" * 8, cost_us=JUMP_US_MAX // 3)
+    assert numbers(queue.take()) == [*range(9)], "nobody else waits"
+    for number in range(9):
+        bell.ring(number, b"a" * 8, cost_us=JUMP_US_MAX // 3)
+    bell.ring(9, b"b" * 8, application=1, cost_us=4 * JUMP_US_MAX)
+    assert numbers(queue.take()) == [9]
+    bell.ring(10, b"b" * 8, application=1)
+    assert numbers(queue.take()) == [0, 1, 2, 3]
+    assert numbers(queue.take()) == [10]
+
+
+def test_what_has_run_is_settled_by_its_time(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 1)
+    for number in range(4):
+        bell.ring(number, b"a" * 8, application=number % 2)
+    first = queue.take()
+    first[0].is_answered, first[0].run_us = True, 9000
+    second = queue.take(first)
+    second[0].is_answered, second[0].run_us = True, 0  # refused
+    assert numbers(first + second) == [0, 1]
+    assert numbers(third := queue.take(second)) == [3]
+    assert numbers(queue.take(third)) == [2], "it is not answered: it counts as expected"

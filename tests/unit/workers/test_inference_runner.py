@@ -16,9 +16,12 @@ from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import UsageError
 from agent.serving.batching import Sizes
 from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, InferRing, unpack_ring
+from agent.serving.fair import Priority, Turn
 from agent.workers import inference_runner
 from agent.workers.inference_runner import EXIT_STUCK, Loaded, Runner
 from agent.workers.inference_session import ModelSession, Terminated
+
+TURN = Turn(0, 1, Priority.NORMAL, 1000)
 
 KEY = b"endless!"
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -46,7 +49,7 @@ class Gateway:
         self.slots.slot(slot)[: len(body)] = body
         self.number += 1
         now = time.monotonic()
-        ring = InferRing(self.number, slot, 0, len(body), None, key, now + left_s, now)
+        ring = InferRing(self.number, slot, 0, len(body), None, key, now + left_s, now, TURN)
         self.doorbell.send(ring.pack())
         return self.number
 
@@ -213,7 +216,7 @@ def ring_rows(gateway: Gateway, slot: int, values: list[float], left_s: float = 
     gateway.number += 1
     now = time.monotonic()
     gateway.doorbell.send(
-        InferRing(gateway.number, slot, 0, len(body), None, ROWS, now + left_s, now).pack()
+        InferRing(gateway.number, slot, 0, len(body), None, ROWS, now + left_s, now, TURN).pack()
     )
     return gateway.number
 

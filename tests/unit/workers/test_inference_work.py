@@ -8,7 +8,10 @@ import pytest
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import Malformed
 from agent.serving.doorbell import AnswerRing, InferRing
+from agent.serving.fair import Priority, Turn
 from agent.workers.inference_work import Link
+
+TURN = Turn(0, 1, Priority.NORMAL, 1000)
 
 
 class Ends:
@@ -20,7 +23,7 @@ class Ends:
         self.link = Link(theirs, SharedSlots(os.dup(self.slots.fileno())), listeners=1)
 
     def ring(self, number: int, slot: int = 0, body_bytes: int = 0) -> None:
-        ring = InferRing(number, slot, 0, body_bytes, None, b"12345678", 9.0, 1.0)
+        ring = InferRing(number, slot, 0, body_bytes, None, b"12345678", 9.0, 1.0, TURN)
         self.gateway.send(ring.pack())
 
 
