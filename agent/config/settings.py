@@ -218,7 +218,7 @@ class ServingPart:
         Doc(
             "Weights by which applications share this site while they want more than it can do:"
             ' `["camera=4", "site paris=2"]`, the latter for what that member passes on. Any other has'
-            " 1. See docs/serving.md."
+            " 1. See docs/sharing.md."
         ),
     ] = ()
     sessions_bytes: Annotated[

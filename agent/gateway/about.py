@@ -14,7 +14,9 @@ from agent.routing.policy import HOPS_MAX, Question, judge_local, judge_remote
 from agent.serving.failures import error_of
 from agent.serving.signature import Signature, signature_of_metadata
 
-EXTENSIONS = ("binary_tensor_data", "model_repository", "statistics", "model_configuration")
+EXTENSIONS = (
+    "binary_tensor_data", "model_repository", "statistics", "model_configuration", "schedule_policy",
+)  # fmt: skip
 METADATA_TIMEOUT_S = 5.0
 
 

@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import agent
 from agent.gateway.applications import needs
+from agent.gateway.precedence import APPLICATION_HEADER, PRIORITY_HEADER
 from agent.serving.datatypes import DATATYPES
+from agent.serving.fair import APPLICATION_PATTERN, Priority
 from agent.serving.request import HEADER_NAME
 
 Schema = dict[str, Any]
@@ -129,6 +131,8 @@ _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
 _SIZE: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
 _FREE_SIZE: Schema = {"type": "integer", "minimum": -1}
+_PRIORITY: Schema = {"enum": ["high", "normal", "low", "0", *(str(int(one)) for one in Priority)]}
+_APPLICATION: Schema = {"type": "string", "pattern": f"^{APPLICATION_PATTERN}$"}
 _DATATYPE: Schema = {"enum": list(DATATYPES)}
 _DATA: Schema = {"type": "array", "description": "Flat in row-major order, or nested as the shape"}
 _PARAMETERS: Schema = {"type": "object"}
@@ -213,6 +217,10 @@ _SCHEMAS: Mapping[str, Schema] = {
                 "properties": {
                     "binary_data_output": _FLAG,
                     "timeout": {**_COUNT, "description": "Microseconds; 0: none of its own"},
+                    "priority": {
+                        "enum": [0, *map(int, Priority)],
+                        "description": "1 high, 2 or 0 normal, 3 low; Atoll-Priority goes before it",
+                    },
                 },
             },
             "inputs": _list(
@@ -307,7 +315,10 @@ def _describe(operation: Operation, *, is_token_required: bool) -> Schema:
                 "description": f"{HEADER_NAME} bytes of JSON, then the binary tensors in order",
             }
         }
-        described["parameters"].append({"name": HEADER_NAME, "in": "header", "schema": _TEXT})
+        more = {HEADER_NAME: _TEXT, PRIORITY_HEADER: _PRIORITY, APPLICATION_HEADER: _APPLICATION}
+        described["parameters"] += [
+            {"name": name, "in": "header", "schema": schema} for name, schema in more.items()
+        ]
     return described
 
 

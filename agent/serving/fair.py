@@ -32,10 +32,11 @@ NOBODYS_WEIGHT = 1
 """Of an application that the operator says nothing about."""
 
 APPLICATION_CHARS_MAX = 64
+APPLICATION_PATTERN = rf"[A-Za-z0-9._-]{{1,{APPLICATION_CHARS_MAX}}}"
 
 Item = TypeVar("Item")
-_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{APPLICATION_CHARS_MAX}}}")
-_SHARE = re.compile(rf"((?:site )?{_NAME.pattern})=([1-9][0-9]{{0,3}})")
+_NAME = re.compile(APPLICATION_PATTERN)
+_SHARE = re.compile(rf"((?:site )?{APPLICATION_PATTERN})=([1-9][0-9]{{0,3}})")
 
 
 class Priority(IntEnum):
