@@ -30,6 +30,7 @@ CLIENTS = 32
 ASKED = 25
 """Requests of the other one, one at a time."""
 HEADER = "Inference-Header-Content-Length"
+Waits = Mapping[tuple[str, str], tuple[int, float]]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ class Flood:
             thread.join(30)
 
 
-def waits(site: ServingSite) -> Mapping[tuple[str, str], tuple[int, float]]:
+def waits(site: ServingSite) -> Waits:
     """Number and sum (seconds) of waits by application and priority."""
     text = site.get("/metrics")[2].decode()
     form = r'^atoll_queue_seconds_{}\{{application="([^"]+)",priority="(\w+)"\}} (\S+)$'
@@ -114,11 +115,10 @@ def waits(site: ServingSite) -> Mapping[tuple[str, str], tuple[int, float]]:
     }
 
 
-def mean_s(before: Mapping[Any, Any], after: Mapping[Any, Any], flow: tuple[str, str]) -> float:
-    number, total = after[flow]
-    former_number, former_total = before.get(flow, (0, 0.0))
+def mean_s(before: Waits, after: Waits, flow: tuple[str, str]) -> float:
+    (number, total), (former_number, former_total) = after[flow], before.get(flow, (0, 0.0))
     assert number > former_number, flow
-    return float(total - former_total) / (number - former_number)
+    return (total - former_total) / (number - former_number)
 
 
 def ask(site: ServingSite, model: str, request: tuple[bytes, dict[str, str]], **more: str) -> int:
