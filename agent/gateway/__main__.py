@@ -20,7 +20,7 @@ from agent.gateway.bodies import Bodies
 from agent.gateway.control import Control
 from agent.gateway.endpoints import Endpoints
 from agent.gateway.inference import Inference
-from agent.gateway.listeners import Door, open_door
+from agent.gateway.listeners import Door, open_door, open_members_door
 from agent.gateway.members import Callers, Members
 from agent.gateway.openapi import METRICS
 from agent.gateway.repository import Repository
@@ -50,7 +50,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens", choices=("required", "optional"), default="required", help="of applications"
     )
-    parser.add_argument("--data-host", required=True, help="several with commas between")
+    parser.add_argument("--data-host", required=True)
     parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
     parser.add_argument("--identity-dir", type=Path, required=True)
     parser.add_argument("--blob-dir", type=Path, required=True)
@@ -117,12 +117,13 @@ async def serve(given: argparse.Namespace) -> None:
     http = await open_door(
         given.http_host, given.http_port, endpoints.routes(porter), names=given.http_name
     )
-    data = await open_door(
-        given.data_host.split(","),
+    data = await open_members_door(
+        given.data_host,
         given.data_port,
         [*endpoints.routes(None), *blobs.routes()],
-        context=context,
-        callers=callers,
+        context,
+        callers,
+        state.members_hosts,
     )
     metrics: Door | None = None
     if given.metrics_port >= 0:

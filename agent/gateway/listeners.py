@@ -2,16 +2,19 @@
 
 Bounds on what a client can hold: connections and their time as ``crowd`` says, 30 s of which to stay idle
 or to send the headers of a next request (aiohttp's keep-alive timer runs until they are complete);
-headers of 8 KiB a line, 64 lines; bodies as ``bodies`` says.
+headers of 8 KiB a line, 64 lines; bodies as ``bodies`` says. What members' connections, and those of
+strangers, hold before they have said who they are is bounded by ``agent.drivers.door``.
 """
 
 import asyncio
 import ssl
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from aiohttp import HttpVersion11, web
 from aiohttp.typedefs import Middleware
 
+from agent.drivers.door import Door as TlsDoor
+from agent.drivers.door import Familiar
 from agent.drivers.pool import close_refused
 from agent.drivers.tls import Verify
 from agent.gateway.applications import APPLICATION
@@ -23,24 +26,25 @@ from agent.serving.failures import error_body
 
 IDLE_TIMEOUT_S = 30.0
 """Between requests; longer than the clients' own, so that it is they who close."""
-HANDSHAKE_TIMEOUT_S = 5.0
 BACKLOG = 256
 DRAIN_S = 2.0
 """Requests under way at the end have this long."""
 
 
 class Door:
-    """One listening socket and the application behind it."""
+    """What listens, and the application behind it."""
 
-    def __init__(self, runner: web.AppRunner, server: asyncio.Server) -> None:
+    def __init__(self, runner: web.AppRunner, listening: asyncio.Server | TlsDoor) -> None:
         """Use ``open_door``."""
         self._runner = runner
-        self._server = server
+        self._listening = listening
 
     @property
     def port(self) -> int:
         """The port that was bound."""
-        return int(self._server.sockets[0].getsockname()[1])
+        if isinstance(self._listening, TlsDoor):
+            return self._listening.port
+        return int(self._listening.sockets[0].getsockname()[1])
 
     def close_refused(self, verify: Verify) -> int:
         """End the sessions of sites that ``verify`` refuses now; how many there were."""
@@ -50,34 +54,62 @@ class Door:
 
     async def close(self) -> None:
         """Take no more connections; let requests end for ``DRAIN_S``."""
-        self._server.close()
+        if isinstance(self._listening, TlsDoor):
+            await self._listening.close()
+            await self._runner.cleanup()
+            return
+        self._listening.close()
         await self._runner.cleanup()
-        await self._server.wait_closed()
+        await self._listening.wait_closed()
 
 
 async def open_door(
-    host: str | Sequence[str],
-    port: int,
-    routes: Sequence[web.RouteDef],
-    *,
-    context: ssl.SSLContext | None = None,
-    callers: Callers | None = None,
-    names: Collection[str] = (),
+    host: str, port: int, routes: Sequence[web.RouteDef], *, names: Collection[str] = ()
 ) -> Door:
-    """Listen; with ``context`` and ``callers`` for members only.
-
-    ``names``: by which applications may call this machine, besides its addresses.
+    """Listen for applications; ``names``: by which they may call this machine, besides its addresses.
 
     Raises:
         OSError: the address cannot be bound.
     """
+    runner, accept = await _served(routes, local_names_only(names))
+    try:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(accept, host, port, backlog=BACKLOG)
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return Door(runner, server)
+
+
+async def open_members_door(
+    host: str,
+    port: int,
+    routes: Sequence[web.RouteDef],
+    context: ssl.SSLContext,
+    callers: Callers,
+    familiar: Familiar,
+) -> Door:
+    """Listen for members, over TLS; ``familiar`` lists the addresses of those that are known.
+
+    Raises:
+        OSError: the address cannot be bound.
+    """
+    runner, accept = await _served(routes, _members_only(callers))
+    door = TlsDoor(accept, context, familiar)
+    try:
+        door.open(host, port)
+    except BaseException:
+        await runner.cleanup()
+        raise
+    return Door(runner, door)
+
+
+async def _served(
+    routes: Sequence[web.RouteDef], who: Middleware
+) -> tuple[web.AppRunner, Callable[[], asyncio.Protocol]]:
+    """The application, and what makes a protocol for each of its connections."""
     crowd = Crowd()
-    middlewares: list[Middleware] = [crowd.middleware(), errors_as_json]
-    if callers is not None:
-        middlewares.append(_members_only(callers))
-    else:
-        middlewares.append(local_names_only(names))
-    application = web.Application(middlewares=middlewares)
+    application = web.Application(middlewares=[crowd.middleware(), errors_as_json, who])
     application.add_routes(
         web.route(route.method, route.path, route.handler, **route.kwargs, expect_handler=_expect)
         for route in routes
@@ -94,19 +126,7 @@ async def open_door(
             crowd, handlers, keepalive_timeout=IDLE_TIMEOUT_S, lingering_time=1.0, max_headers=64
         )
 
-    try:
-        server = await asyncio.get_running_loop().create_server(
-            accept,
-            host,
-            port,
-            ssl=context,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=None if context is None else HANDSHAKE_TIMEOUT_S,
-        )
-    except BaseException:
-        await runner.cleanup()
-        raise
-    return Door(runner, server)
+    return runner, accept
 
 
 async def _expect(request: web.Request) -> web.Response | None:

@@ -96,6 +96,10 @@ class SiteState:
         """The other sites that say they serve a model."""
         return self._serving.get(key, ())
 
+    def members_hosts(self) -> set[str]:
+        """The addresses of the members that are known."""
+        return set() if self._view is None else {remote.host for remote in self._view.sites}
+
     def remote(self, site: SiteId) -> RemoteSite | None:
         """A member by its id."""
         return next((remote for remote in self.view.sites if remote.site == site), None)

@@ -1,11 +1,13 @@
 """Two and three sites over mutual TLS: who may answer, what is written down, what stays at home."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from serving_site import ServingSite, found, image_model, join, open_site
 
@@ -227,6 +230,28 @@ def test_the_data_port_is_for_members_only(cluster: Cluster, tmp_path: Path) -> 
     stranger = found(tmp_path / "other", "other")
     with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
         member_get(stranger, cluster.paris, "/v2")
+
+
+def test_strangers_at_the_data_port_hold_little_and_keep_no_member_waiting(
+    cluster: Cluster,
+) -> None:
+    """Silent ones, and those that begin a handshake and leave it there: a thousand from one address."""
+    cluster.paris.show(sites=(cluster.berlin.as_remote(serving=()),))
+    gateway = psutil.Process(cluster.paris.gateway.process.pid)
+    before = gateway.memory_info().rss
+    with ExitStack() as stack:
+        for number in range(1000):
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.9", 0))
+            held.connect((cluster.paris.host, cluster.paris.data_port))
+            if number % 2:
+                with contextlib.suppress(OSError):
+                    held.sendall(b"\x16")
+        status, headers, _ = cluster.berlin.infer("cls", CONTENT)
+        assert (status, headers["atoll-served-by"]) == (200, "paris")
+        assert gateway.num_fds() < 400
+        assert gateway.memory_info().rss - before < 40 << 20
+    cluster.paris.show(sites=())
 
 
 async def test_blobs_go_only_where_their_label_lets_them(cluster: Cluster) -> None:
