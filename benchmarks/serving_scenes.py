@@ -22,6 +22,8 @@ from serving_setup import MODELS
 
 LARGE: work.Shapes = {"x": (1, 3, 960, 960)}
 KILLS_A_MODEL = 2
+KILLS_IN_A_ROW = 100
+KILL_EVERY_S = 1.5
 """One less than quarantine takes."""
 KILLERS = ("vad", "cls", "det")
 DEADLINES = 20
@@ -135,6 +137,35 @@ def kills() -> list[Row]:
         row("worker SIGKILL: kills seen by /v2/health/ready", [sum(unready)], "", len(again_s), is_least=True),
         row("worker SIGKILL: answers that are neither 200 nor 503", [other], "", 0),
     ]  # fmt: skip
+
+
+def kills_in_a_row() -> list[Row]:
+    """A hundred SIGKILLs without a restart of the site, with one model worker and with two."""
+    rows: list[Row] = []
+    for workers in (1, 2):
+        seen: list[int] = []
+        again_s: list[float] = []
+        with scratch() as folder:
+            settings = f"workers = {workers}\nthreads = {workers}"
+            one = Site(folder / "site", settings, models=("cls",))
+            names = ["model-worker"] if workers == 1 else ["model-worker-0", "model-worker-1"]
+            with running(one), Clients(one, "cls", 4) as clients:
+                for number in range(KILLS_IN_A_ROW):
+                    time.sleep(KILL_EVERY_S)
+                    one.process_of(names[number % workers]).kill()
+                    killed = time.monotonic()
+                    one.until("served again", lambda one=one: one.ask("cls").status == 200)
+                    again_s.append(time.monotonic() - killed)
+            seen = [status for _, _, status in clients.seen]
+        told = f"worker SIGKILL x {KILLS_IN_A_ROW}, every {KILL_EVERY_S:g} s, {workers} workers"
+        failed = [status for status in seen if status != 200]
+        rows += [
+            row(f"{told}: answered 200", [float(len(seen) - len(failed))], "", None),
+            row(f"{told}: not 200 nor 503", [sum(status != 503 for status in failed)], "", 0),
+            row(f"{told}: served again, slowest", again_s, "s", 1.0, of=max),
+            row(f"{told}: answered 503", [float(len(failed))], "", 0 if workers > 1 else None),
+        ]
+    return rows
 
 
 def deadlines() -> list[Row]:
@@ -369,6 +400,6 @@ def drift(requests: int = DRIFT_REQUESTS) -> list[Row]:
 
 
 SCENES: dict[str, Callable[[], list[Row]]] = {
-    "batching": batching, "bad": bad_requests, "kills": kills, "deadlines": deadlines, "swaps": swaps,
+    "batching": batching, "bad": bad_requests, "kills": kills, "kills_in_a_row": kills_in_a_row, "deadlines": deadlines, "swaps": swaps,
     "memory": memory, "lag": lag, "idling": idling, "overload": overload, "drift": drift,
 }  # fmt: skip

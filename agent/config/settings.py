@@ -24,6 +24,7 @@ from agent.config.rules import (
 from agent.drivers.bridges import BRIDGES
 from agent.foundation.toml_reading import AtMost, Between, Doc, Each, Keys
 from agent.serving.fair import APPLICATIONS_MAX
+from agent.serving.worker_pool import WORKERS_MAX
 
 STATE_DIR = Path("/var/lib/atoll")
 RUNTIME_DIR = Path("/run/atoll")
@@ -194,6 +195,15 @@ class ServingPart:
         int,
         Between(0, 512),
         Doc("Models run by this many threads at once. 0: as the hardware profile says."),
+    ] = 0
+    workers: Annotated[
+        int,
+        Between(0, WORKERS_MAX),
+        Doc(
+            "Model worker processes. With more than one, what runs when one ends is run again by"
+            " another. Slots, threads and memory are shared among them; each is 80 MiB before the"
+            " first model. 0: one for each GPU that is used, else one for every four threads."
+        ),
     ] = 0
     batch_rows_max: Annotated[
         int,

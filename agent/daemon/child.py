@@ -10,8 +10,9 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from agent.drivers.channel import Channel, pair
 from agent.drivers.clock import monotonic_s
@@ -20,6 +21,9 @@ from agent.foundation.errors import AtollError
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 10.0
 STEADY_S = 30.0
 """A child that lived this long failed for a new reason: back-off starts over."""
+STEADY_DELAYS = 20
+"""So does it after a life this many times as long as the last delay: a worker that somebody kills every
+few seconds is back at once each time, and one that ends as it starts is left alone for longer and longer."""
 STOP_TIMEOUT_S = 1.5
 """Between SIGTERM and SIGKILL; the whole site stops within 5 s."""
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
@@ -48,12 +52,18 @@ class Child:
     """A supervised process."""
 
     def __init__(
-        self, name: str, module: str, arguments: Sequence[str], callbacks: Callbacks
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        callbacks: Callbacks,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Runs ``python -m module --channel-fd N *arguments``."""
+        """Runs ``python -m module --channel-fd N *arguments``, with more in its environment."""
         self.name, self.restarts = name, 0
         self.state = "starting"
         self._module, self._arguments, self._callbacks = module, tuple(arguments), callbacks
+        self._environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
         self._is_stopping = False
@@ -66,19 +76,19 @@ class Child:
 
     async def run(self) -> None:
         """Keep it alive until ``stop``."""
-        delay_s = BACKOFF_MIN_S
+        delay_s = waited_s = BACKOFF_MIN_S
         while not self._is_stopping:
             began = monotonic_s()
             reason = await self._live()
             if self._is_ended():
                 break
-            if monotonic_s() - began > STEADY_S:
+            if monotonic_s() - began > min(STEADY_S, STEADY_DELAYS * waited_s):
                 delay_s = BACKOFF_MIN_S
             self.state = f"restarting: {reason}"
             _log.warning("%s ended (%s); it is started again in %.1f s", self.name, reason, delay_s)
             self._callbacks.gone(reason)
             await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, BACKOFF_MAX_S)
+            waited_s, delay_s = delay_s, min(delay_s * 2, BACKOFF_MAX_S)
             self.restarts += 1
         self.state = "stopped"
 
@@ -90,7 +100,8 @@ class Child:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", self._module, "--channel-fd", str(theirs.fileno()),
-                *self._arguments, pass_fds=(theirs.fileno(),), env=bare_environment(),
+                *self._arguments, pass_fds=(theirs.fileno(),),
+                env=bare_environment() | self._environment,
                 stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         except OSError as error:

@@ -1,37 +1,21 @@
-"""The gateway and the model worker, and what passes between them and the site.
-
-The two share memory and a doorbell that this process makes and hands to both; whenever either of
-them is new, so are memory and doorbell, so that neither ever meets the other's leftovers.
-"""
+"""The gateway, and what passes between it and the site; the model workers are beside it."""
 
 import asyncio
-import contextlib
 import logging
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Protocol, assert_never
 
 from agent.audit.chain import Decision
 from agent.daemon.child import Callbacks, Child
+from agent.daemon.workers import WorkerPlan, Workers
 from agent.drivers.blobs import BlobStore
 from agent.drivers.channel import Channel
 from agent.drivers.clock import monotonic_s, wall_s
-from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import Digest
 from agent.serving.failures import status_of
-from agent.site.events import (
-    LoadMeasured,
-    LoadModel,
-    ModelFailed,
-    ModelReady,
-    SiteEvent,
-    UnloadModel,
-    WorkerDown,
-    WorkerUp,
-)
+from agent.site.events import LoadMeasured, SiteEvent
 from agent.wire import inside
 
 VIEW_DELAY_S = 0.02
@@ -67,39 +51,25 @@ class Control(Protocol):
 
 
 class Inference:
-    """Supervises gateway and model worker."""
+    """Supervises gateway and model workers."""
 
     def __init__(
         self,
         *,
         gateway_arguments: Sequence[str],
-        worker_arguments: Sequence[str],
-        slots: int,
-        slot_bytes: int,
-        providers: tuple[str, ...],
-        site_name: str,
+        plan: WorkerPlan,
         blobs: BlobStore,
         audit: Audit,
         view: Callable[[], inside.View],
         applications: Callable[[], tuple[inside.ApplicationToken, ...]],
         feed: Feed,
         spawn: Callable[..., "asyncio.Task[object]"],
-        unload_after_s: float,
     ) -> None:
         """Starts nothing yet.
 
-        ``applications``: the tokens that are valid now.
-        ``providers``: execution providers in order of preference, from the hardware profile.
-        ``unload_after_s``: how long a model that is not wanted any more stays loaded. The gateway
-        hears of it meanwhile, and what it has passed on for it gets its turn.
+        ``plan``: of the model workers. ``applications``: the tokens that are valid now.
         """
-        self._slots, self._slot_bytes = slots, slot_bytes
-        self._providers, self._site_name = providers, site_name
-        self._blobs, self._audit_log, self._view = blobs, audit, view
-        self._feed, self._spawn, self._unload_after_s = feed, spawn, unload_after_s
-        self._unloads: dict[bytes, asyncio.TimerHandle] = {}
-        self._memory: SharedSlots | None = None
-        self._is_worker_up = False
+        self._audit_log, self._view, self._feed, self._spawn = audit, view, feed, spawn
         self._view_timer: asyncio.TimerHandle | None = None
         self._is_view_stale = self._is_view_under_way = False
         self._view_cost_s = 0.0
@@ -108,32 +78,28 @@ class Inference:
         self._told = 0
         self._taken: dict[int, asyncio.Future[bool]] = {}
         """Those who wait until the gateway decides by the tokens of their number."""
-        self._loading: deque[bytes] = deque()
-        """Loads that the worker has not answered, in the order that it takes them."""
         self.control: Control | None = None
         """Carries out what applications want loaded and unloaded; connected before ``start``."""
         self.figures: Callable[[], str] = str
         """This process's counters, in the Prometheus text format."""
         self.gateway_ready = asyncio.Event()
         self.http_port = 0
-        self.runtime = self.sandbox = ""
         self.traffic: inside.Traffic | None = None
         self.gateway = Child(
             "gateway", "agent.gateway", gateway_arguments,
             Callbacks(self._gateway_started, self._from_gateway, self._gateway_gone),
         )  # fmt: skip
-        self.worker = Child(
-            "model-worker", "agent.workers.model", worker_arguments,
-            Callbacks(self._worker_started, self._from_worker, self._worker_gone),
-        )  # fmt: skip
+        self.workers = Workers(plan, blobs=blobs, to_gateway=self._post, feed=feed, spawn=spawn)
+
+    def _post(self, data: bytes, descriptors: Sequence[int]) -> bool:
+        return self.gateway.post(data, descriptors)
 
     # --- gateway ---------------------------------------------------------------------------------
     def _gateway_started(self, _: Channel) -> None:
         self._view_sent = b""
         self._post_applications()
         self.push_view()
-        if self._is_worker_up:
-            self._connect()
+        self.workers.gateway_started()
 
     def _gateway_gone(self, _: str) -> None:
         self.gateway_ready.clear()
@@ -260,114 +226,18 @@ class Inference:
             self._view_sent = packed  # before the wait: another view may be sent meanwhile
             await self.gateway.send(packed)
 
-    # --- worker ----------------------------------------------------------------------------------
-    def _worker_started(self, _: Channel) -> None:
-        pass  # it says WorkerReady when it is confined
-
-    def _worker_gone(self, reason: str) -> None:
-        blamed = set(self._memory.running()) if self._memory is not None else set()
-        # The worker loads one after the other: those behind the first have done nothing yet.
-        if self._loading and "SIGTERM" not in reason:
-            blamed.add(self._loading[0])
-        self._loading.clear()
-        self._is_worker_up = False
-        self.gateway.post(inside.TO_GATEWAY.pack(inside.DetachWorker(0)))
-        self._feed(WorkerDown(f"the model worker ended: {reason}"))
-        for key in sorted(blamed):
-            text = f"the model worker ended while it was at work on it ({reason})"
-            self._feed(ModelFailed(key, text, is_crash=True))
-
-    def _from_worker(self, data: bytes, descriptors: list[int]) -> None:
-        _close_all(descriptors)
-        message = inside.FROM_WORKER.unpack(data)
-        match message:
-            case inside.WorkerReady():
-                self.runtime, self.sandbox = message.runtime, message.sandbox
-                _log.info("model worker: %s, sandbox %s", message.runtime, message.sandbox)
-                self._is_worker_up = True
-                self._connect()
-                self._feed(WorkerUp())
-            case inside.ModelLoaded():
-                self._answered(message.key)
-                for reason in message.passed_over:
-                    _log.warning("a model runs on %s: %s", message.providers[0], reason)
-                self._feed(
-                    ModelReady(message.key, message.providers, message.metadata, message.service_us)
-                )
-            case inside.ModelRefused():
-                self._answered(message.key)
-                self._feed(ModelFailed(message.key, message.reason))
-            case _:
-                assert_never(message)
-
-    def _answered(self, key: bytes) -> None:
-        with contextlib.suppress(ValueError):
-            self._loading.remove(key)  # the first, if it was withdrawn and wanted again meanwhile
-
-    def _connect(self) -> None:
-        """New memory and doorbell for both."""
-        former, self._memory = self._memory, SharedSlots.create(self._slots, self._slot_bytes)
-        if former is not None:
-            former.close()
-        ours, theirs = doorbell_pair()
-        with ours, theirs:
-            memory = self._memory.fileno()
-            attach = inside.AttachGateway(self._memory.slots, self._memory.slot_bytes)
-            self.worker.post(inside.TO_WORKER.pack(attach), (theirs.fileno(), memory))
-            message = inside.TO_GATEWAY.pack(inside.AttachWorker(0))
-            self.gateway.post(message, (ours.fileno(), memory))
-
-    def model(self, effect: LoadModel | UnloadModel) -> None:
-        """Load or forget a model version."""
-        if (former := self._unloads.pop(effect.key, None)) is not None:
-            former.cancel()  # another one in its place needs no unloading before
-        if isinstance(effect, UnloadModel):
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(self._unload_after_s, self._unload, effect.key)
-            self._unloads[effect.key] = timer
-        else:
-            self._spawn(self._load(effect))
-
-    def _unload(self, key: bytes) -> None:
-        del self._unloads[key]
-        self.worker.post(inside.TO_WORKER.pack(inside.UnloadModel(key)))
-
-    async def _load(self, effect: LoadModel) -> None:
-        version = effect.version
-        digest = Digest(version.manifest)
-        try:
-            sha256 = await self._blobs.sha256(digest)
-            path: Path = self._blobs.path(digest)
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except (AtollError, OSError) as error:
-            self._feed(ModelFailed(effect.key, f"its bytes cannot be read: {error}"))
-            return
-        try:
-            message = inside.LoadModel(
-                effect.key, version.name, version.version, self._site_name, sha256,
-                self._providers,
-            )  # fmt: skip
-            if self.worker.post(inside.TO_WORKER.pack(message), (descriptor,)):
-                self._loading.append(effect.key)
-        finally:
-            os.close(descriptor)
-
     # --- life ------------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start both; they are kept alive until ``stop``."""
+        """Start all; they are kept alive until ``stop``."""
         self._spawn(self.gateway.run())
         self._spawn(self._refresh_view())
-        self._spawn(self.worker.run())
+        self.workers.start()
 
     async def stop(self) -> None:
-        """End both."""
+        """End all."""
         if self._view_timer is not None:
             self._view_timer.cancel()
-        for timer in self._unloads.values():
-            timer.cancel()
-        await asyncio.gather(self.gateway.stop(), self.worker.stop())
-        if self._memory is not None:
-            self._memory.close()
+        await asyncio.gather(self.gateway.stop(), self.workers.stop())
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -138,10 +138,7 @@ class DaemonOperations:
             return "isolated", ["no other site is heard; see atoll peers --why", *reasons]
         if parts.site.is_draining:
             return "draining", ["drained by the operator; atoll undrain ends it", *reasons]
-        if parts.inference.worker.state != "running":
-            reasons.append(f"model worker: {parts.inference.worker.state}")
-        if "none" in parts.inference.sandbox:
-            reasons.append(f"the model worker is not confined: {parts.inference.sandbox}")
+        reasons += parts.inference.workers.troubles
         return "ready", reasons
 
     def _store_troubles(self) -> list[str]:
@@ -162,8 +159,10 @@ class DaemonOperations:
                 "name": child.name, "pid": child.pid, "state": child.state,
                 "restarts": child.restarts, "rss_bytes": _rss(child.pid),
             }
-            for child in (inference.gateway, inference.worker)
+            for child in (inference.gateway, *(one.child for one in inference.workers.all))
         ]  # fmt: skip
+        for row, worker in zip(found[2:], inference.workers.all, strict=True):
+            row |= {"device": worker.device, "runtime": worker.runtime, "sandbox": worker.sandbox}
         found += [
             {
                 "name": f"{trainer.name} {trainer.job}".strip(), "pid": trainer.pid,
@@ -230,7 +229,7 @@ class DaemonOperations:
         name, _, version = model.partition(":")
         found = explain(
             view_of(self._parts.site), name, version=version or None, residency=residency,
-            is_worker_up=self._parts.inference.worker.state == "running",
+            is_worker_up=self._parts.inference.workers.is_any_up,
         )  # fmt: skip
         return found.as_dict()
 
@@ -434,14 +433,14 @@ class DaemonOperations:
         """See ``Operations.doctor``."""
         parts = self._parts
         isolated = parts.driver.is_isolated
-        worker = parts.inference.worker
+        workers, gateway = parts.inference.workers, parts.inference.gateway
         checks = [
             ("members", not isolated, f"{len(parts.site.swim.members())} other sites known",
              "look at atoll peers --why"),
-            ("model worker", worker.state == "running", worker.state, "see the journal"),
-            ("gateway", parts.inference.gateway.state == "running", parts.inference.gateway.state,
-             "see the journal"),
-            ("sandbox", "none" not in parts.inference.sandbox, parts.inference.sandbox,
+            *((one.child.name.replace("-", " "), one.is_running, one.child.state, "see the journal")
+              for one in workers.all),
+            ("gateway", gateway.state == "running", gateway.state, "see the journal"),
+            ("sandbox", "none" not in workers.sandbox, workers.sandbox,
              "use a kernel with Landlock (5.13 or later) and seccomp"),
             ("database", not self._store_troubles(), "; ".join(self._store_troubles()) or "sound",
              "free disk space; check the disk"),

@@ -289,7 +289,7 @@ class Outside:
     def model(self, effect: LoadModel | UnloadModel) -> None:
         """Tell the model worker."""
         if self.inference is not None:
-            self.inference.model(effect)
+            self.inference.workers.model(effect)
 
     def watch_shelf(self, told: Callable[[], object]) -> Callable[[], None]:
         """Call ``told`` whenever a model may have moved; call the result to stop."""

@@ -36,6 +36,7 @@ from agent.daemon.renewing import Renewing, Shown
 from agent.daemon.restore import raise_boot_epoch, restore, token_seeds
 from agent.daemon.trust_operations import TrustDesk
 from agent.daemon.trust_store import open_trust
+from agent.daemon.workers import worker_plan
 from agent.drivers import keystore, memory, tls
 from agent.drivers.audit_log import AuditLog
 from agent.drivers.blobs import BlobStore
@@ -45,7 +46,6 @@ from agent.drivers.hardware_detect import detect_hardware
 from agent.drivers.keystore import SiteKeys
 from agent.drivers.mdns import Mdns
 from agent.drivers.mesh import MeshClient, MeshServer
-from agent.drivers.shared_memory import ALIGNMENT
 from agent.drivers.store import Store
 from agent.drivers.systemd import Notifier
 from agent.drivers.trainers import Trainers
@@ -70,8 +70,6 @@ STOP_TIMEOUT_S = 4.0
 """The whole site stops in under 5 s."""
 GATEWAY_TIMEOUT_S = 20.0
 """A gateway that is not up by then is reported; the daemon goes on trying."""
-UNLOAD_AFTER_S = 1.0
-"""By then the gateway has the view without a model; what it passed on before may wait its time."""
 
 T = TypeVar("T")
 _log = logging.getLogger("atoll")
@@ -282,7 +280,6 @@ class _Daemon:
     ) -> Inference:
         settings = self._settings
         serving, listen = settings.serving, settings.listen
-        threads = serving.threads or hardware.inference_threads
         gateway = [
             "--http-host", listen.http_host, "--http-port", str(listen.http_port),
             "--grpc-port", str(listen.grpc_port or -1),
@@ -295,18 +292,11 @@ class _Daemon:
             "--queue-max-s", str(serving.queue_max_s),
             *(part for share in serving.shares for part in ("--share", share)),
         ]  # fmt: skip
-        worker = ["--threads", str(threads), "--batch-rows-max", str(serving.batch_rows_max)]
-        if serving.sessions_bytes:
-            worker += ["--sessions-bytes", str(serving.sessions_bytes)]
-        if serving.worker_memory_bytes:
-            worker += ["--memory-bytes", str(serving.worker_memory_bytes)]
         inference = Inference(
-            gateway_arguments=gateway, worker_arguments=worker, slots=serving.slots,
-            slot_bytes=serving.request_bytes_max + ALIGNMENT, providers=hardware.providers,
-            site_name=keys.identity.claims.name, blobs=blobs, audit=audit,
+            gateway_arguments=gateway, plan=worker_plan(serving, hardware, keys.identity.claims.name),
+            blobs=blobs, audit=audit,
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,
-            unload_after_s=serving.queue_max_s + UNLOAD_AFTER_S,
         )  # fmt: skip
         inference.figures = driver.lag.render
         return inference

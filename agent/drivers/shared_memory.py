@@ -98,6 +98,11 @@ class SharedSlots:
         start = _NOTES_AT + index * _KEY_BYTES
         self._map[start : start + _KEY_BYTES] = _NO_KEY if key is None else key
 
+    def is_running(self, index: int) -> bool:
+        """Whether the slot's model runs now, or ran when the worker died."""
+        start = _NOTES_AT + index * _KEY_BYTES
+        return self._map[start : start + _KEY_BYTES] != _NO_KEY
+
     def running(self) -> list[bytes]:
         """Keys of the models that run now, or ran when the worker died."""
         starts = range(_NOTES_AT, _NOTES_AT + self.slots * _KEY_BYTES, _KEY_BYTES)

@@ -35,6 +35,7 @@ from agent.wire.inside import (
     RepositoryAsked,
     Traffic,
     View,
+    WorkerHolds,
 )
 
 AUDIT_TIMEOUT_S = 5.0
@@ -96,7 +97,8 @@ class Control:
         | BlobLabel
         | CertificateRenewed
         | RepositoryAnswered
-        | ControlFigures,
+        | ControlFigures
+        | WorkerHolds,
         descriptors: list[int],
     ) -> None:
         match message:
@@ -109,7 +111,10 @@ class Control:
                 self._state.residency_of_blob[message.manifest] = message.residency
             case AttachWorker():
                 self._attach(message.index, descriptors)
+            case WorkerHolds():
+                self._state.hold(message.index, frozenset(message.models))
             case DetachWorker():
+                self._state.figures.workers_lost += 1
                 self._state.detach(message.index)
             case Audited():
                 _answer(self._audits.pop(message.call, None), message.error)

@@ -159,7 +159,8 @@ class Endpoints:
             ("atoll_ready", "Whether requests are taken", float(not state.why_not_ready)),
             ("atoll_wait_seconds", "Predicted wait", state.admission.wait_s(state.runners)),
         )
-        text = state.figures.render(gauges) + state.lag.render() + state.waits.render()
+        text = state.figures.render(gauges) + state.render_workers()
+        text += state.lag.render() + state.waits.render()
         text += await state.figures_of_control()
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 

@@ -93,6 +93,8 @@ class Figures:
         self.errors = 0
         self.forwarded = 0
         self.received = 0
+        self.rerun = 0
+        self.workers_lost = 0
         self.turned_away: Counter[str] = Counter()
         """Requests of any kind by why their token was not good enough."""
         self._models: dict[tuple[str, str], ModelFigures] = {}
@@ -133,6 +135,8 @@ class Figures:
             ("atoll_errors_total", "Inference requests answered with an error", self.errors),
             ("atoll_forwarded_total", "Requests answered by another site", self.forwarded),
             ("atoll_received_total", "Requests taken from other sites", self.received),
+            ("atoll_rerun_total", "Requests run again because their worker ended", self.rerun),
+            ("atoll_workers_lost_total", "Model workers that ended", self.workers_lost),
         )
         for name, help_text, value in totals:
             lines += (f"# HELP {name} {help_text}", f"# TYPE {name} counter", f"{name} {value}")

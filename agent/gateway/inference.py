@@ -25,6 +25,7 @@ from agent.gateway.members import (
 from agent.gateway.precedence import PRIORITY_HEADER
 from agent.gateway.remarks import Remarks
 from agent.gateway.site import SiteState
+from agent.gateway.worker_link import Reply, WorkerGone
 from agent.routing.explain import nobody
 from agent.routing.policy import (
     Question,
@@ -39,7 +40,7 @@ from agent.routing.policy import (
 from agent.routing.score import rank
 from agent.serving.access import LOCAL
 from agent.serving.failures import DeadlineExceeded, status_of, told_in
-from agent.serving.fair import Priority
+from agent.serving.fair import Priority, Turn
 from agent.serving.request import HEADER_NAME, header_length
 from agent.serving.trace import SPAN_BYTES, Trace
 from agent.wire.inside import KnownModel, RemoteSite
@@ -48,10 +49,16 @@ ATTEMPTS_MAX = 3
 """Sites asked for one request: more would only add load where there is too much of it."""
 TRY_ELSEWHERE = frozenset({403, 404, 429, 502, 503})
 """The other site may not, has lost the model or has no room; anything else would fail everywhere."""
+WORKERS_LOST_MAX = 2
+"""A request that has lost so many workers may be why: it goes to no third, and to no other site."""
 REQUEST_ID_CHARS_MAX = 64
 RETRY_HEADER = "Retry-After"
 
 _ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
+
+
+class RequestLost(Unreachable):
+    """Workers have ended with the request in them; it is not tried again."""
 
 
 class Audit(Protocol):
@@ -204,6 +211,8 @@ class Inference:
         if not local.removed:
             try:
                 return await self._run_here(asked)
+            except RequestLost:
+                raise
             except (Busy, Unreachable) as error:
                 failure = error
         try:
@@ -254,9 +263,7 @@ class Inference:
             raise
         run_us = None
         try:
-            reply = await state.least_busy_worker().infer(
-                asked.body, header_bytes, asked.model.key, asked.deadline, ticket.turn
-            )
+            reply = await self._ask_workers(asked, header_bytes, ticket.turn)
             run_us = reply.run_us // reply.together  # its part of the runner's time
             state.waits.note(ticket.application, asked.priority, reply.queue_us)
         finally:
@@ -273,6 +280,26 @@ class Inference:
             together=reply.together,
             is_first=reply.is_first,
         )
+
+    async def _ask_workers(self, asked: Asked, header_bytes: int | None, turn: Turn) -> Reply:
+        """The answer of the least busy worker, or of another if that one ends meanwhile."""
+        state, key = self._state, asked.model.key
+        lost: list[int] = []
+        while True:
+            link = state.worker_for(key, lost)
+            state.figures.rerun += bool(lost)
+            try:
+                reply = await link.infer(asked.body, header_bytes, key, asked.deadline, turn)
+            except WorkerGone as error:
+                lost.append(link.index)
+                is_suspect = error.was_running and state.suspects.lost(key)
+                if is_suspect or len(lost) >= WORKERS_LOST_MAX:
+                    raise RequestLost(
+                        "the model worker has stopped", why="so did another under this model"
+                    ) from error
+            else:
+                state.suspects.answered(key)
+                return reply
 
     async def _run_elsewhere(self, asked: Asked) -> Answered:
         question = asked.question

@@ -4,7 +4,7 @@ The control process replaces the view whole; the gateway decides on it alone, an
 when the control process is busy.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from agent.drivers.lag import LoopLag
@@ -15,6 +15,7 @@ from agent.gateway.waits import Waits
 from agent.gateway.worker_link import WorkerLink
 from agent.serving.access import Access
 from agent.serving.admission import Admission
+from agent.serving.suspects import Suspects
 from agent.wire.inside import LocalModel, RemoteSite, View
 
 WAITING_MAX = 1024
@@ -53,6 +54,7 @@ class SiteState:
         self.figures_of_control: Callable[[], Awaitable[str]] = _no_figures
         """More counters, in the Prometheus text format; set once there is who to ask."""
         self.workers: dict[int, WorkerLink] = {}
+        self.suspects = Suspects()
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
         self._view: View | None = None
         self._local: dict[bytes, LocalModel] = {}
@@ -120,16 +122,44 @@ class SiteState:
         """Requests that all workers hold at once."""
         return sum(link.slots for link in self.workers.values() if link.is_up)
 
-    def least_busy_worker(self) -> WorkerLink:
-        """The worker for the next request.
+    def worker_for(self, key: bytes, tried: Collection[int] = ()) -> WorkerLink:
+        """The least busy worker that holds the model and has not lost the request already.
 
         Raises:
-            Unreachable: none is attached.
+            Unreachable: there is none.
         """
-        links = [link for link in self.workers.values() if link.is_up]
-        if not links:
+        if not self.is_worker_up:
             raise Unreachable("the model worker has stopped", why="it is being restarted")
+        links = [
+            link
+            for link in self.workers.values()
+            if link.is_up and key in link.models and link.index not in tried
+        ]
+        if not links:
+            raise Unreachable("no model worker has the model now", why="it is being loaded again")
         return min(links, key=lambda link: link.busy)
+
+    def render_workers(self) -> str:
+        """The gauges of each worker in Prometheus' text format; bounded by ``WORKERS_MAX``."""
+        gauges = (
+            ("atoll_worker_busy", "Requests with the worker or waiting for it", lambda w: w.busy),
+            ("atoll_worker_slots", "Requests it can hold", lambda w: w.slots),
+            ("atoll_worker_models", "Models it can answer for", lambda w: len(w.models)),
+        )
+        lines = []
+        for name, text, value in gauges:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
+            lines += [
+                f'{name}{{worker="{index}"}} {value(link)}'
+                for index, link in sorted(self.workers.items())
+                if link.is_up
+            ]
+        return "\n".join([*lines, ""])
+
+    def hold(self, index: int, models: frozenset[bytes]) -> None:
+        """A worker can answer for exactly these."""
+        if (link := self.workers.get(index)) is not None:
+            link.models = models
 
     def attach(self, link: WorkerLink) -> None:
         """Give requests to a worker, in place of a former one with its index."""

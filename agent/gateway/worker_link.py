@@ -32,6 +32,15 @@ GRACE_S = 2.0
 _log = logging.getLogger(__name__)
 
 
+class WorkerGone(Unreachable):
+    """The worker has ended, before the request was with it or meanwhile."""
+
+    def __init__(self, *, was_running: bool = False) -> None:
+        """``was_running``: the request was in the model, which so may be why the worker ended."""
+        super().__init__("the model worker has stopped", why="it is being restarted")
+        self.was_running = was_running
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A worker's answer, copied out of its slot."""
@@ -62,6 +71,8 @@ class WorkerLink:
         """Take over both; needs a running loop."""
         doorbell.setblocking(False)
         self.index = index
+        self.models: frozenset[bytes] = frozenset()
+        """Keys of those it can answer for."""
         self._doorbell = doorbell
         self._slots = slots
         self._loop = asyncio.get_running_loop()
@@ -110,7 +121,7 @@ class WorkerLink:
             turn: when it is served.
 
         Raises:
-            Unreachable: the worker is gone, before or meanwhile.
+            WorkerGone: before or meanwhile.
             DeadlineExceeded: no slot or no answer in time.
             TooLarge: the body does not fit a slot.
         """
@@ -132,7 +143,7 @@ class WorkerLink:
         )
         try:
             self._ring(ring.pack())
-        except Unreachable:
+        except WorkerGone:
             del self._calls[number]
             raise
         limit = self._loop.call_later(
@@ -154,17 +165,18 @@ class WorkerLink:
         self._doorbell.close()
         for call in self._calls.values():
             if not call.answered.done():
-                call.answered.set_exception(_gone())
+                was_running = self._slots.is_running(call.slot)
+                call.answered.set_exception(WorkerGone(was_running=was_running))
         for waiter in self._waiting:
             if not waiter.done():
-                waiter.set_exception(_gone())
+                waiter.set_exception(WorkerGone())
         self._calls.clear()
         self._waiting = FairQueue()
         self._slots.close()
 
     async def _take_slot(self, turn: Turn, deadline: float) -> int:
         if self._is_closed:
-            raise _gone()
+            raise WorkerGone
         if self._free and self._may_hold(turn.application, turn.priority):
             # and nobody who waits may have it
             self._held[_flow(turn.application, turn.priority)] += 1
@@ -206,7 +218,7 @@ class WorkerLink:
         try:
             self._doorbell.send(packet)
         except OSError as error:
-            raise _gone() from error
+            raise WorkerGone from error
 
     def _rung(self) -> None:
         """Take one ring; the loop calls again while there are more."""
@@ -250,10 +262,6 @@ class WorkerLink:
 
 def _flow(application: int, priority: Priority) -> int:
     return application << 2 | priority
-
-
-def _gone() -> Unreachable:
-    return Unreachable("the model worker has stopped", why="it is being restarted")
 
 
 def _give_up(answered: asyncio.Future[Reply]) -> None:

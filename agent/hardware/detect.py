@@ -8,6 +8,9 @@ from agent.hardware.facts import Fact, Facts
 from agent.hardware.match import recognise
 from agent.hardware.profile import GENERIC, Profile, ThermalPart
 
+NVIDIA_PROVIDERS = frozenset({"TensorrtExecutionProvider", "CUDAExecutionProvider"})
+"""Execution providers that run on what ``gpu.count`` counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
@@ -29,6 +32,8 @@ class Hardware:
     """Relative strength, in cores of a server CPU, > 0: the weight of this site's record."""
     inference_threads: int
     """Model runs at once."""
+    accelerators: int
+    """GPUs that a wanted execution provider uses; 0: models run on the CPU."""
     intra_op_threads: int
     """Threads of one run."""
     is_training_allowed: bool
@@ -86,6 +91,7 @@ def judge_hardware(
         providers=profile.inference.providers,
         capacity=profile.capacity or float(cores),
         inference_threads=profile.inference.threads or max(1, cores - 1),
+        accelerators=_accelerators(facts, profile.inference.providers),
         intra_op_threads=profile.inference.intra_op_threads or 1,
         is_training_allowed=profile.training.allowed,
         training_threads=profile.training.threads or max(1, cores // 2),
@@ -93,6 +99,12 @@ def judge_hardware(
         drift=drifted,
         findings=(*findings, *told),
     )
+
+
+def _accelerators(facts: Facts, providers: Sequence[str]) -> int:
+    if NVIDIA_PROVIDERS.isdisjoint(providers):
+        return 0
+    return max(1, int(facts.number("gpu.count") or 0))  # an integrated one may not be counted
 
 
 def usable_cores(facts: Facts) -> int:

@@ -166,14 +166,18 @@ class ModelOverridden:
 
 @dataclass(frozen=True, slots=True)
 class WorkerUp:
-    """A fresh model worker waits for models."""
+    """A fresh model worker waits for models; there may be others."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerDown:
-    """The model worker is gone, and every session with it."""
+    """A model worker is gone, and every session with it."""
 
     reason: str
+    lost: frozenset[bytes]
+    """Keys of the models that no other worker holds."""
+    is_any_up: bool
+    """Whether another worker can load them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ A model that crashes its worker is counted in the database and quarantined after
 that a poison model costs three restarts and not the site.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,25 +111,26 @@ class Shelf:
         return [Noted(f"model {version.name}:{version.version} is ready on {providers[0]}")]
 
     def failed(self, key: bytes, reason: str, *, is_crash: bool) -> list[SiteEffect]:
-        """The worker refused it, or died while it was loading or running."""
+        """A worker refused it, or died while it was loading or running it.
+
+        After a crash other workers may hold it still; what is lost ``worker_down`` says.
+        """
         item = self.items.get(key)
         if item is None:
             return []
         effects: list[SiteEffect] = []
         name = f"{item.version.name}:{item.version.version}"
-        item.reason = reason[:400]
+        reason = reason[:400]
         if is_crash:
             self._crashes[key] = self._crashes.get(key, 0) + 1
-            row: dict[str, Scalar] = {
-                "key": key,
-                "crashes": self._crashes[key],
-                "reason": item.reason,
-            }
+            row: dict[str, Scalar] = {"key": key, "crashes": self._crashes[key], "reason": reason}
             effects.append(Persist((Put("models", row),)))
-            item.stage = "held"
+            if self._crashes[key] >= CRASHES_MAX and item.stage in ("loading", "ready"):
+                item.stage = "held"
+                effects.append(UnloadModel(key))
         else:
-            item.stage = "refused"
-        effects.append(Noted(f"model {name}: {item.reason}", is_warning=True))
+            item.stage, item.reason = "refused", reason
+        effects.append(Noted(f"model {name}: {reason}", is_warning=True))
         return effects
 
     def release(self, key: bytes, now: float) -> list[SiteEffect]:
@@ -159,12 +160,16 @@ class Shelf:
         self._has_worker = True
         return self.advance(now)
 
-    def worker_down(self, reason: str) -> None:
-        """Every session is gone."""
-        self._has_worker = False
-        for item in self.items.values():
-            if item.stage in ("loading", "ready"):
+    def worker_down(
+        self, reason: str, lost: Collection[bytes], now: float, *, is_any_up: bool
+    ) -> list[SiteEffect]:
+        """The sessions of ``lost`` are gone; another worker, if any is up, is to load them."""
+        self._has_worker = is_any_up
+        for key in lost:
+            item = self.items.get(key)
+            if item is not None and item.stage in ("loading", "ready"):
                 item.stage, item.reason = "held", reason
+        return self.advance(now)
 
     def wake_at(self) -> float:
         """When the next fetch is to be tried again."""

@@ -200,8 +200,8 @@ class Site:
                 self.holdings.override(event, self.wall_s(now), now)
             case WorkerUp():
                 self._outbox += self.shelf.worker_up(now)
-            case WorkerDown(reason):
-                self.shelf.worker_down(reason)
+            case WorkerDown(reason, lost, is_any_up):
+                self._outbox += self.shelf.worker_down(reason, lost, now, is_any_up=is_any_up)
                 self.holdings.serving_changed(now)
             case LoadMeasured(load, service_us):
                 self.holdings.measured(load, service_us, now)

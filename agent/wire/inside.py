@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from agent.wire.documents import BlobDigest
+from agent.wire.limits import DOCUMENTS_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Port, Served, Site
 from agent.wire.schema import AtMost, Length, Range, Tagged
 
@@ -101,6 +102,14 @@ class DetachWorker:
     """The model worker is gone: fail its requests (503, or the next site) at once."""
 
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHolds:
+    """The models that a worker can answer for, all of them; said after each ``AttachWorker`` too."""
+
+    index: int
+    models: Annotated[tuple[ModelKey, ...], AtMost(DOCUMENTS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +307,7 @@ TO_GATEWAY = Tagged(
         7: RepositoryAnswered,
         8: Applications,
         9: ControlFigures,
+        10: WorkerHolds,
     }
 )
 FROM_GATEWAY = Tagged(

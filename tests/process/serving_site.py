@@ -50,6 +50,7 @@ from agent.wire.inside import (
     Traffic,
     UnloadModel,
     View,
+    WorkerHolds,
     WorkerReady,
     model_key,
 )
@@ -160,6 +161,8 @@ class ServingSite:
     asked: list[RepositoryAsked] = field(default_factory=list)
     """Loads and unloads that applications wanted; each is said to be done."""
     traffic: list[Traffic] = field(default_factory=list)
+    held: set[bytes] = field(default_factory=set)
+    """Models that the worker has loaded, as the gateway is told."""
     served: dict[str, Path] = field(default_factory=dict)
     """What ``serve`` was given, by name."""
 
@@ -232,6 +235,7 @@ class ServingSite:
         return ready
 
     def detach(self) -> None:
+        self.held.clear()
         self.send(DetachWorker(0))
 
     def load(
@@ -254,6 +258,9 @@ class ServingSite:
                 [file.fileno()],
             )
         answer: ModelLoaded | ModelRefused = self.worker.next(ModelLoaded | ModelRefused)
+        if isinstance(answer, ModelLoaded):
+            self.held.add(answer.key)
+            self.send(WorkerHolds(0, tuple(self.held)))
         return answer
 
     def serve(

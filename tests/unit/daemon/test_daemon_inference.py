@@ -1,4 +1,4 @@
-"""What passes between the site and its gateway and model worker; the processes are the test's own."""
+"""What passes between the site and its gateway; the process is the test's own."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -11,24 +11,16 @@ import pytest
 from agent.audit.chain import Decision
 from agent.daemon import inference as inference_module
 from agent.daemon.inference import Inference
+from agent.daemon.workers import WorkerPlan
 from agent.drivers.blobs import BlobStore
 from agent.foundation.errors import StoreFault
-from agent.foundation.ids import Digest, SiteId
-from agent.site.events import (
-    LoadMeasured,
-    LoadModel,
-    ModelFailed,
-    ModelReady,
-    SiteEvent,
-    UnloadModel,
-    WorkerDown,
-    WorkerUp,
-)
+from agent.foundation.ids import SiteId
+from agent.site.events import LoadMeasured, SiteEvent
 from agent.wire import inside
-from agent.wire.documents import ModelVersion
 
 SITE = SiteId(b"\1" * 32)
 TOKEN = inside.ApplicationToken("shop", bytes(32), ("read",), 0.0)
+PLAN = WorkerPlan((), ("",), 2, 4096, ("CPU",), "berlin", 0.01)
 VIEW = inside.View(SITE, "berlin", "DE", False, (), (), (), (), ())
 
 
@@ -51,19 +43,16 @@ class Rig:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[SiteEvent] = []
         self.tokens: tuple[inside.ApplicationToken, ...] = (TOKEN,)
-        self.audit, self.blobs = Audit(), BlobStore(folder, reserve_bytes=0)
+        self.audit = Audit()
         self.views = 0
         self.is_changing = True
         self.tasks: set[asyncio.Task[Any]] = set()
         self.inference = Inference(
-            gateway_arguments=(), worker_arguments=(), slots=2, slot_bytes=4096,
-            providers=("GPU", "CPU"), site_name="berlin", blobs=self.blobs, audit=self.audit,
-            view=self._view, applications=lambda: self.tokens,
+            gateway_arguments=(), plan=PLAN, blobs=BlobStore(folder, reserve_bytes=0),
+            audit=self.audit, view=self._view, applications=lambda: self.tokens,
             feed=self.events.append, spawn=self._spawn,
-            unload_after_s=0.01,
         )  # fmt: skip
         self.to_gateway: list[Any] = []
-        self.to_worker: list[Any] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -74,9 +63,6 @@ class Rig:
         monkeypatch.setattr(self.inference.gateway, "send", send)
         monkeypatch.setattr(
             self.inference.gateway, "post", self._taker(self.to_gateway, inside.TO_GATEWAY)
-        )
-        monkeypatch.setattr(
-            self.inference.worker, "post", self._taker(self.to_worker, inside.TO_WORKER)
         )
 
     @staticmethod
@@ -102,9 +88,6 @@ class Rig:
 
     def from_gateway(self, message: Any) -> None:
         self.inference._from_gateway(inside.FROM_GATEWAY.pack(message), [])
-
-    def from_worker(self, message: Any) -> None:
-        self.inference._from_worker(inside.FROM_WORKER.pack(message), [])
 
 
 @pytest.fixture
@@ -185,67 +168,6 @@ async def test_large_views_are_composed_less_often(
     assert timer is not None
     assert timer.when() - asyncio.get_running_loop().time() > 1.9
     await rig.inference.stop()
-
-
-async def test_a_dead_worker_is_told_to_everybody_and_the_model_at_work_is_blamed(rig: Rig) -> None:
-    rig.from_worker(inside.WorkerReady(1, "onnxruntime", "landlock"))
-    assert isinstance(rig.to_worker[0], inside.AttachGateway)
-    assert rig.inference._memory is not None
-    rig.inference._memory.note_running(1, b"12345678")
-    rig.inference._worker_gone("killed by SIGSEGV")
-    assert isinstance(rig.to_gateway[-1], inside.DetachWorker)
-    up, down, blamed = rig.events
-    assert isinstance(up, WorkerUp)
-    assert isinstance(down, WorkerDown)
-    assert isinstance(blamed, ModelFailed)
-    assert (blamed.key, blamed.is_crash) == (b"12345678", True)
-    await rig.inference.stop()
-
-
-async def test_of_several_loads_only_the_one_at_work_is_blamed(rig: Rig) -> None:
-    """Else a poison model would have those behind it quarantined with it."""
-    rig.from_worker(inside.WorkerReady(1, "onnxruntime", "landlock"))
-    digest = await rig.blobs.put_bytes(b"a model")
-    keys = [inside.model_key("m", version) for version in "1234"]
-    for version, key in zip("1234", keys, strict=True):
-        rig.inference.model(LoadModel(key, ModelVersion("m", version, digest, 7, "onnx", ())))
-        await rig.settled()
-    rig.from_worker(inside.ModelLoaded(keys[0], ("CPU",), "{}", 5, 100))
-    rig.inference.model(UnloadModel(keys[3]))
-    for reason, expected in (("killed by SIGSEGV", [keys[1]]), ("killed by SIGSEGV", [])):
-        rig.events.clear()
-        rig.inference._worker_gone(reason)
-        blamed = [event for event in rig.events if isinstance(event, ModelFailed)]
-        assert [(one.key, one.is_crash) for one in blamed] == [(key, True) for key in expected]
-    await rig.inference.stop()
-
-
-async def test_a_model_is_loaded_from_a_descriptor_and_answers_are_passed_on(rig: Rig) -> None:
-    digest = await rig.blobs.put_bytes(b"a model")
-    key = inside.model_key("m", "1")
-    version = ModelVersion("m", "1", digest, 7, "onnx", ())
-    rig.inference.model(LoadModel(key, version))
-    await rig.settled()
-    (load,) = rig.to_worker
-    assert (load.key, load.site, load.providers) == (key, "berlin", ("GPU", "CPU"))
-    rig.from_worker(inside.ModelLoaded(key, ("CPU",), "{}", 5, 100))
-    rig.from_worker(inside.ModelRefused(key, "no"))
-    assert rig.events == [ModelReady(key, ("CPU",), "{}", 100), ModelFailed(key, "no")]
-    rig.inference.model(UnloadModel(key))
-    assert rig.to_worker == [load], "the gateway may still ask for it"
-    async with asyncio.timeout(5):
-        while len(rig.to_worker) < 2:  # noqa: ASYNC110 - the code under test has no event
-            await asyncio.sleep(0.005)
-    assert rig.to_worker[-1] == inside.UnloadModel(key)
-
-
-async def test_a_model_whose_bytes_are_gone_is_refused_with_the_reason(rig: Rig) -> None:
-    version = ModelVersion("m", "1", Digest(b"\7" * 32), 7, "onnx", ())
-    rig.inference.model(LoadModel(b"12345678", version))
-    await rig.settled()
-    (failed,) = rig.events
-    assert isinstance(failed, ModelFailed)
-    assert "its bytes cannot be read" in failed.reason
 
 
 async def test_counters_become_load(rig: Rig) -> None:

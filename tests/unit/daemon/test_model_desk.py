@@ -89,7 +89,7 @@ async def test_a_load_waits_for_the_worker() -> None:
     rig = Rig()
     rig.node.refuses.clear()
     rig.publish()
-    rig.site.shelf.worker_down("it was killed")
+    rig.site.shelf.worker_down("it was killed", (KEY,), 0, is_any_up=False)
     waiting = asyncio.create_task(rig.desk.control("m", "me", is_load=True))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -133,7 +133,7 @@ async def test_the_wait_is_bounded_and_says_how_it_is(monkeypatch: pytest.Monkey
     monkeypatch.setattr(model_desk, "LOAD_WAIT_S", 0.0)
     rig = Rig()
     rig.publish()
-    rig.site.shelf.worker_down("it was killed")
+    rig.site.shelf.worker_down("it was killed", (KEY,), 0, is_any_up=False)
     rig.site.shelf.items[KEY].stage = "held"
     with pytest.raises(Busy, match=r"not ready after 0 s.*still being tried"):
         await rig.desk.control("m", "me", is_load=True)
@@ -144,7 +144,7 @@ async def test_what_is_unloaded_while_a_load_waits_is_told_to_who_waits() -> Non
     rig = Rig()
     rig.node.refuses.clear()
     rig.publish()
-    rig.site.shelf.worker_down("it was killed")
+    rig.site.shelf.worker_down("it was killed", (KEY,), 0, is_any_up=False)
     waiting = asyncio.create_task(rig.desk.control("m", "me", is_load=True))
     await asyncio.sleep(0)
     await asyncio.sleep(0)

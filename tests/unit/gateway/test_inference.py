@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
@@ -9,14 +10,17 @@ import pytest
 from agent.foundation.errors import Busy, NotFound, Refused, Unreachable, UsageError
 from agent.foundation.ids import SiteId
 from agent.gateway.inference import (
+    Answered,
     Asked,
     Inference,
+    RequestLost,
     read_deadline,
     read_question,
     read_request_id,
 )
 from agent.gateway.members import MemberAnswer
 from agent.gateway.site import Limits, SiteState
+from agent.gateway.worker_link import Reply, WorkerGone
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
 from agent.wire.records import Served
 
@@ -135,3 +139,60 @@ async def test_a_member_that_lies_about_its_answer_has_not_answered(
     asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
     with pytest.raises(Unreachable, match="site other answers nonsense"):
         await inference.answer(asked)
+
+
+def worker(
+    index: int, *answers: Reply | Exception, models: frozenset[bytes] = frozenset({KEY})
+) -> Any:
+    """A link that gives one of ``answers`` after the other."""
+    link = Mock(index=index, is_up=True, models=models, busy=index, runners=1, slots=1)
+    link.infer = AsyncMock(side_effect=answers)
+    return link
+
+
+ANSWER = Reply(200, 2, b"{}", 0, 1, 1, is_first=True)
+
+
+async def answered(state: SiteState) -> Answered:
+    question = read_question(state, "m", None, {}, None)
+    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 5)
+    return await Inference(state, None, NoAudit()).answer(asked)
+
+
+async def test_what_was_with_a_worker_that_ends_is_run_by_another(state: SiteState) -> None:
+    state.workers = {0: worker(0, WorkerGone(was_running=True)), 1: worker(1, ANSWER)}
+    assert (await answered(state)).status == 200
+    assert state.figures.rerun == 1
+
+
+async def test_a_worker_without_the_model_is_not_asked(state: SiteState) -> None:
+    state.workers = {0: worker(0, models=frozenset()), 1: worker(1, ANSWER)}
+    assert (await answered(state)).status == 200
+    del state.workers[1]
+    with pytest.raises(Unreachable, match="no model worker has the model now"):
+        await answered(state)
+
+
+async def test_a_request_that_loses_two_workers_is_given_to_no_third(state: SiteState) -> None:
+    gone = WorkerGone(was_running=False)
+    state.workers = {0: worker(0, gone), 1: worker(1, gone), 2: worker(2, ANSWER)}
+    with pytest.raises(RequestLost):
+        await answered(state)
+    assert state.admission.in_flight == 0
+
+
+async def test_a_model_that_lost_a_worker_and_has_not_answered_since_takes_no_other_along(
+    state: SiteState,
+) -> None:
+    gone = WorkerGone(was_running=True)
+    state.workers = {0: worker(0, gone), 1: worker(1, gone)}
+    with pytest.raises(RequestLost):
+        await answered(state)
+    other = worker(1, ANSWER)
+    state.workers = {0: worker(0, gone, ANSWER, gone), 1: other}
+    with pytest.raises(RequestLost):
+        await answered(state)
+    assert not other.infer.called
+    assert (await answered(state)).status == 200
+    assert (await answered(state)).status == 200, "trusted again: it goes to the other worker"
+    assert other.infer.called

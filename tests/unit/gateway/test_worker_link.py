@@ -10,7 +10,7 @@ import pytest
 
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import Unreachable
-from agent.gateway.worker_link import WorkerLink
+from agent.gateway.worker_link import WorkerGone, WorkerLink
 from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, InferRing, unpack_ring
 from agent.serving.failures import DeadlineExceeded, TooLarge
 from agent.serving.fair import Priority, Turn
@@ -226,3 +226,16 @@ async def test_waiting_for_a_slot_is_told_with_the_waiting_for_a_runner() -> Non
         assert ring.asked_at < answered_at - 0.015
         script.answer(ring, b"")
         await asyncio.gather(first, second)
+
+
+async def test_who_was_in_the_model_when_its_worker_ended_is_told_from_who_waited() -> None:
+    async with Script(slots=3) as script:
+        running, waiting = script.infer(b"one"), script.infer(b"two")
+        ring = await script.heard()
+        await script.heard()
+        script.slots.note_running(ring.slot, KEY)
+        script.link.close()
+        for task, was_running in ((running, True), (waiting, False)):
+            with pytest.raises(WorkerGone) as caught:
+                await task
+            assert caught.value.was_running is was_running

@@ -52,7 +52,7 @@ def test_a_failed_fetch_is_repeated_with_its_reason_kept() -> None:
 def test_a_refused_model_stays_refused_until_its_bytes_change() -> None:
     place = loading()
     place.shelf.failed(KEY, "no such operator", is_crash=False)
-    place.shelf.worker_down("killed")
+    place.shelf.worker_down("killed", {KEY}, 1, is_any_up=False)
     assert place.shelf.worker_up(1) == []
     other = version(digest=b"\2")
     place.held.add(other.manifest)
@@ -65,6 +65,7 @@ def test_a_model_that_crashes_the_worker_is_counted_durably_and_quarantined() ->
         effects = place.shelf.failed(KEY, "SIGSEGV", is_crash=True)
         (persist,) = [effect for effect in effects if isinstance(effect, Persist)]
         assert persist.writes[0].row["crashes"] == count  # type: ignore[union-attr]
+        place.shelf.worker_down("SIGSEGV", {KEY}, count, is_any_up=False)
         place.shelf.worker_up(count)
     assert place.shelf.items[KEY].stage == "refused"
     after_restart = Place({KEY: CRASHES_MAX})
@@ -78,9 +79,31 @@ def test_a_worker_that_is_gone_takes_its_sessions_with_it() -> None:
     place = loading()
     (noted,) = place.shelf.ready(KEY, ("CPU",), "{}", 5)
     assert isinstance(noted, Noted)
-    place.shelf.worker_down("killed")
+    assert place.shelf.worker_down("killed", {KEY}, 1, is_any_up=False) == []
     assert (place.shelf.items[KEY].stage, place.shelf.items[KEY].reason) == ("held", "killed")
     assert place.shelf.worker_up(1) == [LoadModel(KEY, version())]
+
+
+def test_what_another_worker_holds_stays_ready_and_what_is_lost_goes_to_one_that_is_up() -> None:
+    place = loading()
+    place.shelf.ready(KEY, ("CPU",), "{}", 5)
+    assert place.shelf.worker_down("killed", (), 1, is_any_up=True) == []
+    assert place.shelf.items[KEY].stage == "ready"
+    assert place.shelf.worker_down("killed", {KEY}, 1, is_any_up=True) == [
+        LoadModel(KEY, version())
+    ]
+
+
+def test_a_model_that_crashes_one_worker_after_the_other_is_taken_from_those_that_hold_it() -> None:
+    place = loading()
+    place.shelf.ready(KEY, ("CPU",), "{}", 5)
+    for _ in range(CRASHES_MAX - 1):
+        effects = place.shelf.failed(KEY, "SIGSEGV", is_crash=True)
+        assert UnloadModel(KEY) not in effects
+        assert place.shelf.items[KEY].stage == "ready"
+    assert UnloadModel(KEY) in place.shelf.failed(KEY, "SIGSEGV", is_crash=True)
+    assert place.shelf.advance(1) == []
+    assert "quarantined" in place.shelf.items[KEY].reason
 
 
 def test_what_is_no_longer_wanted_is_unloaded_even_if_it_became_ready_meanwhile() -> None:
@@ -104,7 +127,9 @@ def test_a_quarantined_model_that_is_released_is_tried_again_and_its_crashes_are
     ]
     for _ in range(CRASHES_MAX - 1):
         place.shelf.failed(KEY, "killed", is_crash=True)
-        assert place.shelf.advance(2) == [LoadModel(KEY, version())]
+        assert place.shelf.worker_down("killed", {KEY}, 2, is_any_up=True) == [
+            LoadModel(KEY, version())
+        ]
 
 
 def test_releasing_a_model_that_is_well_or_unknown_changes_nothing() -> None:

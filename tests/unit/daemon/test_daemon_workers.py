@@ -1,0 +1,250 @@
+"""What passes between the site, its model workers and the gateway; the processes are the test's own."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.config.settings import ServingPart
+from agent.daemon.workers import WorkerPlan, Workers, worker_plan
+from agent.drivers.blobs import BlobStore
+from agent.foundation.ids import Digest
+from agent.site.events import (
+    LoadModel,
+    ModelFailed,
+    ModelReady,
+    SiteEvent,
+    UnloadModel,
+    WorkerDown,
+    WorkerUp,
+)
+from agent.wire import inside
+from agent.wire.documents import ModelVersion
+
+READY = inside.WorkerReady(1, "onnxruntime", "landlock")
+KEY = inside.model_key("m", "1")
+
+
+class Rig:
+    """``Workers`` whose processes only remember what they are sent."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.events: list[SiteEvent] = []
+        self.blobs = BlobStore(folder, reserve_bytes=0)
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.to_gateway: list[Any] = []
+        self.to_worker: list[list[Any]] = [[] for _ in range(count)]
+        plan = WorkerPlan((), ("",) * count, 2, 4096, ("GPU", "CPU"), "berlin", 0.01)
+        self.workers = Workers(
+            plan, blobs=self.blobs, to_gateway=self._to_gateway, feed=self.events.append,
+            spawn=self._spawn,
+        )  # fmt: skip
+        for worker, sent in zip(self.workers.all, self.to_worker, strict=True):
+
+            def post(data: bytes, _: object = (), sent: list[Any] = sent) -> bool:
+                sent.append(inside.TO_WORKER.unpack(data))
+                return True
+
+            monkeypatch.setattr(worker.child, "post", post)
+
+    def _to_gateway(self, data: bytes, _: Sequence[int]) -> bool:
+        self.to_gateway.append(inside.TO_GATEWAY.unpack(data))
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        return task
+
+    async def load(self, name: str = "m", version: str = "1") -> bytes:
+        digest = await self.blobs.put_bytes(b"a model")
+        key = inside.model_key(name, version)
+        self.workers.model(LoadModel(key, ModelVersion(name, version, digest, 7, "onnx", ())))
+        await self.settled()
+        return key
+
+    async def settled(self) -> None:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*self.tasks)
+
+    async def says(self, index: int, *messages: Any) -> None:
+        for message in messages:
+            self.workers._received(index, inside.FROM_WORKER.pack(message), [])
+        await self.settled()
+
+    def loads(self, index: int) -> list[bytes]:
+        return [m.key for m in self.to_worker[index] if isinstance(m, inside.LoadModel)]
+
+    def held(self) -> dict[int, set[bytes]]:
+        """As the gateway was told last."""
+        told = [m for m in self.to_gateway if isinstance(m, inside.WorkerHolds)]
+        return {m.index: set(m.models) for m in told}
+
+
+def loaded(key: bytes) -> inside.ModelLoaded:
+    return inside.ModelLoaded(key, ("CPU",), "{}", 5, 100)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(tmp_path / "blobs", monkeypatch, 1)
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    return Rig(tmp_path / "blobs", monkeypatch, 2)
+
+
+async def test_a_dead_worker_is_told_to_everybody_and_the_model_at_work_is_blamed(rig: Rig) -> None:
+    await rig.says(0, READY)
+    assert isinstance(rig.to_worker[0][0], inside.AttachGateway)
+    memory = rig.workers.all[0].memory
+    assert memory is not None
+    memory.note_running(1, b"12345678")
+    rig.workers._gone(0, "killed by SIGSEGV")
+    assert rig.to_gateway[-1] == inside.DetachWorker(0)
+    up, blamed, down = rig.events
+    assert isinstance(up, WorkerUp)
+    assert isinstance(blamed, ModelFailed)
+    assert (blamed.key, blamed.is_crash) == (b"12345678", True)
+    assert isinstance(down, WorkerDown)
+    assert not down.is_any_up
+    await rig.workers.stop()
+
+
+async def test_of_several_loads_only_the_one_at_work_is_blamed(rig: Rig) -> None:
+    """Else a poison model would have those behind it quarantined with it."""
+    await rig.says(0, READY)
+    keys = [await rig.load("m", version) for version in "1234"]
+    await rig.says(0, loaded(keys[0]))
+    rig.workers.model(UnloadModel(keys[3]))
+    for expected in ([keys[1]], []):
+        rig.events.clear()
+        rig.workers._gone(0, "killed by SIGSEGV")
+        blamed = [event for event in rig.events if isinstance(event, ModelFailed)]
+        assert [(one.key, one.is_crash) for one in blamed] == [(key, True) for key in expected]
+    await rig.workers.stop()
+
+
+async def test_a_worker_that_was_told_to_end_has_nobody_to_blame(rig: Rig) -> None:
+    await rig.says(0, READY)
+    key = await rig.load()
+    rig.events.clear()
+    rig.workers._gone(0, "killed by SIGTERM")
+    assert rig.events == [
+        WorkerDown("the model worker ended: killed by SIGTERM", frozenset({key}), is_any_up=False)
+    ]
+    await rig.workers.stop()
+
+
+async def test_a_model_is_loaded_from_a_descriptor_and_answers_are_passed_on(rig: Rig) -> None:
+    await rig.says(0, READY)
+    rig.events.clear()
+    key = await rig.load()
+    load = rig.to_worker[0][-1]
+    assert (load.key, load.site, load.providers) == (key, "berlin", ("GPU", "CPU"))
+    await rig.says(0, loaded(key))
+    assert rig.events == [ModelReady(key, ("CPU",), "{}", 100)]
+    assert rig.held() == {0: {key}}
+    other = await rig.load("n")
+    await rig.says(0, inside.ModelRefused(other, "no"))
+    assert rig.events[-1] == ModelFailed(other, "no")
+    rig.workers.model(UnloadModel(key))
+    assert inside.UnloadModel(key) not in rig.to_worker[0], "the gateway may still ask for it"
+    async with asyncio.timeout(5):
+        while inside.UnloadModel(key) not in rig.to_worker[0]:  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.005)
+    assert rig.held() == {0: set()}
+    await rig.workers.stop()
+
+
+async def test_a_model_whose_bytes_are_gone_is_refused_with_the_reason(rig: Rig) -> None:
+    await rig.says(0, READY)
+    version = ModelVersion("m", "1", Digest(b"\7" * 32), 7, "onnx", ())
+    rig.workers.model(LoadModel(KEY, version))
+    await rig.settled()
+    failed = rig.events[-1]
+    assert isinstance(failed, ModelFailed)
+    assert "its bytes cannot be read" in failed.reason
+    await rig.workers.stop()
+
+
+async def test_one_worker_tries_a_model_and_then_the_other_gets_it_too(pair: Rig) -> None:
+    await pair.says(0, READY)
+    await pair.says(1, READY)
+    key = await pair.load()
+    (first,) = [index for index in (0, 1) if pair.loads(index) == [key]]
+    assert pair.loads(1 - first) == []
+    await pair.says(first, loaded(key))
+    assert pair.loads(1 - first) == [key]
+    await pair.says(1 - first, loaded(key))
+    assert pair.held() == {0: {key}, 1: {key}}
+    assert [event for event in pair.events if isinstance(event, ModelReady)] == [
+        ModelReady(key, ("CPU",), "{}", 100)
+    ]
+    await pair.workers.stop()
+
+
+async def test_what_the_other_worker_holds_is_not_lost_and_the_new_one_loads_it_again(
+    pair: Rig,
+) -> None:
+    await pair.says(0, READY)
+    await pair.says(1, READY)
+    key = await pair.load()
+    for index in (0, 1):
+        await pair.says(index, loaded(key))
+    pair.workers._gone(0, "killed by SIGKILL")
+    down = pair.events[-1]
+    assert isinstance(down, WorkerDown)
+    assert (down.lost, down.is_any_up) == (frozenset(), True)
+    await pair.says(0, READY)
+    assert pair.loads(0)[-1] == key
+    await pair.workers.stop()
+
+
+async def test_a_new_gateway_is_told_of_every_worker_and_of_what_it_holds(pair: Rig) -> None:
+    await pair.says(0, READY)
+    await pair.says(1, READY)
+    key = await pair.load()
+    await pair.says(0, loaded(key))
+    pair.to_gateway.clear()
+    pair.workers.gateway_started()
+    assert pair.to_gateway == [
+        inside.AttachWorker(0), inside.WorkerHolds(0, (key,)),
+        inside.AttachWorker(1), inside.WorkerHolds(1, ()),
+    ]  # fmt: skip
+    await pair.workers.stop()
+
+
+def plan(serving: ServingPart, threads: int, accelerators: int = 0) -> WorkerPlan:
+    hardware: Any = SimpleNamespace(
+        inference_threads=threads, accelerators=accelerators, providers=("CPU",)
+    )
+    return worker_plan(serving, hardware, "berlin")
+
+
+def test_threads_and_slots_are_shared_among_the_workers() -> None:
+    found = plan(ServingPart(workers=3, slots=16), threads=7)
+    assert len(found.devices) == 3
+    assert found.slots == 6
+    assert found.arguments[:4] == ("--workers", "3", "--threads", "2")
+
+
+def test_a_small_machine_has_one_worker_and_a_large_one_several() -> None:
+    assert [len(plan(ServingPart(), threads).devices) for threads in (1, 7, 8, 15, 200)] == [
+        1, 1, 2, 3, 8,
+    ]  # fmt: skip
+
+
+def test_each_of_several_gpus_has_a_worker_that_sees_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert plan(ServingPart(), threads=31, accelerators=2).devices == ("0", "1")
+    assert plan(ServingPart(workers=4), 31, accelerators=2).devices == ("0", "1", "0", "1")
+    assert plan(ServingPart(), threads=31, accelerators=1).devices == ("",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert plan(ServingPart(), threads=31, accelerators=2).devices == ("2", "5")
