@@ -97,7 +97,7 @@ class Holdings:
         """
         every = self.versions.every()
         meant = check_place(find(every, name, version), self._place)
-        self.overrides.require_room()
+        self.overrides.require_room(name, version)
         if version != ALL:
             return meant
         planned = {(one.name, one.version) for one in self.versions.planned()}
@@ -114,7 +114,7 @@ class Holdings:
             Busy: no more decisions can be kept.
         """
         find(self.versions.every(), name, version)
-        self.overrides.require_room()
+        self.overrides.require_room(name, version)
 
     def override(self, event: ModelOverridden, wall_s: float, now: float) -> None:
         """Serve a model here, or not, against the catalog; durable before anything follows."""

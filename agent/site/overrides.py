@@ -97,9 +97,13 @@ class Overrides:
                 writes += self._keep(Override(name, target, True, who[:WHO_CHARS_MAX], at_s))
         return writes
 
-    def require_room(self) -> None:
-        """Raise ``Busy`` if no more decisions can be kept."""
-        if len(self._known) >= OVERRIDES_MAX:
+    def require_room(self, name: str, version: str) -> None:
+        """Raise ``Busy`` if a decision would be one too many; one that replaces another never is."""
+        is_replacing = (name, version) in self._known or (
+            version == ALL
+            and any(key[0] == name and not one.is_served for key, one in self._known.items())
+        )
+        if len(self._known) >= OVERRIDES_MAX and not is_replacing:
             raise Busy(
                 "this site can remember no more loads and unloads",
                 why=f"there are {len(self._known)}",

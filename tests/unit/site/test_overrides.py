@@ -110,10 +110,15 @@ def test_a_decision_says_who_and_when() -> None:
     assert unloading().spelled == "m"
 
 
-def test_there_is_room_for_so_many_and_no_more() -> None:
+def test_there_is_room_for_so_many_and_what_is_decided_anew_needs_none() -> None:
     full = Overrides(unloading(str(number)) for number in range(OVERRIDES_MAX))
-    with pytest.raises(Busy, match="atoll model load"):
-        full.require_room()
+    for name, version in (("m", "new"), ("other", ALL)):
+        with pytest.raises(Busy, match="atoll model load"):
+            full.require_room(name, version)
+    full.require_room("m", "5")
+    full.require_room("m", ALL)
+    full.load("m", ALL, ["1"], {("m", "1")}, "me", AT_S)
+    full.require_room("other", ALL)
 
 
 # --- at a site -----------------------------------------------------------------------------------
