@@ -12,7 +12,7 @@ from agent.daemon.workers import WorkerPlan, Workers
 from agent.drivers.blobs import BlobStore
 from agent.drivers.channel import Channel
 from agent.drivers.clock import monotonic_s, wall_s
-from agent.foundation.errors import AtollError
+from agent.foundation.errors import AtollError, Busy
 from agent.foundation.ids import Digest
 from agent.serving.failures import status_of
 from agent.site.events import LoadMeasured, SiteEvent
@@ -50,6 +50,10 @@ class Control(Protocol):
         ...
 
 
+async def _not_yet(model: str, who: str, *, is_load: bool) -> None:  # noqa: ARG001 - as ``Control``
+    raise Busy("the site is starting", mend="try again later")
+
+
 class Inference:
     """Supervises gateway and model workers."""
 
@@ -78,8 +82,8 @@ class Inference:
         self._told = 0
         self._taken: dict[int, asyncio.Future[bool]] = {}
         """Those who wait until the gateway decides by the tokens of their number."""
-        self.control: Control | None = None
-        """Carries out what applications want loaded and unloaded; connected before ``start``."""
+        self.control: Control = _not_yet
+        """Carries out what applications want loaded and unloaded."""
         self.figures: Callable[[], str] = str
         """This process's counters, in the Prometheus text format."""
         self.gateway_ready = asyncio.Event()
@@ -142,7 +146,6 @@ class Inference:
         self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(message.call, error[:1000])))
 
     async def _repository(self, message: inside.RepositoryAsked) -> None:
-        assert self.control is not None, "connected before the gateway is started"
         status, error = 200, ""
         try:
             await self.control(message.model, message.who, is_load=message.is_load)

@@ -13,7 +13,7 @@ from agent.daemon import inference as inference_module
 from agent.daemon.inference import Inference
 from agent.daemon.workers import WorkerPlan
 from agent.drivers.blobs import BlobStore
-from agent.foundation.errors import StoreFault
+from agent.foundation.errors import NotFound, StoreFault
 from agent.foundation.ids import SiteId
 from agent.site.events import LoadMeasured, SiteEvent
 from agent.wire import inside
@@ -107,6 +107,43 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     assert "the disk is full" in bad.error
     (entry,) = rig.audit.written
     assert (entry.subject, entry.detail) == ("r-1", "m:1 trace 4bf9")
+
+
+async def test_what_came_of_a_load_is_answered_with_the_status_of_its_error(rig: Rig) -> None:
+    async def control(model: str, who: str, *, is_load: bool) -> None:
+        done.append((model, who, is_load))
+        if model == "nope":
+            raise NotFound("there is none")
+
+    done: list[tuple[str, str, bool]] = []
+    rig.from_gateway(inside.RepositoryAsked(1, "m", True, "me"))
+    await rig.settled()
+    rig.inference.control = control
+    rig.from_gateway(inside.RepositoryAsked(2, "m", True, "me"))
+    rig.from_gateway(inside.RepositoryAsked(3, "nope", False, "you"))
+    await rig.settled()
+    early, good, bad = rig.to_gateway
+    assert (early.status, early.error) == (503, "the site is starting; try again later")
+    assert good == inside.RepositoryAnswered(2, 200, "")
+    assert bad == inside.RepositoryAnswered(3, 404, "there is none")
+    assert done == [("m", "me", True), ("nope", "you", False)]
+
+
+async def test_figures_are_given_when_they_are_asked_for(rig: Rig) -> None:
+    rig.from_gateway(inside.FiguresAsked())
+    rig.inference.figures = lambda: "x 1\n"
+    rig.from_gateway(inside.FiguresAsked())
+    assert rig.to_gateway == [inside.ControlFigures(""), inside.ControlFigures("x 1\n")]
+
+
+async def test_a_view_that_is_shown_at_once_is_sent_before_what_follows(rig: Rig) -> None:
+    await rig.inference.show()
+    await rig.inference.show()
+    assert len(rig.to_gateway) == 2, "the rig's views differ"
+    rig.is_changing = False
+    await rig.inference.show()
+    await rig.inference.show()
+    assert len(rig.to_gateway) == 3, "the same is not sent twice"
 
 
 async def test_changes_that_come_together_make_one_view_and_a_slow_reader_gets_only_the_last(
