@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -18,6 +19,8 @@ ENCODINGS = ("identity", "gzip", "deflate")
 """What clients of the protocol send; others would be taken for plain bytes by some and not by others."""
 BODIES_AT_ONCE = 4
 """Bodies of the largest allowed size that may lie in memory together."""
+BODIES_OF_ONE = 3
+"""Of these, one application's: another one's requests are read however many large ones it sends."""
 
 
 class Bodies:
@@ -26,17 +29,19 @@ class Bodies:
     def __init__(self, bytes_max: int) -> None:
         """``bytes_max`` bounds one body, after decompression."""
         self.bytes_max = bytes_max
-        self._held_max = BODIES_AT_ONCE * bytes_max
         self._held = 0
+        self._held_by: Counter[str] = Counter()
+        """By application."""
 
     @contextlib.asynccontextmanager
     async def body(
-        self, request: web.Request, bytes_max: int | None = None
+        self, request: web.Request, application: str, bytes_max: int | None = None
     ) -> AsyncIterator[bytes]:
         """The whole body, inflated; its memory counts until the block ends.
 
         Args:
             request: whose body it is.
+            application: whose request it is.
             bytes_max: if that is less than all bodies may have.
 
         Raises:
@@ -56,21 +61,27 @@ class Bodies:
             raise self._too_large(bytes_max)
         chunks: list[bytes] = []
         try:
-            await self._read(request, chunks, bytes_max)
+            await self._read(request, chunks, application, bytes_max)
             yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
         finally:
-            self._held -= sum(map(len, chunks))
+            size = sum(map(len, chunks))
+            self._held -= size
+            self._held_by[application] -= size
+            if not self._held_by[application]:
+                del self._held_by[application]
 
-    async def _read(self, request: web.Request, chunks: list[bytes], bytes_max: int) -> None:
+    async def _read(
+        self, request: web.Request, chunks: list[bytes], application: str, bytes_max: int
+    ) -> None:
         size = 0
         begun = asyncio.get_running_loop().time()
         try:
             if request.content.is_eof():  # all of it is there: nobody is waited for
-                self._take(request.content.read_nowait(), chunks, 0, bytes_max)
+                self._take(request.content.read_nowait(), chunks, 0, application, bytes_max)
                 return
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
                 while chunk := await request.content.readany():
-                    size = self._take(chunk, chunks, size, bytes_max)
+                    size = self._take(chunk, chunks, size, application, bytes_max)
                     limit.reschedule(begun + BODY_TIMEOUT_S + size / BODY_BYTES_PER_S_MIN)
         except TimeoutError:
             raise TooSlow(
@@ -83,13 +94,19 @@ class Bodies:
         except RuntimeError as error:  # aiohttp's word for a connection that is gone already
             raise UsageError("the body breaks off", why=str(error)) from None
 
-    def _take(self, chunk: bytes, chunks: list[bytes], size: int, bytes_max: int) -> int:
+    def _take(
+        self, chunk: bytes, chunks: list[bytes], size: int, application: str, bytes_max: int
+    ) -> int:
         chunks.append(chunk)
         size += len(chunk)
         self._held += len(chunk)
+        self._held_by[application] += len(chunk)
         if size > bytes_max:
             raise self._too_large(bytes_max)
-        if self._held > self._held_max:
+        if (
+            self._held > BODIES_AT_ONCE * self.bytes_max
+            or self._held_by[application] > BODIES_OF_ONE * self.bytes_max
+        ):
             raise Busy("too many large requests at once", mend="try again later")
         return size
 

@@ -181,7 +181,9 @@ class Endpoints:
         self, request: web.Request, carry_out: Callable[..., Awaitable[None]]
     ) -> web.Response:
         try:
-            async with self._bodies.body(request, REPOSITORY_BODY_BYTES_MAX) as body:
+            async with self._bodies.body(
+                request, request[APPLICATION], REPOSITORY_BODY_BYTES_MAX
+            ) as body:
                 parameters = read_parameters(body)
         except TooLarge:
             raise TooLarge(
@@ -194,7 +196,9 @@ class Endpoints:
         return _json({})
 
     async def _wants_ready_only(self, request: web.Request) -> bool:
-        async with self._bodies.body(request, REPOSITORY_BODY_BYTES_MAX) as body:
+        async with self._bodies.body(
+            request, request[APPLICATION], REPOSITORY_BODY_BYTES_MAX
+        ) as body:
             if not body:
                 return False
             try:
@@ -286,7 +290,7 @@ class Endpoints:
             raise UsageError(f"{HEADER_NAME} is given more than once")
         header = headers.get(HEADER_NAME)
         application = application_of(request[APPLICATION], headers)
-        async with self._bodies.body(request) as body:
+        async with self._bodies.body(request, application) as body:
             return await self._inference.answer(
                 Asked(
                     id=request_id,

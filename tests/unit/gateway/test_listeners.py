@@ -28,7 +28,7 @@ async def door(bodies: Bodies, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(bodies_module, "BODY_TIMEOUT_S", 0.2)
 
     async def count(request: web.Request) -> web.Response:
-        async with bodies.body(request) as body:
+        async with bodies.body(request, request.headers.get("Name", "")) as body:
             return web.Response(text=str(len(body)))
 
     async def fail(_: web.Request) -> web.Response:
@@ -75,6 +75,29 @@ async def test_a_body_within_the_limit_is_read_whole(door: Door, bodies: Bodies)
     assert await talk(door, post(b"")) == (200, b"0")
     chunked = b"POST /count HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
     assert await talk(door, chunked) == (200, b"3")
+    assert bodies._held == 0
+
+
+async def test_large_bodies_of_one_application_leave_room_for_another(
+    door: Door, bodies: Bodies
+) -> None:
+    writers = []
+    for _ in range(4):
+        _, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(post(bytes(LIMIT - 200), "Name: flood", length=LIMIT))
+        writers.append(writer)
+    async with asyncio.timeout(0.15):
+        while bodies._held_by["flood"] < 3 * (LIMIT - 200):  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+        status, body = await talk(door, post(bytes(LIMIT), "Name: flood"))
+        assert (status, b"too many large requests" in body) == (503, True)
+        assert await talk(door, post(bytes(LIMIT // 2), "Name: other")) == (200, b"500")
+    for writer in writers:
+        writer.close()
+        await writer.wait_closed()
+    async with asyncio.timeout(5):
+        while bodies._held_by:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.001)
     assert bodies._held == 0
 
 
