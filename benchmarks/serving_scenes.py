@@ -32,6 +32,7 @@ UNLOADED_S = 5.0
 """A former version is let go by then."""
 DRIFT_REQUESTS = 200_000
 CPU_S = 20.0
+SHARING_S = 4.0
 JSON_S = 30.0
 
 
@@ -358,6 +359,58 @@ def overload() -> list[Row]:
     ]  # fmt: skip
 
 
+def sharing() -> list[Row]:
+    """One request of det at a time, alone and beside 32 clients that ask for det without a pause.
+
+    The 32 (``wrk``) are the application ``local``. What is asked beside them is of another application, of
+    the same one, and of the same one with high priority, each for a few seconds in turn.
+    """
+    asked: dict[str, dict[str, str]] = {
+        "alone": {}, "other": {"Atoll-Application": "other"}, "same": {}, "high": {"Atoll-Priority": "high"},
+    }  # fmt: skip
+    times: dict[str, list[float]] = {name: [] for name in asked}
+    refused = 0
+    with site("batch_rows_max = 1") as one:
+        one.load("det", 4, 2)
+        for _ in range(3):
+            for name, headers in asked.items():
+                with contextlib.nullcontext() if name == "alone" else flood(one):
+                    end = time.monotonic() + SHARING_S
+                    while time.monotonic() < end:
+                        answer = one.ask("det", headers=headers)
+                        times[name].append(answer.took_s * 1000)
+                        refused += answer.status != 200
+    p50, p99 = (
+        {name: sorted(of)[int(len(of) * part)] for name, of in times.items()}
+        for part in (0.5, 0.99)
+    )
+    for name, of in times.items():
+        print(f"  {name}: {len(of)} answered, p50 {p50[name]:.1f} ms, p99 {p99[name]:.1f} ms")
+    beside, urgent = (
+        f"det, one at a time {how}" for how in
+        ("beside 32 clients of another application", "with high priority beside 32 clients of its application")
+    )  # fmt: skip
+    return [
+        row(f"{beside}: p50", [p50["other"]], "ms", 2 * p50["alone"], peer="in the same application", peer_value=p50["same"]),
+        row(f"{beside}: p99", [p99["other"]], "ms", peer="in the same application", peer_value=p99["same"]),
+        row(f"{urgent}: p50", [p50["high"]], "ms", 2 * p50["alone"], peer="without priority", peer_value=p50["same"]),
+        row(f"{urgent}: p99", [p99["high"]], "ms", peer="without priority", peer_value=p99["same"]),
+        row("det, one at a time beside nobody: p50", [p50["alone"]], "ms"),
+        row("det, one at a time beside nobody: p99", [p99["alone"]], "ms"),
+        row("det, one at a time beside 32 clients: refused", [refused], "", 0),
+    ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def flood(one: Site) -> Iterator[None]:
+    """32 clients that ask for det without a pause, for the whole of the block."""
+    clients = threading.Thread(target=one.load, args=("det", 32, SHARING_S + 3))
+    clients.start()
+    time.sleep(1.0)  # until all are connected
+    yield
+    clients.join()
+
+
 def batching() -> list[Row]:
     """The gain of running together, on the small model at concurrency 32."""
     found: dict[str, list[float]] = {"on": [], "off": []}
@@ -400,6 +453,6 @@ def drift(requests: int = DRIFT_REQUESTS) -> list[Row]:
 
 
 SCENES: dict[str, Callable[[], list[Row]]] = {
-    "batching": batching, "bad": bad_requests, "kills": kills, "kills_in_a_row": kills_in_a_row, "deadlines": deadlines, "swaps": swaps,
+    "sharing": sharing, "batching": batching, "bad": bad_requests, "kills": kills, "kills_in_a_row": kills_in_a_row, "deadlines": deadlines, "swaps": swaps,
     "memory": memory, "lag": lag, "idling": idling, "overload": overload, "drift": drift,
 }  # fmt: skip
