@@ -148,7 +148,7 @@ def kills_in_a_row() -> list[Row]:
         again_s: list[float] = []
         with scratch() as folder:
             settings = f"workers = {workers}\nthreads = {workers}"
-            one = Site(folder / "site", settings, models=("cls",))
+            one = Site(folder / "site", settings)
             names = ["model-worker"] if workers == 1 else ["model-worker-0", "model-worker-1"]
             with running(one), Clients(one, "cls", 4) as clients:
                 for number in range(KILLS_IN_A_ROW):
