@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from agent.catalog.replicas import Candidate, holders
+from agent.foundation.ids import SiteId
 from agent.wire.documents import Deployment, ModelVersion
+from agent.wire.inside import model_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,29 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Abilities:
+    """What this machine can offer a model."""
+
+    accelerators: int = 0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A site that could hold a replica, as it is known here."""
+
+    site: SiteId
+    place: Place
+    capacity: float
+    is_taking: bool
+    """Alive and not draining."""
+    serves: frozenset[bytes] = frozenset()
+    """Keys of the models that are ready there."""
+    refuses: frozenset[bytes] = frozenset()
+    """Keys of those that it has and will not serve: others take its place."""
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """One deployment, judged for one site."""
 
@@ -31,6 +57,10 @@ class Placement:
     """The version to serve; ``None``: not here, see ``reason``."""
     reason: str
     """Why not; empty if it is to be served."""
+    holders: tuple[SiteId, ...] = ()
+    """The sites chosen for its replicas, best first; empty where each matching site serves it."""
+    unable: str = ""
+    """Why this site cannot serve it though it is chosen; others then take its place."""
 
 
 class Models(Protocol):
@@ -45,14 +75,26 @@ class Models(Protocol):
         ...
 
 
-def placements(catalog: Models, me: Place) -> list[Placement]:
+def placements(
+    catalog: Models,
+    me: Member,
+    others: Sequence[Member] = (),
+    abilities: Abilities = Abilities(),
+) -> list[Placement]:
     """Every deployment with the verdict for this site, by model name: what ``explain`` shows."""
-    return [_judged(deployment, catalog, me) for deployment in catalog.of_kind(Deployment)]
+    return [
+        _judged(deployment, catalog, me, others, abilities)
+        for deployment in catalog.of_kind(Deployment)
+    ]
 
 
-def wanted(catalog: Models, me: Place) -> list[ModelVersion]:
-    """The model versions that this site must serve, by model name."""
-    return [one.model for one in placements(catalog, me) if one.model is not None]
+def unable(placed: Sequence[Placement]) -> dict[bytes, str]:
+    """Models that this site was chosen for and cannot serve: by key, why."""
+    return {
+        model_key(one.model.name, one.model.version): one.unable
+        for one in placed
+        if one.model is not None and one.unable
+    }
 
 
 def may_hold(residency: Sequence[str], jurisdiction: str) -> bool:
@@ -60,29 +102,67 @@ def may_hold(residency: Sequence[str], jurisdiction: str) -> bool:
     return not residency or jurisdiction in residency
 
 
-def _judged(deployment: Deployment, catalog: Models, me: Place) -> Placement:
-    if reason := _elsewhere(deployment, me):
+def _judged(
+    deployment: Deployment, catalog: Models, me: Member, others: Sequence[Member], can: Abilities
+) -> Placement:
+    if reason := _elsewhere(deployment, me.place):
         return Placement(deployment, None, reason)
     model = catalog.model(deployment.model, deployment.version)
     if model is None:
         reason = f"version {deployment.version} of {deployment.model} is not in the catalog"
         return Placement(deployment, None, reason)
-    if not may_hold(model.residency, me.jurisdiction):
+    if not may_hold(model.residency, me.place.jurisdiction):
         allowed = ", ".join(model.residency)
-        reason = f"its residency is {allowed}; this site is in {me.jurisdiction}"
+        reason = f"its residency is {allowed}; this site is in {me.place.jurisdiction}"
         return Placement(deployment, None, reason)
-    return Placement(deployment, model, "")
+    lacking = _lacking(deployment, can)
+    if not deployment.replicas:
+        return Placement(deployment, None if lacking else model, lacking)
+    chosen = tuple(_chosen(deployment, model, me, others))
+    if me.site in chosen:
+        return Placement(deployment, model, "", chosen, lacking)
+    names = {one.site: one.place.name for one in others}
+    told = ", ".join(names[site] for site in chosen) or "nobody: no site can take it"
+    return Placement(deployment, None, f"its {deployment.replicas} replicas are at {told}", chosen)
 
 
-def _elsewhere(deployment: Deployment, me: Place) -> str:
-    """Why the deployment does not mean this site; empty if it does."""
+def _chosen(
+    deployment: Deployment, model: ModelVersion, me: Member, others: Sequence[Member]
+) -> list[SiteId]:
+    """What this site cannot do it finds out when it is chosen; then it says so, and is passed over."""
+    key = model_key(model.name, model.version)
+    matching = [
+        one
+        for one in (me, *others)
+        if one.is_taking
+        and (one is me or key not in one.refuses)
+        and not _elsewhere(deployment, one.place)
+        and may_hold(model.residency, one.place.jurisdiction)
+    ]
+    candidates = [Candidate(one.site, one.place.tier, one.capacity) for one in matching]
+    return holders(deployment.model, deployment.replicas, candidates)
+
+
+def _lacking(deployment: Deployment, can: Abilities) -> str:
+    """What the deployment asks for and this machine has not got; empty if nothing."""
+    if deployment.accelerator and not can.accelerators:
+        return f"it asks for a {deployment.accelerator}, and this site has none"
+    if deployment.memory_bytes_min > can.memory_bytes:
+        wanted, there = deployment.memory_bytes_min >> 20, can.memory_bytes >> 20
+        return f"it asks for {wanted} MiB of memory, and this site has {there}"
+    return ""
+
+
+def _elsewhere(deployment: Deployment, place: Place) -> str:
+    """Why the deployment does not mean a site; empty if it does."""
     if not deployment.is_active:
         return "the deployment was withdrawn"
     tiers: Sequence[Literal["edge", "regional", "core"]] = deployment.tiers
     for names, mine, what in (
-        (deployment.sites, me.name, "sites"),
-        (tiers, me.tier, "tiers"),
-        (deployment.regions, me.region, "regions"),
+        (deployment.sites, place.name, "sites"),
+        (tiers, place.tier, "tiers"),
+        (deployment.regions, place.region, "regions"),
+        (deployment.jurisdictions, place.jurisdiction, "jurisdictions"),
     ):
         if names and mine not in names:
             return f"{mine} is not among its {what}"

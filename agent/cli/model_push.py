@@ -38,10 +38,14 @@ class Readiness:
     """``sites`` of ``/1/models``."""
     missing: tuple[str, ...]
     """Names asked for at which the cluster does not (yet) expect it."""
+    replicas: int = 0
+    """It is enough if so many are ready, wherever; one that refuses is replaced by another."""
 
     @property
     def is_settled(self) -> bool:
         """Whether waiting longer is of no use: ready everywhere, or refused somewhere."""
+        if self.replicas:
+            return sum(place["state"] == "ready" for place in self.places) >= self.replicas
         if self.refused:
             return True
         is_ready = all(place["state"] == "ready" for place in self.places)
@@ -50,6 +54,8 @@ class Readiness:
     @property
     def refused(self) -> tuple[dict[str, Any], ...]:
         """Sites that will not serve it as it is."""
+        if self.replicas:
+            return ()
         return tuple(place for place in self.places if place["state"] in ("refused", "unloaded"))
 
     def __str__(self) -> str:
@@ -67,7 +73,9 @@ def push(asked: argparse.Namespace) -> int:
 def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
     signer = load_signer(asked)
     client = admin_client(asked)
-    sites = () if asked.everywhere else asked.sites or (client.get("/1/status")["name"],)
+    sites = asked.sites
+    if not (sites or is_selective(asked)):
+        sites = (client.get("/1/status")["name"],)
     members = client.get("/1/members")["members"]
     absent = tuple(name for name in sites if name not in {row["name"] for row in members})
     stored = client.upload("/1/blobs", file, length)
@@ -81,18 +89,30 @@ def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
             residency=asked.residency,
             source=asked.file.name[:SOURCE_CHARS_MAX],
         ),
-        Deployment(model=asked.name, version=asked.version, sites=sites),
+        Deployment(
+            model=asked.name,
+            version=asked.version,
+            sites=sites,
+            tiers=asked.tiers,
+            regions=asked.regions,
+            replicas=asked.replicas,
+            jurisdictions=asked.jurisdictions,
+            accelerator="gpu" if asked.gpu else "",
+            memory_bytes_min=asked.memory_min,
+        ),
     )
     results = submit_bodies(client, signer, bodies)
     if not asked.json:
         where = ", ".join(sites) or "every allowed site"
+        if asked.replicas:
+            where = f"{asked.replicas} of the allowed sites"
         print(f"published {asked.name}:{asked.version} ({size(length)}) for {where}")
     for name in absent:
         print(
             f"atoll: no site {name!r} is known; it serves the model once it joins", file=sys.stderr
         )
     expected = tuple(name for name in sites if name not in absent)
-    if asked.everywhere:
+    if not sites:
         expected = _all_of(members, asked)
         if not expected:
             print("atoll: no living site may hold it yet", file=sys.stderr)
@@ -100,7 +120,15 @@ def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
         if asked.json:
             print_json({"digest": stored["digest"], "results": results})
         return 0
+    if asked.gpu or asked.memory_min:  # who has that, only the sites themselves know
+        expected = ()
     return _wait(client, asked, expected, stored["digest"])
+
+
+def is_selective(asked: argparse.Namespace) -> bool:
+    """Whether the sites are chosen by what they are, not by name."""
+    chosen = asked.tiers, asked.regions, asked.jurisdictions, asked.replicas, asked.gpu
+    return any(map(bool, (asked.everywhere, asked.memory_min, *chosen)))
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -142,8 +170,14 @@ def _all_of(members: list[dict[str, Any]], asked: argparse.Namespace) -> tuple[s
         row["name"]
         for row in members
         if row["status"] in ("alive", "draining")
-        and (not asked.residency or row["jurisdiction"] in asked.residency)
-    )
+        and all(
+            not names or row[key] in names
+            for key, names in (
+                ("jurisdiction", asked.residency), ("jurisdiction", asked.jurisdictions),
+                ("tier", asked.tiers), ("region", asked.regions),
+            )
+        )
+    )  # fmt: skip
 
 
 def _wait(
@@ -151,7 +185,11 @@ def _wait(
 ) -> int:
     before = time.monotonic()
     while True:
-        state = readiness(client.get("/1/models"), asked.name, asked.version, expected)
+        answer = client.get("/1/models")
+        if asked.replicas:
+            state = readiness(answer, asked.name, asked.version, (), asked.replicas)
+        else:
+            state = readiness(answer, asked.name, asked.version, expected)
         took_s = time.monotonic() - before
         if state.is_settled or took_s > asked.timeout:
             break
@@ -179,7 +217,7 @@ def _wait(
 
 
 def readiness(
-    answer: dict[str, Any], name: str, version: str, expected: tuple[str, ...]
+    answer: dict[str, Any], name: str, version: str, expected: tuple[str, ...], replicas: int = 0
 ) -> Readiness:
     """Where ``name:version`` stands, in an answer of ``/1/models``.
 
@@ -190,5 +228,6 @@ def readiness(
         if (row["name"], row["version"]) == (name, version):
             places = tuple(row["sites"])
             there = {place["name"] for place in places}
-            return Readiness(places, tuple(one for one in expected if one not in there))
+            missing = tuple(one for one in expected if one not in there)
+            return Readiness(places, missing, replicas)
     raise NotFound(f"{name}:{version} is not in the catalog", why="it was published a moment ago")

@@ -16,6 +16,8 @@ from agent.api.names import LABEL, NAME
 DEFAULT_CONFIG = Path("/etc/atoll/atoll.toml")
 DEMO = "demo"
 TIERS = ("edge", "regional", "core")
+REPLICAS_MAX = 10_000
+"""As ``Deployment.replicas``."""
 
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - typeshed's name
 
@@ -42,6 +44,29 @@ def label(text: str) -> str:
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between."""
     return tuple(dict.fromkeys(name(part.strip()) for part in text.split(",")))
+
+
+def count(text: str) -> int:
+    """How many sites."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= REPLICAS_MAX):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {REPLICAS_MAX}")
+    return int(text)
+
+
+def mebibytes(text: str) -> int:
+    """An amount of memory given in MiB, in bytes."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(1 << 30))):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of MiB")
+    return int(text) << 20
+
+
+def tiers(text: str) -> tuple[str, ...]:
+    """Tiers with commas between."""
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for one in found:
+        if one not in TIERS:
+            raise argparse.ArgumentTypeError(f"{one!r} is not a tier: {', '.join(TIERS)}")
+    return found
 
 
 def labels(text: str) -> tuple[str, ...]:
@@ -228,6 +253,25 @@ def _models(verbs: Verbs) -> None:
         "--sites", type=names, default=(), metavar="A,B", help="serve it there (default: here)"
     )
     where.add_argument("--everywhere", action="store_true", help="serve it at every allowed site")
+    where.add_argument(
+        "--replicas", type=count, default=0, metavar="N",
+        help="serve it at so many sites, which they choose among themselves",
+    )  # fmt: skip
+    push.add_argument(
+        "--tiers", type=tiers, default=(), metavar="edge,core", help="only at sites of these tiers"
+    )
+    push.add_argument(
+        "--regions", type=names, default=(), metavar="A,B", help="only at sites of these regions"
+    )
+    push.add_argument(
+        "--jurisdictions", type=labels, default=(), metavar="DE,FR",
+        help="only at sites of these jurisdictions (--residency binds the model itself)",
+    )  # fmt: skip
+    push.add_argument("--gpu", action="store_true", help="only at sites with a GPU")
+    push.add_argument(
+        "--memory-min", type=mebibytes, default=0, metavar="MIB",
+        help="only at sites with so much memory, MiB",
+    )  # fmt: skip
     push.add_argument("--no-wait", action="store_true", help="do not wait until it is ready")
     push.add_argument(
         "--timeout", type=seconds, default=120.0, metavar="TIME", help="wait at most this long (2m)"

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from agent.api import applications
 from agent.api import trust as trust_api
 from agent.api.admin import AdminServer
+from agent.catalog.placement import Abilities
 from agent.config.addresses import announced_host
 from agent.config.settings import SiteSettings
 from agent.daemon import listening
@@ -415,6 +416,7 @@ def _abilities(settings: SiteSettings, hardware: Hardware) -> StoredSettings:
     return StoredSettings(
         datasets={name: part.jobs for name, part in settings.datasets.items()},
         can_train=not why_not, why_not=why_not, capacity=hardware.capacity,
+        abilities=Abilities(hardware.accelerators, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
     )  # fmt: skip
 
 

@@ -15,12 +15,13 @@ from typing import assert_never
 
 from agent.config.settings import ServingPart
 from agent.daemon.child import Callbacks, Child
+from agent.drivers import oom
 from agent.drivers.blobs import BlobStore
 from agent.drivers.shared_memory import ALIGNMENT, SharedSlots, doorbell_pair
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import Digest
 from agent.hardware.detect import Hardware
-from agent.serving.worker_pool import Load, Pool, worker_count
+from agent.serving.worker_pool import Down, Load, Pool, worker_count
 from agent.site.events import (
     LoadModel,
     ModelFailed,
@@ -99,6 +100,8 @@ class Worker:
         self.runtime = self.sandbox = ""
         """As it said when it was up; for a person."""
         self.memory: SharedSlots | None = None
+        self.oom_kills = 0
+        """Of the machine, when this process was up."""
 
     @property
     def is_running(self) -> bool:
@@ -214,16 +217,24 @@ class Workers:
         self._to_gateway(inside.TO_GATEWAY.pack(held), ())
 
     def _gone(self, index: int, reason: str) -> None:
-        memory = self.all[index].memory
-        blamed = set(memory.running()) if memory is not None else set()
         down = self._pool.went_down(index)
-        if down.at_work_on is not None and "SIGTERM" not in reason:
-            blamed.add(down.at_work_on)
+        blamed = self._blamed(self.all[index], down, reason)
         self._to_gateway(inside.TO_GATEWAY.pack(inside.DetachWorker(index)), ())
         for key in sorted(blamed):  # before it would be given to another worker
             text = f"the model worker ended while it was at work on it ({reason})"
             self._feed(ModelFailed(key, text, is_crash=True))
         self._feed(WorkerDown(f"the model worker ended: {reason}", down.lost, self.is_any_up))
+
+    def _blamed(self, worker: Worker, down: Down, reason: str) -> set[bytes]:
+        """The models that may be why it ended: what it loaded or ran, unless somebody else ended it.
+
+        The kernel kills for want of memory with the signal that a person may use as well.
+        """
+        is_killed_for_memory = oom.kills() > worker.oom_kills
+        if "SIGTERM" in reason or ("SIGKILL" in reason and not is_killed_for_memory):
+            return set()
+        loading = {down.at_work_on} if down.at_work_on is not None else set()
+        return loading | set(worker.memory.running() if worker.memory is not None else ())
 
     # --- what they say ---------------------------------------------------------------------------
     def _received(self, index: int, data: bytes, descriptors: list[int]) -> None:
@@ -234,6 +245,7 @@ class Workers:
             case inside.WorkerReady():
                 worker = self.all[index]
                 worker.runtime, worker.sandbox = message.runtime, message.sandbox
+                worker.oom_kills = oom.kills()
                 told = worker.child.name, message.runtime, message.sandbox
                 _log.info("%s: %s, sandbox %s", *told)
                 loads = self._pool.came_up(index)

@@ -80,6 +80,7 @@ def _check_names(body: Body) -> None:
             names, labels = (body.name, body.version), body.residency
         case Deployment():
             names = (body.model, body.version, *body.sites, *body.regions)
+            labels = body.jurisdictions
         case Job():
             names = (body.recipe, body.dataset, *body.deploy_sites, *filter(None, [body.publish]))
             labels = body.residency

@@ -4,12 +4,15 @@ It follows the catalog and the jobs: what they want here is fetched, loaded and 
 wants any more is forgotten. A blob's residency label is known before the blob can be asked for.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from random import Random
 
 from agent.catalog.catalog import Catalog
+from agent.catalog.placement import Abilities, unable
 from agent.federation import events as job
 from agent.foundation.ids import Digest, SiteId
+from agent.foundation.machine import NEVER
 from agent.foundation.writes import Write
 from agent.identity.claims import Claims
 from agent.identity.registry import Roll
@@ -34,6 +37,9 @@ from agent.wire.inside import model_key
 from agent.wire.limits import SERVING_PER_RECORD_MAX
 from agent.wire.records import Served
 
+LOOK_INTERVAL_S = 1.0
+"""Placing a hundred deployments among a thousand sites takes tens of milliseconds, and news of a cluster
+in trouble comes by the hundred."""
 SOURCES_MAX = 16
 """Sites asked for one blob; rarely are more than a few needed, and all are tried in the end."""
 
@@ -52,6 +58,7 @@ class Holdings:
         held: set[Digest],
         crashes: Mapping[bytes, int],
         overrides: Overrides,
+        abilities: Abilities,
         rng: Random,
         emit: Callable[[SiteEffect], None],
         tell: Callable[[LocalChanged, float], None],
@@ -63,20 +70,42 @@ class Holdings:
         self.labels: dict[Digest, tuple[str, ...]] = {}
         self.shelf = Shelf(held.__contains__, self._fetch_model, dict(crashes))
         self._place, self.overrides = claims.jurisdiction, overrides
-        self.versions = Versions(claims, catalog, workshop, self.shelf, swim, overrides)
+        self.versions = Versions(
+            claims, catalog, workshop, self.shelf, swim, overrides, roll, abilities
+        )
+        self._look_at, self._looked_at = NEVER, -math.inf
 
     # --- what is wanted --------------------------------------------------------------------------
     def wanted_changed(self, now: float) -> None:
         """The catalog, a job's end or another site's shelf changes what is to be served here."""
-        versions = self.versions.wanted()
+        self._look_at, self._looked_at = NEVER, now
+        placed = self.versions.placements()
+        versions = self.versions.wanted(placed, now)
         for version in versions:
             self.labels[version.manifest] = version.residency
         for body in self._catalog.of_kind(ModelVersion):
             if body.manifest in self.held:
                 self.labels[body.manifest] = body.residency
-        for effect in self.shelf.want(versions, now):
+        for effect in self.shelf.want(versions, now, unable(placed)):
             self._emit(effect)
         self.serving_changed(now)
+
+    def others_moved(self, now: float) -> None:
+        """Somebody came, went, or serves something else: replicas may have to be here, soon."""
+        if self.versions.has_former:
+            self.wanted_changed(now)
+        elif self.versions.has_replicas:
+            self._look_at = min(self._look_at, max(now, self._looked_at + LOOK_INTERVAL_S))
+
+    def woke(self, now: float) -> None:
+        """Do what was put off."""
+        if now >= self.wake_at():
+            self.wanted_changed(now)
+
+    def wake_at(self) -> float:
+        """When the placement of replicas is to be looked at."""
+        lingers_until = max(self.versions.wake_at(), self._looked_at + LOOK_INTERVAL_S)
+        return min(self._look_at, lingers_until)
 
     def serving_changed(self, now: float) -> None:
         """Announce what is ready and what is refused here."""

@@ -4,8 +4,9 @@ A model that crashes its worker is counted in the database and quarantined after
 that a poison model costs three restarts and not the site.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from agent.foundation.ids import Digest
@@ -33,6 +34,11 @@ class Item:
     service_us: int = 0
     failures: int = 0
     retry_at: float = 0.0
+    unable: str = ""
+    """What its deployment asks for and this site has not got."""
+
+
+NOTHING: Mapping[bytes, str] = MappingProxyType({})
 
 
 class Shelf:
@@ -49,8 +55,10 @@ class Shelf:
         self._has_worker = False
         self.items: dict[bytes, Item] = {}
 
-    def want(self, versions: Sequence[ModelVersion], now: float) -> list[SiteEffect]:
-        """The catalog wants exactly these here."""
+    def want(
+        self, versions: Sequence[ModelVersion], now: float, unable: Mapping[bytes, str] = NOTHING
+    ) -> list[SiteEffect]:
+        """The catalog wants exactly these here; ``unable``: why some cannot be served by this site."""
         wanted = {model_key(v.name, v.version): v for v in versions}
         gone = [key for key in self.items if key not in wanted]
         effects: list[SiteEffect] = [
@@ -64,6 +72,14 @@ class Shelf:
             if known is not None and known.stage in ("loading", "ready"):
                 effects.append(UnloadModel(key))
             self.items[key] = Item(version)
+        for key, item in self.items.items():
+            if key in unable and item.unable != unable[key]:
+                if item.stage in ("loading", "ready"):
+                    effects.append(UnloadModel(key))
+                item.stage, item.reason = "refused", unable[key]
+            elif item.unable and key not in unable:
+                item.stage, item.reason = "fetching", ""
+            item.unable = unable.get(key, "")
         return [*effects, *self.advance(now)]
 
     def advance(self, now: float) -> list[SiteEffect]:
@@ -141,7 +157,7 @@ class Shelf:
         effects: list[SiteEffect] = []
         if self._crashes.pop(key, 0):
             effects.append(Persist((Delete("models", (key,)),)))
-        if item.stage == "refused":
+        if item.stage == "refused" and not item.unable:
             item.stage, item.reason = "held", "released by the operator"
         return [*effects, *self.advance(now)]
 
@@ -150,7 +166,7 @@ class Shelf:
         item = self.items.get(key)
         if item is None:
             return
-        if item.stage == "refused":
+        if item.stage == "refused" and not item.unable:
             item.stage = "held"
         elif item.stage == "fetching" and item.retry_at != NEVER:
             item.retry_at = 0.0

@@ -130,7 +130,8 @@ class Site:
         self.holdings = holdings = Holdings(
             claims=identity.claims, catalog=self.catalog, swim=self.swim, roll=roll,
             workshop=self.workshop, held=self.held, crashes=stored.crashes,
-            overrides=Overrides(stored.overrides), rng=rng,
+            overrides=Overrides(stored.overrides),
+            abilities=settings.abilities, rng=rng,
             emit=self.emit, tell=self._relations.step,
         )  # fmt: skip
         self.labels, self.shelf, self.versions = holdings.labels, holdings.shelf, holdings.versions
@@ -228,7 +229,10 @@ class Site:
 
     def wake_at(self) -> float:
         """The earliest thing put off by any part."""
-        return min(self._relations.wake_at(), self.shelf.wake_at(), self.workshop.wake_at())
+        return min(
+            self._relations.wake_at(), self.shelf.wake_at(), self.workshop.wake_at(),
+            self.holdings.wake_at(),
+        )  # fmt: skip
 
     @property
     def is_isolated(self) -> bool:
@@ -251,6 +255,7 @@ class Site:
     def _woke(self, now: float) -> None:
         self._relations.woke(now)
         self._outbox += self.shelf.advance(now)
+        self.holdings.woke(now)
         self._job_effects(self.workshop.woke(now), now)
 
     # --- what its relations need of the site -----------------------------------------------------
@@ -269,11 +274,11 @@ class Site:
     def members_moved(self, now: float) -> None:
         """See ``Home``."""
         self._job_effects(self.workshop.step_all(job.ViewChanged(), now), now)
+        self.holdings.others_moved(now)
 
     def shelves_moved(self, now: float) -> None:
         """See ``Home``."""
-        if self.versions.has_former:
-            self.holdings.wanted_changed(now)
+        self.holdings.others_moved(now)
 
     def bar(self, reason: str) -> None:
         """See ``Home``."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from agent.catalog.placement import Abilities
 from agent.federation.job import Restored
 from agent.foundation.ids import Digest, JobId
 from agent.site.overrides import Override
@@ -48,3 +49,4 @@ class SiteSettings:
     """Why it cannot train; for a person."""
     capacity: float
     """Relative strength, > 0."""
+    abilities: Abilities = Abilities()  # noqa: RUF009 - immutable

@@ -5,11 +5,14 @@ name does. Until somebody serves the version that is meant, the one before it go
 version never takes the working one away.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from agent.catalog.catalog import Catalog
-from agent.catalog.placement import Place, wanted
+from agent.catalog.placement import Abilities, Member, Place, Placement, placements
+from agent.catalog.replicas import Lingering
+from agent.foundation.ids import SiteId
 from agent.identity.claims import Claims
+from agent.identity.registry import Roll
 from agent.membership.swim import Swim
 from agent.routing.policy import is_within
 from agent.site.overrides import Overrides
@@ -31,10 +34,14 @@ class Versions:
         shelf: Shelf,
         swim: Swim,
         overrides: Overrides,
+        roll: Roll,
+        abilities: Abilities,
     ) -> None:
         """All of one site; ``claims`` are its certificate's."""
         self._claims, self._catalog, self._workshop = claims, catalog, workshop
         self._shelf, self._swim, self._overrides = shelf, swim, overrides
+        self._roll, self._abilities = roll, abilities
+        self._lingering = Lingering()
         self.has_former = False
         """Whether a former version waits here for its successor: look again when somebody has news."""
 
@@ -48,26 +55,84 @@ class Versions:
         found.update({(v.name, v.version): v for v in self._catalog.of_kind(ModelVersion)})
         return found
 
-    def wanted(self) -> list[ModelVersion]:
-        """What this site serves: what it should, and what was decided here."""
+    def wanted(self, placed: Sequence[Placement], now: float) -> list[ModelVersion]:
+        """What this site serves: what it should (``placements``), and what was decided here."""
         place = self._claims.jurisdiction
-        chosen = self._overrides.apply(self.planned(), self.every(), place)
-        return [*chosen, *self._former(chosen)]
+        chosen = self._overrides.apply(self._planned(placed), self.every(), place)
+        return [*chosen, *self._lingers(chosen, placed, now), *self._former(chosen)]
 
     def planned(self) -> list[ModelVersion]:
         """What catalog and jobs say that this site should serve."""
-        claims = self._claims
-        here = Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
-        versions = wanted(self._catalog, here)
+        return self._planned(self.placements())
+
+    def placements(self) -> list[Placement]:
+        """Every deployment with the verdict for this site."""
+        claims, record = self._claims, self._swim.record
+        place = Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
+        me = Member(record.site, place, record.capacity, record.status == "alive")
+        others = list(self._others()) if self.has_replicas else []
+        return placements(self._catalog, me, others, self._abilities)
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether it matters here who else is there."""
+        return any(one.replicas and one.is_active for one in self._catalog.of_kind(Deployment))
+
+    def wake_at(self) -> float:
+        """When what lingers here is to be looked at again."""
+        return self._lingering.wake_at()
+
+    def _others(self) -> Iterator[Member]:
+        for member in self._swim.members().values():
+            identity, record = self._roll.get(member.site), member.record
+            if identity is None or member.state not in ("alive", "suspect"):
+                continue
+            claims = identity.claims
+            yield Member(
+                member.site, Place(claims.name, claims.region, claims.tier, claims.jurisdiction),
+                record.capacity, record.status == "alive",
+                frozenset(one.key for one in record.serving if not one.is_refused),
+                frozenset(one.key for one in record.serving if one.is_refused),
+            )  # fmt: skip
+
+    def _planned(self, placed: Sequence[Placement]) -> list[ModelVersion]:
+        versions = [one.model for one in placed if one.model is not None]
         known = {(v.name, v.version) for v in versions}
         versions += [
             version
             for version, sites in newest(self.published())
-            if (not sites or claims.name in sites)
+            if (not sites or self._claims.name in sites)
             and (version.name, version.version) not in known
-            and is_within(claims.jurisdiction, version.residency)
+            and is_within(self._claims.jurisdiction, version.residency)
         ]
         return versions
+
+    def _lingers(
+        self, chosen: Sequence[ModelVersion], placed: Sequence[Placement], now: float
+    ) -> list[ModelVersion]:
+        """Versions that are ready here though others were chosen for them: nobody leaves at once."""
+        present = {(v.name, v.version) for v in chosen}
+        serves = {one.site: one.serves for one in self._others()} if self.has_replicas else {}
+        outside: dict[bytes, ModelVersion] = {}
+        missing: dict[bytes, list[SiteId]] = {}
+        for one in placed:
+            number = one.deployment.version
+            version = self._catalog.model(one.deployment.model, number)
+            key = model_key(one.deployment.model, number)
+            item = self._shelf.items.get(key)
+            if (
+                one.holders
+                and one.model is None
+                and version is not None
+                and (version.name, version.version) not in present
+                and not self._overrides.is_unloaded(version.name, version.version)
+                and item is not None
+                and item.stage == "ready"
+            ):
+                outside[key] = version
+                missing[key] = [s for s in one.holders if key not in serves.get(s, ())]
+        kept = self._lingering.update(outside, missing, now)
+        return [outside[key] for key in sorted(kept)]
 
     def _former(self, versions: Sequence[ModelVersion]) -> list[ModelVersion]:
         """Versions that serve here although another one is meant by now, which nobody serves yet."""

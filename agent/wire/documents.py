@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from agent.foundation.ids import Digest, JobId
 from agent.wire.limits import DOCUMENT_BYTES_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Site
-from agent.wire.schema import AtMost, Length, Range, Tagged
+from agent.wire.schema import AtMost, Length, Range, Tagged, omitted
 
 BlobDigest = Annotated[Digest, Length(32)]
 
@@ -44,6 +44,14 @@ class Deployment:
     regions: Annotated[tuple[Name, ...], AtMost(64)] = ()
     is_active: bool = True
     """False withdraws the deployment (documents are never deleted, so that old news cannot revive them)."""
+    replicas: Annotated[int, Range(0, 10_000)] = omitted(0)
+    """So many of the sites that match, chosen by all alike (``catalog/replicas.py``); 0 = each of them."""
+    jurisdictions: Jurisdictions = omitted(())
+    """Only there, besides what the model's own residency label says; empty = anywhere it allows."""
+    accelerator: Literal["", "gpu"] = omitted("")
+    """Only on sites with one."""
+    memory_bytes_min: Counter = omitted(0)
+    """Only on sites with so much memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,8 @@ def lost(site: Daemon) -> int:
     return figures(site, "atoll_workers_lost_total")[""]
 
 
-def kill(site: Daemon, index: str) -> None:
-    os.kill(site.pid_of(f"model-worker-{index}"), signal.SIGKILL)
+def kill(site: Daemon, index: str, by: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(site.pid_of(f"model-worker-{index}"), by)
 
 
 class Askers:
@@ -136,15 +136,15 @@ def test_a_killed_worker_costs_no_request_and_is_back_with_all_models(site: Daem
 def test_a_model_that_ends_its_workers_is_quarantined_and_takes_no_others_requests_along(
     site: Daemon,
 ) -> None:
-    """The test's SIGKILL stands for a model that ends the process by itself in the middle of a run."""
+    """The test's SIGSEGV stands for a model that ends the process by itself in the middle of a run."""
     with asking_for(site, "endless", rounds(10**9)) as answers:
         for crashes in (0, 1):
-            kill(site, at_work(site, crashes))
+            kill(site, at_work(site, crashes), signal.SIGSEGV)
     assert [answer.status for answer in answers] == [503], "it is given to no third"
     wait_for(lambda: is_whole(site), 20, "both hold both", [site])
     with Askers(lambda: infer(site, "cls", IMAGE), threads=2) as askers:
         with asking_for(site, "endless", rounds(10**9)) as answers:
-            kill(site, at_work(site, 2))
+            kill(site, at_work(site, 2), signal.SIGSEGV)
         assert [answer.status for answer in answers] == [503], "a suspect now: to no second either"
         wait_for(lambda: site.model("endless", "1")["state"] == "refused", 20, "refused", [site])
         wait_for(lambda: holding(site) == {"0": 1, "1": 1}, 20, "unloaded", [site])

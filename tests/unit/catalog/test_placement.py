@@ -1,13 +1,27 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agent.catalog.catalog import Catalog
-from agent.catalog.placement import Place, may_hold, placements, wanted
-from agent.foundation.ids import Digest
+from agent.catalog.placement import Abilities, Member, Place, may_hold, placements, unable
+from agent.foundation.ids import Digest, SiteId
 from agent.wire.documents import BODIES, Body, Deployment, Document, ModelVersion, Stamp
+from agent.wire.inside import model_key
 
-ME = Place(name="berlin-1", region="eu-central", tier="edge", jurisdiction="DE")
+HERE = Place(name="berlin-1", region="eu-central", tier="edge", jurisdiction="DE")
+ME = Member(SiteId(b"m" * 32), HERE, 1.0, is_taking=True)
+KEY = model_key("m", "1")
+
+
+def member(number: int, jurisdiction: str = "DE", **known: Any) -> Member:
+    place = Place(f"site-{number}", "eu-central", "edge", jurisdiction)
+    return Member(SiteId(bytes([number]) * 32), place, 1.0, **{"is_taking": True, **known})
+
+
+def wanted(known: Catalog, me: Member = ME, *others: Member, **can: int) -> list[ModelVersion]:
+    found = placements(known, me, others, Abilities(**can))
+    return [one.model for one in found if one.model is not None]
 
 
 def catalog(*bodies: Body) -> Catalog:
@@ -32,6 +46,8 @@ def model(name: str, residency: tuple[str, ...] = (), version: str = "1") -> Mod
         ({"regions": ("us-east",)}, False),
         ({"sites": ("berlin-1",), "tiers": ("core",)}, False),
         ({"is_active": False}, False),
+        ({"jurisdictions": ("DE", "FR")}, True),
+        ({"jurisdictions": ("FR",)}, False),
     ],
 )
 def test_a_deployment_means_a_site_if_every_list_contains_it(
@@ -75,3 +91,55 @@ def test_each_verdict_says_why() -> None:
 def test_only_the_deployed_version_is_wanted() -> None:
     known = catalog(model("m", version="1"), model("m", version="2"), Deployment("m", "2", ()))
     assert [(one.name, one.version) for one in wanted(known, ME)] == [("m", "2")]
+
+
+def three(**options: Any) -> Catalog:
+    return catalog(model("m"), Deployment("m", "1", (), replicas=3, **options))
+
+
+def test_each_site_finds_itself_among_the_replicas_or_not_and_all_agree() -> None:
+    sites = [member(number) for number in range(1, 11)]
+    found = [placements(three(), me, [one for one in sites if one is not me])[0] for me in sites]
+    assert len({one.holders for one in found}) == 1
+    assert sum(one.model is not None for one in found) == 3
+    outside = next(one for one in found if one.model is None)
+    assert "its 3 replicas are at site-" in outside.reason
+
+
+def test_who_is_draining_or_refuses_or_may_not_hold_it_is_passed_over() -> None:
+    sites = [member(number) for number in range(1, 8)]
+    chosen = placements(three(), sites[0], sites[1:])[0].holders
+    known = catalog(model("m", ("DE",)), Deployment("m", "1", (), replicas=3))
+    for change in ({"is_taking": False}, {"refuses": frozenset({KEY})}, {"jurisdiction": "FR"}):
+        others = [
+            member(number, **change) if one.site == chosen[0] else one
+            for number, one in enumerate(sites, 1)
+        ]
+        me = next(one for one in others if one.site != chosen[0])
+        after = placements(known, me, [one for one in others if one is not me])[0].holders
+        assert chosen[0] not in after
+        assert set(chosen[1:]) < set(after)
+        assert len(after) == 3
+
+
+def test_what_this_site_itself_refuses_it_stays_chosen_for_so_that_it_goes_on_saying_so() -> None:
+    me = replace(member(1), refuses=frozenset({KEY}))
+    assert wanted(three(), me)
+
+
+def test_without_a_gpu_or_the_memory_a_chosen_site_says_that_it_is_unable() -> None:
+    known = three(accelerator="gpu")
+    (placed,) = placements(known, ME)
+    assert unable([placed]) == {KEY: "it asks for a gpu, and this site has none"}
+    assert unable(placements(known, ME, (), Abilities(accelerators=1))) == {}
+    known = three(memory_bytes_min=8 << 30)
+    (placed,) = placements(known, ME, (), Abilities(memory_bytes=4 << 30))
+    assert "8192 MiB of memory, and this site has 4096" in placed.unable
+
+
+def test_without_replicas_a_site_that_is_unable_is_simply_not_meant() -> None:
+    known = catalog(model("m"), Deployment("m", "1", (), accelerator="gpu"))
+    (placed,) = placements(known, ME)
+    assert (placed.model, placed.unable) == (None, "")
+    assert "asks for a gpu" in placed.reason
+    assert wanted(known, ME, accelerators=1)

@@ -129,14 +129,29 @@ async def test_of_several_loads_only_the_one_at_work_is_blamed(rig: Rig) -> None
     await rig.workers.stop()
 
 
-async def test_a_worker_that_was_told_to_end_has_nobody_to_blame(rig: Rig) -> None:
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGKILL"])
+async def test_where_somebody_ended_the_worker_no_model_is_to_blame(rig: Rig, signal: str) -> None:
     await rig.says(0, READY)
     key = await rig.load()
     rig.events.clear()
-    rig.workers._gone(0, "killed by SIGTERM")
+    rig.workers._gone(0, f"killed by {signal}")
     assert rig.events == [
-        WorkerDown("the model worker ended: killed by SIGTERM", frozenset({key}), is_any_up=False)
+        WorkerDown(f"the model worker ended: killed by {signal}", frozenset({key}), is_any_up=False)
     ]
+    await rig.workers.stop()
+
+
+async def test_where_the_kernel_killed_it_for_want_of_memory_its_model_is_to_blame(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.says(0, READY)
+    key = await rig.load()
+    rig.events.clear()
+    before = rig.workers.all[0].oom_kills
+    monkeypatch.setattr("agent.daemon.workers.oom.kills", lambda: before + 1)
+    rig.workers._gone(0, "killed by SIGKILL")
+    assert isinstance(rig.events[0], ModelFailed)
+    assert (rig.events[0].key, rig.events[0].is_crash) == (key, True)
     await rig.workers.stop()
 
 
