@@ -45,7 +45,8 @@ class Readiness:
     def is_settled(self) -> bool:
         """Whether waiting longer is of no use: ready everywhere, or refused somewhere."""
         if self.replicas:
-            return sum(place["state"] == "ready" for place in self.places) >= self.replicas
+            ready = [place for place in self.places if place["state"] == "ready"]
+            return len(ready) >= self.replicas
         if self.refused:
             return True
         is_ready = all(place["state"] == "ready" for place in self.places)
