@@ -42,18 +42,15 @@ def test_two_of_four_sites_serve_and_one_that_dies_is_replaced(sites: list[Daemo
         "model", "push", str(MAGIKA), "--name", "magika", "--version", "1", "--replicas", "2"
     )
     assert "for 2 of the allowed sites" in done.stdout
-    holders = wait_for(
-        lambda: found if len(found := serving(sites)) == 2 else None, 20, "two serve", sites
-    )
+    wait_for(lambda: len(serving(sites)) == 2, 20, "two serve", sites)
+    holders = serving(sites)
     told = berlin.cli("model", "list").stdout
     assert all(name in told for name in holders)
     lost = next(site for site in sites if site.name in holders - {"berlin"})
     lost.kill()
     left = [site for site in sites if site is not lost]
-    now = wait_for(
-        lambda: found if len(found := serving(left)) == 2 else None, 40, "two serve again", left
-    )
-    assert holders - {lost.name} < now
+    wait_for(lambda: len(serving(left)) == 2, 40, "two serve again", left)
+    assert holders - {lost.name} < serving(left)
 
 
 def test_what_cannot_be_had_is_said(sites: list[Daemon]) -> None:
