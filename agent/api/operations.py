@@ -47,7 +47,7 @@ class Operations(Protocol):
         jobs [{id, state, epoch, round, rounds, aggregator}],
         certificate {begins_at, expires_at, renew_at, renewed_by, problem},
         loop_lag {samples, over_50_ms, longest_ms}: how late this process's timers were,
-        http "host:port", store [str] (findings at boot; empty is good),
+        http "host:port", http_certificate (path; empty: no TLS there), store [str] (findings at boot; empty is good),
         trust {height, head, revoked, forked_at (or None), doubt},
         gossip {sent, received, dropped (not authentic, not new, or not a message), limited (of
         members that send too many), malformed, forged} (datagrams; the last two are statements).

@@ -23,6 +23,8 @@ FREE_BYTES_MIN = 1 << 30
 FREE_SHARE_LOW = 0.1
 EXPIRY_WARNING_SHARE = 0.2
 """Certificates are renewed after a third of their life: a fifth left means that renewals fail."""
+SERVED_DAYS_LOW = 14
+"""Days left of the certificate for applications; ACME clients renew a month before the end."""
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES = 100
 _APPLICATION_ID = slice(68, 72)
@@ -241,14 +243,26 @@ def _applications(settings: SiteSettings, check: str) -> Finding:
     """Who can reach the applications' ports; whether there are tokens only the agent knows."""
     listen = settings.listen
     where = f"{listen.http_host}:{listen.http_port}"
+    who = "whoever has a token" if listen.is_token_required else "whoever reaches it"
     if listen.is_local:
         need = "with a token" if listen.is_token_required else "without a token"
-        return Finding(check, ok=True, evidence=f"programs of this machine, {need}, at {where}")
-    if listen.is_token_required:
-        mend = "tokens and data travel in clear: use a network that you trust, or a proxy with TLS"
-        return Finding(check, ok=True, evidence=f"whoever has a token, at {where}", mend=mend)
-    mend = 'remove [listen] http_tokens = "never", and make tokens: atoll app token create'
-    return Finding(check, ok=True, evidence=f"whoever reaches {where}", mend=mend)
+        who = f"programs of this machine, {need}"
+    mends = []
+    if not listen.is_local and not listen.is_token_required:
+        mends.append(
+            'remove [listen] http_tokens = "never", and make tokens: atoll app token create'
+        )
+    if listen.http_certificate is not None:
+        from cryptography import x509  # noqa: PLC0415 - if it is installed
+
+        chain = listen.http_certificate.read_bytes()
+        left = x509.load_pem_x509_certificate(chain).not_valid_after_utc - wall()
+        who += f", over TLS with a certificate for {left.days} days more"
+        if left.days < SERVED_DAYS_LOW:
+            mends.append(f"renew {listen.http_certificate}: it is read anew when it changes")
+    elif not listen.is_local:
+        mends.append("set [listen] http_certificate: tokens and data travel in clear")
+    return Finding(check, ok=True, evidence=f"{who}, at {where}", mend="; ".join(mends))
 
 
 def _bound(host: str, port: int, kind: socket.SocketKind) -> socket.socket:

@@ -3,6 +3,7 @@
 import argparse
 import http.client
 import json
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -32,9 +33,9 @@ def infer(asked: argparse.Namespace) -> int:
         headers["Atoll-Residency"] = ",".join(asked.residency)
     if asked.token_file is not None:
         headers["Authorization"] = f"Bearer {_token(asked.token_file)}"
-    address = asked.url or admin_client(asked).get("/1/status")["http"]
+    address, context = _where(asked)
     before = time.perf_counter()
-    answer, served_by = _ask(address, path, body, headers, asked.timeout)
+    answer, served_by = _ask(address, context, path, body, headers, asked.timeout)
     took_ms = (time.perf_counter() - before) * 1000
     if asked.json:
         print_json(answer)
@@ -46,6 +47,25 @@ def infer(asked: argparse.Namespace) -> int:
         f" served by {clean(served_by)} in {took_ms:.1f} ms"
     )
     return 0
+
+
+def _where(asked: argparse.Namespace) -> tuple[str, ssl.SSLContext | None]:
+    """The site's ``host:port``, and how it proves itself if it speaks TLS there."""
+    if asked.url:
+        scheme, is_url, rest = asked.url.rpartition("://")
+        context = ssl.create_default_context() if scheme == "https" else None
+        return (rest.rstrip("/") if is_url else asked.url), context
+    status = admin_client(asked).get("/1/status")
+    if not (shown := status.get("http_certificate")):
+        return status["http"], None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # this very certificate is meant, whatever name it has
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(cafile=shown)
+    except OSError as error:
+        raise UsageError(f"{shown} cannot be read", why=error.strerror or str(error)) from None
+    return status["http"], context
 
 
 def _token(source: Path) -> str:
@@ -86,20 +106,30 @@ def _request(source: str) -> bytes:
 
 
 def _ask(
-    address: str, path: str, body: bytes, headers: dict[str, str], timeout_s: float
+    address: str,
+    context: ssl.SSLContext | None,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    timeout_s: float,
 ) -> tuple[dict[str, Any], str]:
     host, _, port = address.rpartition(":")
     host = _WILDCARDS.get(host, host).strip("[]")
     if not port.isdecimal():
         raise UsageError(f"{address!r} is not HOST:PORT")
-    connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
+    if context is None:
+        connection = http.client.HTTPConnection(host, int(port), timeout=timeout_s)
+    else:
+        connection = http.client.HTTPSConnection(
+            host, int(port), timeout=timeout_s, context=context
+        )
     try:
         connection.request("POST", path, body, headers)
         response = connection.getresponse()
         data = whole(response, ANSWER_BYTES_MAX)
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(
-            f"no answer from http://{address}",
+            f"no answer from {'http' if context is None else 'https'}://{address}",
             why=str(error) or type(error).__name__,
             mend="`atoll status` shows whether the gateway runs, and where",
         ) from error

@@ -305,7 +305,9 @@ def _models(verbs: Verbs) -> None:
     )
     _residency(infer)
     infer.add_argument(
-        "--url", metavar="HOST:PORT", help="the site's HTTP endpoint (default: asked of the agent)"
+        "--url",
+        metavar="[https://]HOST:PORT",
+        help="the site's HTTP endpoint (default: asked of the agent)",
     )
     infer.add_argument(
         "--token-file",

@@ -21,6 +21,8 @@ _WIDTH = 96
 _PLACEHOLDERS: Mapping[str, str] = {
     "site.name": '"berlin-1"',
     "site.runtime_dir": '"/run/atoll"',
+    "listen.http_certificate": '"/etc/atoll/tls/fullchain.pem"',
+    "listen.http_key": '"/etc/atoll/tls/key.pem"',
     "datasets.NAME.path": '"/srv/data/mnist"',
     "hardware.profiles_dir": '"/etc/atoll/firmware_profiles"',
 }

@@ -70,6 +70,11 @@ def _problems_together(settings: SiteSettings) -> Iterator[Problem]:
             ("listen", "http_port"),
             f"listen.http_port {listen.http_port} is a port of the mesh too; give each its own",
         )
+    if (listen.http_certificate is None) != (listen.http_key is None):
+        lacking, given = "http_key", "http_certificate"
+        if listen.http_key is not None:
+            lacking, given = given, lacking
+        yield Problem(("listen", given), f"listen.{given} needs listen.{lacking} beside it")
     taken = {listen.http_port, listen.mesh_port, listen.data_port}
     for key in ("grpc_port", "metrics_port"):
         port = getattr(listen, key)

@@ -69,18 +69,32 @@ class ListenPart:
         IsHost(),
         Doc(
             "Address on which applications reach inference (Open Inference Protocol). Beyond loopback"
-            " they need tokens (`http_tokens`), which travel in clear: use a network that you trust, or"
-            " a proxy that speaks TLS before it."
+            " they need tokens (`http_tokens`), which travel in clear unless `http_certificate` is set."
         ),
     ] = "127.0.0.1"
     http_tokens: Annotated[
         Literal["auto", "always", "never"],
         Doc(
             "Whether applications need a token (`atoll app token create`), over HTTP, gRPC and for the"
-            " metrics. `auto`: if `http_host` is not loopback. `never`: whoever reaches the port may"
-            " use it. A token that is sent is checked in any case; health asks for none."
+            " metrics. `auto`: if `http_host` is not loopback. `always`: also there, for instance"
+            " behind a proxy. `never`: whoever reaches the port may use it. A token that is sent is"
+            " checked in any case; health asks for none."
         ),
     ] = "auto"
+    http_certificate: Annotated[
+        Path | None,
+        IsAbsolute(),
+        Doc(
+            "PEM file of the certificate, and those between it and its root, that the applications'"
+            " ports show: with it and `http_key` HTTP, gRPC and metrics speak TLS. Read anew when it"
+            " changes. (The certificate of the cluster is for members only.)"
+        ),
+    ] = None
+    http_key: Annotated[
+        Path | None,
+        IsAbsolute(),
+        Doc("PEM file of the key of `http_certificate`, without a passphrase."),
+    ] = None
     http_port: Annotated[int, Between(1, 65_535), Doc("TCP port for applications.")] = 8000
     http_names: Annotated[
         tuple[str, ...],

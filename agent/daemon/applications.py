@@ -46,6 +46,11 @@ class ApplicationDesk:
 
         return cls(store, TokenBook(await store.read(read)), listen)
 
+    @property
+    def certificate(self) -> str:
+        """The file of the certificate that the applications' ports show; empty: they speak no TLS."""
+        return str(self._listen.http_certificate or "")
+
     def valid(self) -> tuple[ApplicationToken, ...]:
         """For the gateway."""
         return self._book.valid(wall_s())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from agent.config.settings import ListenPart
+from agent.drivers.served_certificate import ServedCertificate
 from agent.foundation.errors import ConfigError
 
 
@@ -78,6 +79,19 @@ def require_free(listen: ListenPart, mesh_hosts: Sequence[str]) -> None:
             why=", ".join(dict.fromkeys(why for _, why, _ in troubles)),
             mend=f"stop what holds the port (ss -lntup shows it), or change [listen] {keys}",
         )
+
+
+def certificate_arguments(listen: ListenPart) -> list[str]:
+    """What the gateway is told of the certificate for applications.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    chain, key = listen.http_certificate, listen.http_key
+    if chain is None or key is None:
+        return []
+    ServedCertificate(chain, key)
+    return ["--http-certificate", str(chain), "--http-key", str(key)]
 
 
 def _bind(host: str, port: int, kind: socket.SocketKind) -> None:

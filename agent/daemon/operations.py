@@ -114,6 +114,7 @@ class DaemonOperations:
             "trust": parts.desk.summary(),
             "loop_lag": parts.driver.lag.summary(),
             "http": parts.http,
+            "http_certificate": parts.tokens.certificate,
             "store": self._store_troubles(),
             "gossip": {
                 **parts.outside.gossip_counts(), "malformed": site.swim.malformed,

@@ -287,6 +287,7 @@ class _Daemon:
             "--metrics-port", str(listen.metrics_port or -1),
             "--tokens", "required" if listen.is_token_required else "optional",
             *(part for name in listen.http_names for part in ("--http-name", name)),
+            *listening.certificate_arguments(listen),
             "--data-host", binds[-1], "--data-port", str(listen.data_port),
             "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
             "--request-bytes-max", str(serving.request_bytes_max),

@@ -73,9 +73,18 @@ class Door:
     """One listening socket; ``factory`` makes a protocol for each connection that was let in."""
 
     def __init__(
-        self, factory: Factory, context: ssl.SSLContext, familiar: Familiar = tuple
+        self,
+        factory: Factory,
+        context: ssl.SSLContext,
+        familiar: Familiar = tuple,
+        *,
+        is_for_all: bool = False,
     ) -> None:
-        """``familiar`` lists the addresses of known members."""
+        """``familiar`` lists the addresses of known members.
+
+        ``is_for_all``: nobody is asked for a certificate, and everybody has a member's places.
+        """
+        self._is_for_all = is_for_all
         self._factory, self._context, self._familiar = factory, context, familiar
         self._known: frozenset[str] = frozenset()
         self._known_until = float("-inf")
@@ -166,7 +175,8 @@ class Door:
 
     def _receive(self, connection: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()
-        group = self._members if host in self._members_addresses() else self._strangers
+        is_known = self._is_for_all or host in self._members_addresses()
+        group = self._members if is_known else self._strangers
         visitor = _Visitor(connection, _network(host))
         group.waiting[visitor] = None
         visitor.timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self._dismiss, group, visitor)
@@ -283,7 +293,7 @@ class Door:
         except asyncio.CancelledError:
             self.turned_away += 1
             raise
-        if transport.get_extra_info("peercert"):
+        if self._is_for_all or transport.get_extra_info("peercert"):
             return
         timer = loop.call_later(STRANGER_S, self._end, transport)
         self._anonymous[transport] = timer

@@ -12,6 +12,7 @@ import uvloop
 
 from agent.drivers import keystore, memory, tls
 from agent.drivers.channel import Channel, exit_with_parent
+from agent.drivers.served_certificate import ServedCertificate
 from agent.foundation.errors import AtollError
 from agent.gateway.about import About
 from agent.gateway.applications import Porter
@@ -45,6 +46,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--http-name", action="append", default=[], help="answered besides addresses"
     )
+    parser.add_argument("--http-certificate", type=Path, help="with --http-key: TLS")
+    parser.add_argument("--http-key", type=Path)
     parser.add_argument("--metrics-port", type=int, default=-1, help="as --grpc-port")
     parser.add_argument("--grpc-port", type=int, default=-1, help="0 = any free one, -1 = none")
     parser.add_argument(
@@ -114,9 +117,8 @@ async def serve(given: argparse.Namespace) -> None:
     data: Door | None = None
     control.on_view, control.on_renewed = follow, show_renewed
     state.figures_of_control = control.figures
-    http = await open_door(
-        given.http_host, given.http_port, endpoints.routes(porter), names=given.http_name
-    )
+    shown = _certificate(given)
+    http, metrics = await _open_http(given, shown, endpoints, porter)
     data = await open_members_door(
         given.data_host,
         given.data_port,
@@ -125,34 +127,48 @@ async def serve(given: argparse.Namespace) -> None:
         callers,
         state.members_hosts,
     )
-    metrics: Door | None = None
-    if given.metrics_port >= 0:
-        metrics = await open_door(
-            given.http_host,
-            given.metrics_port,
-            endpoints.routes(porter, METRICS),
-            names=given.http_name,
-        )
-    grpc = await _open_grpc(given, state, porter, inference, about, repository)
+    grpc = await _open_grpc(given, shown, state, porter, inference, about, repository)
     others = (door.port if door is not None else 0 for door in (grpc, metrics))
     await control.say_ready(http.port, data.port, *others)
-    report = asyncio.create_task(control.report())
+    tasks = [asyncio.create_task(control.report())]
+    if shown is not None:
+        tasks.append(asyncio.create_task(shown.follow()))
     state.lag.start()
     try:
         await control.serve()
     finally:
-        report.cancel()
+        for task in tasks:
+            task.cancel()
         state.lag.stop()
         doors = [door.close() for door in (http, data, grpc, metrics) if door is not None]
-        await asyncio.gather(report, *doors, return_exceptions=True)
+        await asyncio.gather(*tasks, *doors, return_exceptions=True)
         for index in tuple(state.workers):
             state.detach(index)
         await members.close()
         channel.close()
 
 
+def _certificate(given: argparse.Namespace) -> ServedCertificate | None:
+    if given.http_certificate is None:
+        return None
+    return ServedCertificate(given.http_certificate, given.http_key)
+
+
+async def _open_http(
+    given: argparse.Namespace, shown: ServedCertificate | None, endpoints: Endpoints, porter: Porter
+) -> tuple[Door, Door | None]:
+    """The doors of the protocol and, if it is to have one of its own, of the counters."""
+    how = {"names": given.http_name, "context": None if shown is None else shown.context}
+    http = await open_door(given.http_host, given.http_port, endpoints.routes(porter), **how)
+    if given.metrics_port < 0:
+        return http, None
+    routes = endpoints.routes(porter, METRICS)
+    return http, await open_door(given.http_host, given.metrics_port, routes, **how)
+
+
 async def _open_grpc(
     given: argparse.Namespace,
+    shown: ServedCertificate | None,
     state: SiteState,
     porter: Porter,
     inference: Inference,
@@ -164,7 +180,7 @@ async def _open_grpc(
     from agent.gateway.grpc_door import GrpcDoor  # noqa: PLC0415 - 12 MiB that not every site needs
 
     door = GrpcDoor(state, porter, inference, about, repository)
-    await door.open(given.http_host, given.grpc_port)
+    await door.open(given.http_host, given.grpc_port, shown)
     return door
 
 

@@ -20,6 +20,7 @@ import grpc.aio
 from multidict import CIMultiDict
 
 from agent.drivers.clock import monotonic_s
+from agent.drivers.served_certificate import ServedCertificate
 from agent.foundation.errors import AtollError, ConfigError
 from agent.gateway.about import About
 from agent.gateway.applications import Porter, needs, told
@@ -116,8 +117,8 @@ class GrpcDoor:
         self._server: grpc.aio.Server | None = None
         self.port = 0
 
-    async def open(self, host: str, port: int) -> None:
-        """Listen.
+    async def open(self, host: str, port: int, shown: ServedCertificate | None = None) -> None:
+        """Listen; over TLS if there is a certificate to be ``shown``.
 
         Raises:
             ConfigError: the address cannot be bound.
@@ -138,7 +139,10 @@ class GrpcDoor:
         self._server.add_generic_rpc_handlers((self._service(),))
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port = self._server.add_insecure_port(where)
+            if shown is None:
+                self.port = self._server.add_insecure_port(where)
+            else:
+                self.port = self._server.add_secure_port(where, _credentials(shown))
         except RuntimeError:
             raise ConfigError(
                 f"cannot listen for gRPC at {where}",
@@ -340,6 +344,22 @@ class GrpcDoor:
         allowed = read_deadline(self._state, headers, DEADLINE_HEADER)
         left_s = context.time_remaining()
         return allowed if left_s is None else min(allowed, monotonic_s() + left_s)
+
+
+def _credentials(shown: ServedCertificate) -> grpc.ServerCredentials:
+    """The certificate as it is at each handshake."""
+    used = shown.pair
+
+    def fetch() -> Any:  # called by the library's threads; None: as before
+        nonlocal used
+        if used == shown.pair:
+            return None
+        used = shown.pair
+        return grpc.ssl_server_certificate_configuration([used])
+
+    return grpc.dynamic_ssl_server_credentials(
+        grpc.ssl_server_certificate_configuration([used]), fetch
+    )
 
 
 class _EarlyRefusal(grpc.aio.ServerInterceptor):

@@ -1,4 +1,4 @@
-"""The gateway's two doors: plain HTTP for applications, mutual TLS for members.
+"""The gateway's doors: HTTP for applications, plain or over TLS; mutual TLS for members.
 
 Bounds on what a client can hold: connections and their time as ``crowd`` says, 30 s of which to stay idle
 or to send the headers of a next request (aiohttp's keep-alive timer runs until they are complete);
@@ -64,15 +64,27 @@ class Door:
 
 
 async def open_door(
-    host: str, port: int, routes: Sequence[web.RouteDef], *, names: Collection[str] = ()
+    host: str,
+    port: int,
+    routes: Sequence[web.RouteDef],
+    *,
+    names: Collection[str] = (),
+    context: ssl.SSLContext | None = None,
 ) -> Door:
-    """Listen for applications; ``names``: by which they may call this machine, besides its addresses.
+    """Listen for applications; over TLS if there is a ``context``.
+
+    ``names``: by which they may call this machine, besides its addresses.
 
     Raises:
         OSError: the address cannot be bound.
     """
     runner, accept = await _served(routes, local_names_only(names))
     try:
+        if context is not None:
+            address = (await asyncio.get_running_loop().getaddrinfo(host, port))[0][4]
+            door = TlsDoor(accept, context, is_for_all=True)
+            door.open(str(address[0]), port)
+            return Door(runner, door)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(accept, host, port, backlog=BACKLOG)
     except BaseException:

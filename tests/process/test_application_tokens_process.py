@@ -4,8 +4,9 @@ import http.client
 import json
 import os
 import signal
+import ssl
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from certificates import certificate
 from daemon_cluster import Daemon, running, scratch, wait_for
 from daemon_cluster import found as founded
 from serving_site import MAGIKA, ServingSite, found, join, open_site
@@ -304,6 +306,34 @@ def test_no_secret_is_written_to_the_log(folder: Path, keys: Any, capfd: Any) ->
     assert TOKENS["old"][0] not in written
 
 
+def test_with_a_certificate_every_port_of_applications_speaks_tls(folder: Path, keys: Any) -> None:
+    chain, key = certificate(folder)
+    options = ("--http-certificate", str(chain), "--http-key", str(key))
+    with open_site(keys, folder / "blobs", tokens="required", options=options) as site:
+        tell(site, 1, ROWS)
+        context = ssl.create_default_context(cafile=str(chain))
+        for port in (site.http_port, site.metrics_port):
+            secure = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=10)
+            with closing(secure):
+                secure.request("GET", "/metrics", headers=bearer("watch"))
+                assert secure.getresponse().status == 200
+        address = f"localhost:{site.grpc_port}"
+        with closing(
+            triton_grpc.InferenceServerClient(address, ssl=True, root_certificates=str(chain))
+        ) as client:
+            client.get_server_metadata(headers=bearer("watch"))
+        with closing(
+            triton_http.InferenceServerClient(
+                f"localhost:{site.http_port}",
+                ssl=True,
+                ssl_options={"ca_certs": str(chain)},
+            )
+        ) as client:
+            client.get_server_metadata(headers=bearer("watch"))
+        with pytest.raises((OSError, http.client.HTTPException)):
+            site.get("/v2/health/live")
+
+
 def status_of(site: Daemon, path: str, token: str = "") -> tuple[int, str]:
     with closing(http.client.HTTPConnection(site.host, 8000)) as connection:
         connection.request(
@@ -355,6 +385,9 @@ def test_from_the_command_line_to_the_door_over_restarts_of_site_and_gateway() -
             refused = site.cli("infer", "m", "--input", str(request), *given, ok=False)
             assert "the token 'watch' lacks the scope infer:m" in refused.stderr
 
+            serve_over_tls(
+                site, lambda: site.cli("infer", "m", "--input", str(request), *given, ok=False)
+            )
             said = site.cli("app", "token", "revoke", "watch").stdout
             assert said == "revoked: the next request of watch is refused\n"
             assert status_of(site, "/v2", token)[0] == 401
@@ -362,6 +395,23 @@ def test_from_the_command_line_to_the_door_over_restarts_of_site_and_gateway() -
             site.start().wait_ready()
             assert status_of(site, "/v2", token)[0] == 401
             assert token not in site.log()
+
+
+def serve_over_tls(site: Daemon, ask: Callable[[], Any]) -> None:
+    """With a certificate the command line still finds its site; with a wrong one it does not start."""
+    chain, key = certificate(site.folder)
+    plain = ("[discovery]\nmdns = false", 'http_tokens = "always"')
+    files = f'\nhttp_certificate = "{chain}"\nhttp_key = "{key}"'
+    site.stop()
+    site.configure(plain[0], plain[1] + files)
+    site.start().wait_ready()
+    assert "the token 'watch' lacks the scope infer:m" in ask().stderr
+    site.stop()
+    key.write_text("")
+    refused = site.cli("run", ok=False)
+    assert "http_certificate and http_key name two PEM files" in refused.stderr
+    site.configure(*plain)
+    site.start().wait_ready()
 
 
 def answers(site: Daemon) -> bool:

@@ -184,7 +184,12 @@ def test_who_may_use_the_site_is_told_with_what_it_costs(
         f"programs of this machine, with a token, {here}", "",
     )  # fmt: skip
     assert found(http_host="0.0.0.0").evidence == "whoever has a token, at 0.0.0.0:8000"
+    chain, key = (settings.identity_dir / name for name in ("chain.pem", "site.key"))
+    served = found(http_host="0.0.0.0", http_certificate=chain, http_key=key)
+    expected = "whoever has a token, over TLS with a certificate for 13 days more, at 0.0.0.0:8000"
+    assert served.evidence == expected
+    assert served.mend == f"renew {chain}: it is read anew when it changes"
     assert "travel in clear" in found(http_host="0.0.0.0").mend
     open_to_all = found(http_host="0.0.0.0", http_tokens="never")
-    assert open_to_all.evidence == "whoever reaches 0.0.0.0:8000"
+    assert open_to_all.evidence == "whoever reaches it, at 0.0.0.0:8000"
     assert 'http_tokens = "never"' in open_to_all.mend

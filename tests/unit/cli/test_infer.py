@@ -144,6 +144,8 @@ def test_no_gateway_is_told_with_where_it_was_looked_for(atoll: "Atoll", questio
     assert found.code == 1
     assert "no answer from http://127.0.0.1:1" in found.err
     assert atoll("infer", "magika", "--input", question, "--url", "here").code == 1
+    found = atoll("infer", "magika", "--input", question, "--url", "https://127.0.0.1:1/")
+    assert "no answer from https://127.0.0.1:1\n" in found.err
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"inputs": 7}'])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,8 @@ def test_the_example_is_the_defaults_and_stays_valid_uncommented() -> None:
     )
     settings = parse(uncommented)
     assert settings.site.name == "berlin-1"
-    assert settings.listen == SiteSettings().listen
+    assert settings.listen.http_certificate == Path("/etc/atoll/tls/fullchain.pem")
+    assert replace(settings.listen, http_certificate=None, http_key=None) == SiteSettings().listen
     assert set(settings.datasets) == {"mnist"}
 
 

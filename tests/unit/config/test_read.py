@@ -77,6 +77,8 @@ def test_all_problems_are_told_at_once_each_with_its_line() -> None:
         ("[discovery]\nseeds = ['ok:1', 'nope']", "element 2"),
         ("[listen]\nhttp_port = true", "whole number"),
         ("[listen]\nhttp_port = 8000.0", "whole number"),
+        ("[listen]\nhttp_key = '/k.pem'", "http_key needs listen.http_certificate"),
+        ("[listen]\nhttp_certificate = '/c.pem'", "http_certificate needs listen.http_key"),
         ("[listen]\nhttp_host = '127.0.0'", "IP address"),
         ("[listen]\nmesh_host = '0.0.0.0'", "no address that can be announced"),
         ("[listen]\ndata_port = 7411", "give each its own"),

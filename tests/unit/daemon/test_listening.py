@@ -51,7 +51,9 @@ def test_every_port_in_use_is_named_with_its_setting(
     kind: socket.SocketKind, which: int, key: str
 ) -> None:
     mesh, data, http, grpc, metrics = numbers = ports(5)
-    listen = ListenPart("127.0.0.1", "auto", http, (), grpc, metrics, "127.0.0.1", mesh, data)
+    listen = ListenPart(
+        "127.0.0.1", "auto", None, None, http, (), grpc, metrics, "127.0.0.1", mesh, data
+    )
     require_free(listen, ("127.0.0.1",))
     with socket.socket(socket.AF_INET, kind) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
@@ -64,6 +66,6 @@ def test_every_port_in_use_is_named_with_its_setting(
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    listen = ListenPart("127.0.0.1", "auto", 0, (), 0, 0, "127.0.0.1", 0, 0)
+    listen = ListenPart("127.0.0.1", "auto", None, None, 0, (), 0, 0, "127.0.0.1", 0, 0)
     with pytest.raises(ConfigError, match=r"192\.0\.2\.1:0 .*mesh_port"):
         require_free(listen, ("192.0.2.1",))

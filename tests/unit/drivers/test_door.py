@@ -189,6 +189,27 @@ async def test_who_has_no_certificate_may_not_stay(
         writer.close()
 
 
+async def test_at_a_door_for_all_nobody_is_a_stranger(
+    context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Applications show no certificate: they stay, and come as fast as they like."""
+    monkeypatch.setattr(door, "STRANGERS_MAX", 1)
+    monkeypatch.setattr(door, "STRANGER_HANDSHAKES_AT_ONCE", 1.0)
+    monkeypatch.setattr(door, "STRANGER_HANDSHAKES_PER_S", 1e-9)
+    made = Door(Greeter, context, is_for_all=True)
+    made.open("127.0.0.1", 0)
+    writers: list[Writer] = []
+    try:
+        for address in (MEMBER, STRANGER, STRANGER, THIRD):
+            assert await is_greeted(made, address, writers)
+        assert made.turned_away == 0
+        assert not made._anonymous
+    finally:
+        for writer in writers:
+            writer.close()
+        await made.close()
+
+
 async def test_a_handshake_that_is_noise_is_counted_and_the_next_one_let_in(
     opened: Door, reach: Reach
 ) -> None:
