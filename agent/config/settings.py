@@ -93,7 +93,10 @@ class ListenPart:
     http_key: Annotated[
         Path | None,
         IsAbsolute(),
-        Doc("PEM file of the key of `http_certificate`, without a passphrase."),
+        Doc(
+            "PEM file of the key of `http_certificate`, without a passphrase: RSA or ECDSA, since gRPC"
+            " takes no Ed25519."
+        ),
     ] = None
     http_port: Annotated[int, Between(1, 65_535), Doc("TCP port for applications.")] = 8000
     http_names: Annotated[
