@@ -126,23 +126,28 @@ class Admission:
     ) -> Ticket:
         """Let a request in that has ``left_s`` seconds to its deadline.
 
+        Whose turn it is next waits for the first of the ``runners`` to end its run. That is not held
+        against it, or those who run would keep it out for ever; but its deadline has to allow it.
+
         Raises:
             Busy: it would wait too long; ``retry_after_s`` is when it would not.
         """
         name, share = self._share(application)
         service_us = self.service_us(key)
-        wait_s = 0.0
-        if self._in_flight >= runners:  # else one is free
+        wait_s = rest_s = 0.0
+        if self._in_flight >= max(runners, 1):  # else one is free
             wait_s = self._ahead_us(share, priority) / max(runners, 1) / 1e6
-        limit_s = min(self._queue_max_s, left_s - service_us / 1e6)
-        if (
-            self._in_flight >= self._waiting_max
-            or share.requests[priority] >= self._flow_max
-            or (self._in_flight and wait_s > limit_s)
-        ):
+            rest_s = self._work_us / self._in_flight / (runners + 1) / 1e6
+        spare_s = left_s - service_us / 1e6
+        limit_s = min(self._queue_max_s, spare_s)
+        is_full = self._in_flight >= self._waiting_max or share.requests[priority] >= self._flow_max
+        if is_full or (self._in_flight and (wait_s > limit_s or rest_s > spare_s)):
             raise Busy(
                 "the site is busy",
-                why=f"a request would wait {wait_s:.2f} s, the limit is {max(limit_s, 0.0):.2f} s",
+                why=f"{share.requests[priority]} such requests of {name} are in already"
+                if is_full
+                else f"a request would wait {max(wait_s, rest_s):.2f} s,"
+                f" the limit is {max(limit_s, 0.0):.2f} s",
                 mend="try again later",
                 retry_after_s=max(wait_s - self._queue_max_s / 2, RETRY_AFTER_S_MIN),
             )

@@ -81,7 +81,7 @@ def test_an_idle_site_takes_a_request_however_slow_its_model() -> None:
 def test_the_count_is_bounded_too() -> None:
     admission = Admission(queue_max_s=1000.0, waiting_max=2)
     admit(admission, "a")
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match="1 such requests of a are in already"):
         admit(admission, "a")
     admit(admission, "b")
     assert admission.in_flight == 2
@@ -112,6 +112,24 @@ def test_one_that_has_nothing_waiting_is_let_in_however_much_another_sends() -> 
     admit(admission, "small")
     with pytest.raises(Busy):
         admit(admission, "flood")
+
+
+def test_whose_turn_is_next_still_needs_the_time_until_a_run_ends() -> None:
+    admission = busy(400_000)
+    for _ in range(2):
+        admit(admission, "flood")
+    with pytest.raises(Busy, match=r"would wait 0\.20 s"):
+        admit(admission, "small", left_s=0.55)
+    admit(admission, "small", left_s=0.65)
+
+
+def test_long_runs_of_one_do_not_keep_the_other_out() -> None:
+    admission = Admission(queue_max_s=0.03, waiting_max=1000)
+    admission.seed(KEY, 2_000_000)
+    admit(admission, "flood")
+    with pytest.raises(Busy):
+        admit(admission, "flood")
+    admit(admission, "small")
 
 
 def test_two_that_flood_get_equal_parts_and_weights_count() -> None:
