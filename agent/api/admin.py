@@ -21,6 +21,7 @@ POST    /1/draining                 ``{"draining": bool}``
 POST    /1/leave, /1/stop           ``{}``
         /1/trust...                 see ``agent.api.trust``
         /1/applications...          see ``agent.api.applications``
+        /1/documents...             see ``agent.api.catalog``
 ======  ==========================  ================================================
 
 A failure is ``{"error": {"what", "why", "mend"}}`` with 400 (wrong input), 403 (not allowed), 404,

@@ -1,7 +1,7 @@
 """The entry point: parse, run one verb, and say what went wrong in terms of what to do.
 
 Exit codes: 0 done; 1 it failed (what, why and how to mend it are on stderr); 2 wrong usage;
-130 interrupted.
+3 ``atoll diff`` found differences; 130 interrupted.
 """
 
 import argparse

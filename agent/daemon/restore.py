@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from agent.catalog.history import TABLE as FORMER
 from agent.config.rules import split_host_port
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import wall
@@ -26,7 +27,7 @@ from agent.membership.coordinates import Coordinate
 from agent.site.duplicates import COPIED, DUPLICATE, MEND
 from agent.site.overrides import Override
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY, Stored
-from agent.wire.documents import Document
+from agent.wire.documents import Document, Key, Stamp
 from agent.wire.mesh import Introduction
 from agent.wire.records import Passport, Signed
 from agent.wire.schema import unpack
@@ -112,6 +113,7 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
     return Stored(
         peers=tuple(peers),
         documents=tuple(documents),
+        history=await _history(store),
         jobs=_jobs(rows, blobs, held),
         crashes={row["key"]: row["crashes"] for row in rows["models"]},
         overrides=tuple(map(_override, rows["overrides"])),
@@ -123,6 +125,15 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
 
 def _override(row: Row) -> Override:
     return Override(row["name"], row["version"], bool(row["is_served"]), row["who"], row["at_s"])
+
+
+async def _history(store: Store) -> tuple[tuple[Key, int, Stamp], ...]:
+    query = f"SELECT kind, name, slot, wall_ms, count FROM {FORMER}"  # noqa: S608 - constant
+    rows = await store.read(lambda database: list(database.query(query)))
+    return tuple(
+        (Key(row["kind"], row["name"]), row["slot"], Stamp(row["wall_ms"], row["count"]))
+        for row in rows
+    )
 
 
 async def _coordinate(store: Store) -> bytes:

@@ -18,6 +18,7 @@ from random import SystemRandom
 from typing import Any, TypeVar
 
 from agent.api import applications
+from agent.api import catalog as catalog_api
 from agent.api import trust as trust_api
 from agent.api.admin import AdminServer
 from agent.catalog.placement import Abilities
@@ -25,6 +26,7 @@ from agent.config.addresses import announced_host
 from agent.config.settings import SiteSettings
 from agent.daemon import listening
 from agent.daemon.applications import ApplicationDesk
+from agent.daemon.catalog_desk import CatalogDesk
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.issuing import Issuing
@@ -216,7 +218,10 @@ class _Daemon:
         )  # fmt: skip
         serving = AdminServer.start(
             DaemonOperations(parts), settings.admin_socket,
-            (*trust_api.routes(desk), *applications.routes(tokens)),
+            (
+                *trust_api.routes(desk), *applications.routes(tokens),
+                *catalog_api.routes(CatalogDesk(site.catalog, store)),
+            ),
         )  # fmt: skip
         await self._opened(serving, "close")
         driver.spawn(self._follow_clocks(driver))

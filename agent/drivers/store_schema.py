@@ -197,6 +197,20 @@ def _tables() -> Iterator[Table]:
         },
         since=3,
     )
+    yield Table(
+        "former_documents",
+        3,
+        {
+            "kind": "TEXT",
+            "name": "TEXT",
+            "slot": "INTEGER",
+            "wall_ms": "INTEGER",
+            "count": "INTEGER",
+            "document": "BLOB",
+        },
+        since=4,
+        outlives_damage=True,
+    )
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -223,6 +237,12 @@ def m003_application_tokens(db: Database) -> None:
     _create(db, 3)
 
 
+@MIGRATIONS()
+def m004_former_documents(db: Database) -> None:
+    """Version 4: what documents said before."""
+    _create(db, 4)
+
+
 def _create(db: Database, since: int) -> None:
     """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
@@ -238,7 +258,7 @@ def _create(db: Database, since: int) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 """How many migrations there are: written to ``user_version``."""
 
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from agent.catalog.catalog import Catalog, row_of
 from agent.catalog.clock import HybridClock
+from agent.catalog.history import History
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import SiteId, short
 from agent.foundation.writes import Delete, Write
@@ -76,8 +77,13 @@ class Exchange:
         catalog: Catalog,
         clock: HybridClock,
         trust: TrustLog,
+        history: History,
     ) -> None:
-        """``trust`` says who is revoked and whose documents count; it grows by what is learned."""
+        """``trust`` says who is revoked and whose documents count; it grows by what is learned.
+
+        ``history`` keeps what is replaced.
+        """
+        self._history = history
         self._me, self._passport, self._roll = me, passport, roll
         self._swim, self._catalog, self._clock, self._trust = swim, catalog, clock, trust
         self._issued_at = 0
@@ -274,6 +280,7 @@ class Exchange:
             try:
                 body = check_document(document, self._trust.admins())
                 self._clock.observe(document.stamp, int(wall_s * 1000))
+                former = self._catalog.get(key_of(body))
                 is_new = self._catalog.merge(document, body)
             except AtollError as error:
                 errors.append(str(error))
@@ -283,5 +290,6 @@ class Exchange:
                 changed.append((document, body))
                 entry = self._catalog.get(key_of(body))
                 assert entry is not None, "merged just now"
-                effects.append(Persist((row_of(entry),)))
+                kept = () if former is None else (self._history.note(former),)
+                effects.append(Persist((*kept, row_of(entry))))
         return changed, effects, errors

@@ -12,6 +12,7 @@ from typing import Protocol, assert_never
 
 from agent.catalog.catalog import Catalog
 from agent.catalog.clock import HybridClock
+from agent.catalog.history import History
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import Woke
@@ -113,6 +114,7 @@ class Relations:
         trust: TrustLog,
         catalog: Catalog,
         clock: HybridClock,
+        history: History,
         rng: Random,
         now: float,
     ) -> None:
@@ -123,7 +125,7 @@ class Relations:
         self.swim = Swim(record=record, notary=notary, settings=settings, rng=rng, now=now)
         self.discovery, self.paths = Discovery(rng), Paths()
         self.arrivals: Arrivals[SyncRequest] = Arrivals()
-        self.exchange = Exchange(me, passport, roll, self.swim, catalog, clock, trust)
+        self.exchange = Exchange(me, passport, roll, self.swim, catalog, clock, trust, history)
         self.exchange.recertified(passport, identity)
         roll.learn_retired(identity)
         self.is_isolated = False

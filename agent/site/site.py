@@ -14,6 +14,7 @@ from typing import assert_never
 
 from agent.catalog.catalog import Catalog
 from agent.catalog.clock import HybridClock
+from agent.catalog.history import History
 from agent.federation import events as job
 from agent.federation.events import JobEffect
 from agent.foundation.ids import Digest, JobId, SiteId
@@ -115,7 +116,7 @@ class Site:
         self._relations = relations = Relations(
             home=self, record=record, identity=identity, passport=passport, notary=notary,
             settings=swim_settings, roll=roll, trust=trust, catalog=self.catalog,
-            clock=self._clock, rng=rng, now=now,
+            clock=self._clock, history=History(stored.history), rng=rng, now=now,
         )  # fmt: skip
         self.swim, self.discovery, self.paths = relations.swim, relations.discovery, relations.paths
         self.exchange, self.duplicates = relations.exchange, relations.duplicates

@@ -6,7 +6,7 @@ from agent.catalog.placement import Abilities
 from agent.federation.job import Restored
 from agent.foundation.ids import Digest, JobId
 from agent.site.overrides import Override
-from agent.wire.documents import Document
+from agent.wire.documents import Document, Key, Stamp
 from agent.wire.mesh import Introduction
 
 COORDINATE_KEY = "coordinate"
@@ -24,6 +24,8 @@ class Stored:
     peers: tuple[Introduction, ...] = ()
     """The peer book: members ever met, never forgotten."""
     documents: tuple[Document, ...] = ()
+    history: tuple[tuple[Key, int, Stamp], ...] = ()
+    """Key, slot and stamp of each former document; its bytes stay in the database."""
     jobs: dict[JobId, Restored] = field(default_factory=dict)
     crashes: dict[bytes, int] = field(default_factory=dict)
     """How often a model (by key) took its worker down."""

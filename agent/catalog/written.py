@@ -1,0 +1,173 @@
+"""The catalog as a person writes it: TOML to documents' bodies and back.
+
+::
+
+    [deployment.magika]
+    version = "2"
+    replicas = 3
+
+    [model."magika:2"]
+    digest = "6f3c..."
+    bytes = 3145728
+
+Jobs are not written this way: each is submitted once, with an id of its own (``atoll job submit``).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from agent.foundation.ids import Digest
+from agent.foundation.toml_reading import AtMost, Between, Each, Keys, Matches, read_toml
+from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, key_of
+from agent.wire.limits import BLOB_BYTES_MAX
+
+DOCUMENTS_PER_FILE_MAX = 64
+"""As many as a site takes in one request (``api.admin.DOCUMENTS_PER_REQUEST_MAX``)."""
+_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+_IS_NAME = Matches(
+    re.compile(_NAME), "it must be lower-case letters, digits and . _ - (at most 64)"
+)
+_IS_VERSION = Matches(
+    re.compile(f"{_NAME}:{_NAME}"), 'it must be a model and its version, such as "magika:2"'
+)
+_IS_DIGEST = Matches(re.compile("[0-9a-f]{64}"), "it must be 64 hexadecimal digits")
+_IS_PLACE = Matches(re.compile(r"[A-Z0-9][A-Z0-9-]{0,31}"), "it must be a jurisdiction, such as DE")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTable:
+    """``[model."NAME:VERSION"]``."""
+
+    digest: Annotated[str, _IS_DIGEST]
+    bytes: Annotated[int, Between(1, BLOB_BYTES_MAX)]
+    format: Literal["onnx"] = "onnx"
+    residency: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentTable:
+    """``[deployment.MODEL]``."""
+
+    version: Annotated[str, _IS_NAME]
+    sites: Annotated[tuple[str, ...], AtMost(1024), Each(_IS_NAME)] = ()
+    tiers: Annotated[tuple[Literal["edge", "regional", "core"], ...], AtMost(3)] = ()
+    regions: Annotated[tuple[str, ...], AtMost(64), Each(_IS_NAME)] = ()
+    jurisdictions: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
+    replicas: Annotated[int, Between(0, 10_000)] = 0
+    accelerator: Literal["", "gpu"] = ""
+    memory_bytes_min: Annotated[int, Between(0, 2**62)] = 0
+    is_active: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogFile:
+    """The whole file."""
+
+    model: Annotated[
+        Mapping[str, ModelTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_VERSION)
+    ] = field(default_factory=lambda: MappingProxyType({}))
+    deployment: Annotated[
+        Mapping[str, DeploymentTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_NAME)
+    ] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def read(text: str, source: str) -> dict[Key, Body]:
+    """The bodies that a file asks for, models first.
+
+    Args:
+        text: TOML.
+        source: its name, for errors.
+
+    Raises:
+        ConfigError: with every problem and its line.
+    """
+    file = read_toml(CatalogFile, text, source)
+    bodies: list[Body] = []
+    for named, model in file.model.items():
+        name, _, version = named.partition(":")
+        digest = Digest(bytes.fromhex(model.digest))
+        bodies.append(
+            ModelVersion(
+                name, version, digest, model.bytes, model.format, model.residency, model.source
+            )
+        )
+    for name, one in file.deployment.items():
+        values = {each.name: getattr(one, each.name) for each in fields(one)}
+        bodies.append(Deployment(model=name, **values))
+    return {key_of(body): body for body in bodies}
+
+
+def write(body: Body) -> str:
+    """One document as ``read`` takes it; a job as a comment says it.
+
+    Keys that have their default are left out.
+    """
+    key, table = key_of(body), table_of(body)
+    lines = [f"[{key.kind}.{_spelled_key(key.name)}]"]
+    lines += [f"{name} = {_spelled(value)}" for name, value in table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def table_of(body: Body) -> dict[str, object]:
+    """The keys of a document's table that differ from their default."""
+    if isinstance(body, ModelVersion):
+        plain = {
+            "digest": body.manifest.hex(), "bytes": body.bytes, "format": body.format,
+            "residency": body.residency, "source": body.source,
+        }  # fmt: skip
+        return _without_defaults(plain, ModelTable)
+    if isinstance(body, Deployment):
+        plain = {one.name: getattr(body, one.name) for one in fields(DeploymentTable)}
+        return _without_defaults(plain, DeploymentTable)
+    assert isinstance(body, Job)
+    found: dict[str, object] = {}
+    for one in fields(body):
+        value = getattr(body, one.name)
+        if one.name == "committee":
+            value = tuple(site.hex() for site in value)
+        found[one.name] = value
+    return found
+
+
+def changes(former: Body | None, body: Body) -> list[str]:
+    """What is different, a line each; empty if nothing is."""
+    before = {} if former is None else table_of(former)
+    after = table_of(body)
+    names = [*after, *(name for name in before if name not in after)]
+    return [
+        f"{name}: {_shown(before.get(name))} -> {_shown(after.get(name))}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _without_defaults(plain: dict[str, object], table: type) -> dict[str, object]:
+    defaults = {one.name: one.default for one in fields(table) if one.default is not MISSING}
+    return {
+        name: value
+        for name, value in plain.items()
+        if name not in defaults or value != defaults[name]
+    }
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else _spelled(value)
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return f"[{', '.join(_spelled(one) for one in value)}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value)
+
+
+def _spelled_key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)

@@ -1,0 +1,58 @@
+"""What can be typed about the catalog as a whole: files of documents, and what documents said before."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.cli.parser import Verbs
+from agent.cli.parser import _admin_key as admin_key
+from agent.cli.parser import _verb as verb
+
+if TYPE_CHECKING:
+    from agent.wire.documents import Stamp
+
+KINDS = ("model", "deployment", "job")
+"""As ``wire.documents.Kind``; a test compares the two."""
+_STAMP = re.compile(r"(\d{1,16})\.(\d{1,9})")
+
+
+def stamp(text: str) -> "Stamp":
+    """A document's stamp as ``atoll history`` shows it."""
+    from agent.wire.documents import Stamp  # noqa: PLC0415 - other verbs need not wait for it
+
+    match = _STAMP.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a stamp; atoll history shows them")
+    return Stamp(int(match[1]), int(match[2]))
+
+
+def add(verbs: Verbs) -> None:
+    """The verbs of this module."""
+    apply = verb(verbs, "apply", "catalog:apply", "Make the catalog say what a file says.")
+    apply.add_argument("file", type=Path, metavar="FILE.toml", help="- reads stdin")
+    admin_key(apply)
+    diff = verb(verbs, "diff", "catalog:diff", "What apply would change; exit code 3 if anything.")
+    diff.add_argument("file", type=Path, metavar="FILE.toml", help="- reads stdin")
+    get = verb(verbs, "get", "catalog:get", "Documents of the catalog, as apply takes them.")
+    get.add_argument(
+        "kind", nargs="?", choices=KINDS, metavar="KIND", help="model, deployment or job"
+    )
+    get.add_argument("name", nargs="?", metavar="NAME")
+    history = verb(
+        verbs, "history", "catalog:history", "What a document has said, and who signed that."
+    )
+    _document(history)
+    rollback = verb(
+        verbs, "rollback", "catalog:rollback", "Make a document say again what it said before."
+    )
+    _document(rollback)
+    rollback.add_argument(
+        "--to", type=stamp, metavar="STAMP", help="of atoll history (default: the one before)"
+    )
+    admin_key(rollback)
+
+
+def _document(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help="model, deployment or job")
+    parser.add_argument("name", metavar="NAME")
