@@ -10,7 +10,8 @@ This is start-time fair queueing in two levels (Goyal, Vin and Cheng 1996, "Star
 sections 2 and 3). Everybody has a tag, in microseconds of work for each unit of weight: where its next
 request stands. The smallest tag is served; its start moves the virtual time ``now``, and its tag goes
 on by the cost over the weight. Who comes back after a rest stands at ``now``, so that rest is not
-saved up. Whatever happens, two that both wait are apart by at most one request of each (theorem 1).
+saved up; when all rest, ``now`` goes to the last tag, so that nobody owes anything either. Whatever
+happens, two that both wait are apart by at most one largest request of each (theorem 1).
 
 The cost of a request is known only when it has run. It is charged by the typical run time of its model
 and settled afterwards, so that the parts are of the work that was really done.
@@ -222,6 +223,15 @@ class FairQueue(Generic[Item]):
     def settle(self, turn: Turn, ran_us: int) -> None:
         """The request has cost ``ran_us`` in truth; 0 if it did not run."""
         _charge(*self._places(turn), turn, ran_us - turn.cost_us)
+
+    def rest(self) -> None:
+        """Nobody waits and nothing runs: what was served in the past counts against nobody any more.
+
+        Else one that has just used an idle site alone would wait for another one to catch up.
+        """
+        for application in self._applications.values():
+            self._now = max(self._now, application.tag)
+            application.now = max(application.now, *(line.tag for line in application.lines))
 
     def _places(self, turn: Turn) -> tuple[_Application[Item], _Line[Item]]:
         application = self._applications.get(turn.application)

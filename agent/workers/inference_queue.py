@@ -44,7 +44,10 @@ class WorkQueue:
                     self._fetched.settle(work.ring.turn, work.run_us)
             self._fetch()
             found = self._fetched.pop()
-            self._at_socket += found is None
+            if found is None:
+                self._at_socket += 1
+                if self._at_socket == self._runners:
+                    self._fetched.rest()
         first = found[1] if found is not None else self._from_socket()
         if first is None:
             return []

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +29,8 @@ class Served:
 
     turn: Turn
     waiting: frozenset[Flow]
+    period: int
+    """Busy periods are numbered: between two of them nobody waits."""
 
     @property
     def flow(self) -> Flow:
@@ -58,13 +60,18 @@ def serve(events: Iterator[Turn | None]) -> Iterator[Served]:
     """One server that takes one after the other; what is left at the end is served too."""
     queue: FairQueue[Turn] = FairQueue()
     waiting: Counter[Flow] = Counter()
+    period = 0
 
     def take() -> Iterator[Served]:
+        nonlocal period
         flows = frozenset(+waiting)
         if (found := queue.pop()) is not None:
             assert found[0] is found[1]
             waiting[found[0].application, found[0].priority] -= 1
-            yield Served(found[0], flows)
+            yield Served(found[0], flows, period)
+        else:
+            period += 1
+            queue.rest()
 
     for event in events:
         if event is None:
@@ -77,16 +84,12 @@ def serve(events: Iterator[Turn | None]) -> Iterator[Served]:
 
 
 def stretches(log: Sequence[Served], is_one: Callable[[Served], bool]) -> Iterator[list[Served]]:
-    """Many intervals within the longest stretches of the log that are all ``is_one``."""
-    stretch: list[Served] = []
-    for one in (*log, None):
-        if one is not None and is_one(one):
-            stretch.append(one)
-            continue
-        for start in range(0, len(stretch), 7):
+    """Many intervals within the longest stretches of a busy period that are all ``is_one``."""
+    for (_, is_wanted), found in groupby(log, lambda one: (one.period, is_one(one))):
+        stretch = list(found)
+        for start in range(0, len(stretch) if is_wanted else 0, 7):
             for end in range(len(stretch), start, -11):
                 yield stretch[start:end]
-        stretch = []
 
 
 def work_us(part: Sequence[Served], is_one: Callable[[Served], bool]) -> int:

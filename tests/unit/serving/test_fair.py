@@ -78,6 +78,19 @@ def test_rest_is_not_saved_up() -> None:
     assert served["b"] <= 11
 
 
+def test_work_of_an_idle_site_is_nobodys_debt() -> None:
+    queue: FairQueue[str] = FairQueue()
+    queue.pass_by(turn(0, cost_us=100_000))
+    queue.pass_by(turn(0, HIGH, cost_us=100_000))
+    queue.rest()
+    fill(queue, "b", 20, turn(1))
+    fill(queue, "a", 20, turn(0))
+    fill(queue, "high", 1, turn(0, HIGH))
+    served = drain(queue, 10)
+    assert Counter(name[0] for name in served) == {"a": 4, "b": 5, "h": 1}
+    assert "high0" in served[:2]
+
+
 def test_an_urgent_request_goes_before_all_others_of_its_application() -> None:
     queue: FairQueue[str] = FairQueue()
     fill(queue, "low", 50, turn(priority=LOW))

@@ -151,3 +151,19 @@ def test_what_has_run_is_settled_by_its_time(bell: Bell) -> None:
     assert numbers(first + second) == [0, 1]
     assert numbers(third := queue.take(second)) == [3]
     assert numbers(queue.take(third)) == [2], "it is not answered: it counts as expected"
+
+
+def test_when_all_runners_wait_nobody_owes_anything(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 1)
+    bell.ring(0, b"a" * 8, cost_us=1_000_000)
+    assert numbers(queue.take()) == [0]
+    waiting = threading.Thread(target=lambda: taken.append(queue.take()))
+    taken: list[list[Work]] = []
+    waiting.start()
+    while not queue._at_socket:  # it has gone to wait
+        threading.Event().wait(0.001)
+    bell.ring(1, b"b" * 8, application=1)
+    waiting.join(5)
+    for number in range(2, 8):
+        bell.ring(number, b"x" * 8, application=number % 2)
+    assert [numbers(queue.take()) for _ in range(3)] == [[2], [4], [3]], "not 3, 5, 7 first"
