@@ -123,5 +123,5 @@ class Porter:
         now = monotonic_s()
         if now - self._log_at >= LOG_EVERY_S:
             whence = "" if peer is None else f" from {peer}"
-            _log.warning("%d requests turned away; the last%s: %s", self._unlogged, whence, text)
+            _log.warning("turned away %d, the last%s: %s", self._unlogged, whence, text)
             self._log_at, self._unlogged = now, 0

@@ -58,8 +58,8 @@ def test_who_is_turned_away_is_counted_by_reason_and_logged_once_a_minute(
         "missing": 2, "malformed": 1, "unknown": 1, "scope": 1,
     }  # fmt: skip
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("1 requests turned away; the last from 192.0.2.7: this site takes")
-    assert second.startswith("4 requests turned away; the last: this site takes")
+    assert first.startswith("turned away 1, the last from 192.0.2.7: this site takes")
+    assert second.startswith("turned away 4, the last: this site takes")
 
 
 def test_the_name_of_the_application_is_that_of_its_token() -> None:
@@ -83,6 +83,12 @@ def test_every_operation_says_what_a_token_must_be_for_alike_over_http_and_grpc(
     for one in OPERATIONS:
         if one.scope:
             assert needs(one.scope, "m")
+
+
+def test_who_loads_a_model_is_told_by_the_tokens_name() -> None:
+    assert applications.told("local", "127.0.0.1") == "an application at 127.0.0.1"
+    assert applications.told("shop", "192.0.2.7") == "the application 'shop' at 192.0.2.7"
+    assert applications.told("shop", "") == "the application 'shop' at this machine"
 
 
 async def test_an_open_operation_asks_nobody() -> None:
