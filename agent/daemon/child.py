@@ -21,9 +21,6 @@ from agent.foundation.errors import AtollError
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 10.0
 STEADY_S = 30.0
 """A child that lived this long failed for a new reason: back-off starts over."""
-STEADY_DELAYS = 20
-"""So does it after a life this many times as long as the last delay: a worker that somebody kills every
-few seconds is back at once each time, and one that ends as it starts is left alone for longer and longer."""
 STOP_TIMEOUT_S = 1.5
 """Between SIGTERM and SIGKILL; the whole site stops within 5 s."""
 KEPT_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH",
@@ -66,7 +63,7 @@ class Child:
         self._environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self._channel: Channel | None = None
-        self._is_stopping = False
+        self._is_stopping = self._is_blameless = False
 
     @property
     def pid(self) -> int | None:
@@ -76,21 +73,27 @@ class Child:
 
     async def run(self) -> None:
         """Keep it alive until ``stop``."""
-        delay_s = waited_s = BACKOFF_MIN_S
+        delay_s = BACKOFF_MIN_S
         while not self._is_stopping:
             began = monotonic_s()
             reason = await self._live()
             if self._is_ended():
                 break
-            if monotonic_s() - began > min(STEADY_S, STEADY_DELAYS * waited_s):
+            if monotonic_s() - began > STEADY_S:
                 delay_s = BACKOFF_MIN_S
             self.state = f"restarting: {reason}"
-            _log.warning("%s ended (%s); it is started again in %.1f s", self.name, reason, delay_s)
             self._callbacks.gone(reason)
+            if self._is_blameless:
+                self._is_blameless, delay_s = False, BACKOFF_MIN_S
+            _log.warning("%s ended (%s); it is started again in %.1f s", self.name, reason, delay_s)
             await asyncio.sleep(delay_s)
-            waited_s, delay_s = delay_s, min(delay_s * 2, BACKOFF_MAX_S)
+            delay_s = min(delay_s * 2, BACKOFF_MAX_S)
             self.restarts += 1
         self.state = "stopped"
+
+    def absolve(self) -> None:
+        """Called while it is ``gone``: somebody ended it, so nothing is gained by waiting longer."""
+        self._is_blameless = True
 
     def _is_ended(self) -> bool:
         return self._is_stopping  # ``stop`` may have been called during an await

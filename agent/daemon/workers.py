@@ -232,6 +232,7 @@ class Workers:
         """
         is_killed_for_memory = oom.kills() > worker.oom_kills
         if "SIGTERM" in reason or ("SIGKILL" in reason and not is_killed_for_memory):
+            worker.child.absolve()
             return set()
         loading = {down.at_work_on} if down.at_work_on is not None else set()
         return loading | set(worker.memory.running() if worker.memory is not None else ())

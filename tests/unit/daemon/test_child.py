@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -72,6 +73,18 @@ async def test_a_killed_child_is_started_again_and_the_reason_told(kept: Kept) -
     assert await kept.gone.get() == "killed by SIGKILL"
     assert await kept.up() != first
     assert (kept.child.state, kept.child.restarts) == ("running", 1)
+
+
+async def test_what_somebody_ended_is_back_at_once_however_often(
+    kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.child._callbacks = replace(kept.child._callbacks, gone=lambda _: kept.child.absolve())
+    for _ in range(4):
+        os.kill(await kept.up(), signal.SIGKILL)
+    await kept.up()
+    waits = [line for line in caplog.messages if "started again in" in line]
+    assert len(waits) == 4
+    assert all(line.endswith("in 0.1 s") for line in waits)
 
 
 async def test_back_off_grows_while_it_keeps_failing(
