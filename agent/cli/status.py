@@ -10,7 +10,7 @@ from agent.cli.site_files import admin_client
 
 STATES = ("alive", "suspect", "dead", "left")
 LINES_PER_LIST_MAX = 3
-"""Processes, models, jobs: with six other lines, reasons and findings a screen of 24 suffices."""
+"""Processes, workers, models, jobs: with six other lines, reasons and findings they fill a screen of 24."""
 
 
 def status(asked: argparse.Namespace) -> int:
@@ -46,8 +46,10 @@ def lines(answer: dict[str, Any]) -> list[str]:
             f"{clean(row['name'])} {clean(row['state'])}"
             f"  pid {clean(row['pid'])}, {size(row['rss_bytes'] or 0)}, {row['restarts']} restarts"
             for row in answer["processes"]
+            if "worker" not in row
         ],
     )
+    found += _list("worker", [_worker(row) for row in answer["processes"] if "worker" in row])
     found += _list(
         "model",
         [
@@ -74,6 +76,18 @@ def _certificate(certificate: dict[str, Any]) -> str:
     )
     by = f", last by {clean(certificate['renewed_by'])}" if certificate["renewed_by"] else ""
     return f"certificate until {until}{by}"
+
+
+def _worker(row: dict[str, Any]) -> str:
+    """A model worker, its process, and what it runs on."""
+    device = f"GPU {clean(row['device'])}" if row["device"] else ""
+    loading = f"{clean(row['loading'])} being loaded" if row["loading"] else ""
+    more = [loading, device, *(clean(one) for one in row["providers"]), clean(row["sandbox"])]
+    return (
+        f"{clean(row['worker'])} {clean(row['state'])}  pid {clean(row['pid'])},"
+        f" {size(row['rss_bytes'] or 0)}, {clean(row['restarts'])} restarts, {clean(row['models'])} models"
+        + "".join(f"; {text}" for text in more if text)
+    )
 
 
 def _shown(at: float) -> str:

@@ -259,7 +259,7 @@ class ServingPart:
     worker_memory_bytes: Annotated[
         int,
         Between(0, 1 << 50),
-        Doc("Address space of the model worker, bytes. 0: no limit (GPUs map far more than RAM)."),
+        Doc("Address space of each model worker, bytes. 0: no limit (GPUs map far more than RAM)."),
     ] = 0
 
 

@@ -162,8 +162,8 @@ class DaemonOperations:
             }
             for child in (inference.gateway, *(one.child for one in inference.workers.all))
         ]  # fmt: skip
-        for row, worker in zip(found[2:], inference.workers.all, strict=True):
-            row |= {"device": worker.device, "runtime": worker.runtime, "sandbox": worker.sandbox}
+        for row, more in zip(found[2:], inference.workers.rows(), strict=True):
+            row.update(more)
         found += [
             {
                 "name": f"{trainer.name} {trainer.job}".strip(), "pid": trainer.pid,

@@ -305,7 +305,7 @@ class _Daemon:
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,
         )  # fmt: skip
-        inference.figures = driver.lag.render
+        inference.figures = lambda: driver.lag.render() + inference.workers.render()
         return inference
 
     def _discover(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 from agent.config.settings import ServingPart
 from agent.daemon.child import Callbacks, Child
@@ -99,6 +99,8 @@ class Worker:
         self.index, self.child, self.device = index, child, device
         self.runtime = self.sandbox = ""
         """As it said when it was up; for a person."""
+        self.providers: set[str] = set()
+        """Execution providers that its models have really got."""
         self.memory: SharedSlots | None = None
         self.oom_kills = 0
         """Of the machine, when this process was up."""
@@ -146,7 +148,7 @@ class Workers:
         self._to_gateway, self._feed, self._spawn = to_gateway, feed, spawn
         self._unloads: dict[bytes, asyncio.TimerHandle] = {}
         self._sources: dict[bytes, LoadModel] = {}
-        self._pool = Pool()
+        self._pool = Pool(len(plan.devices))
         self.all = tuple(self._worker(*numbered) for numbered in enumerate(plan.devices))
 
     def _worker(self, index: int, device: str) -> Worker:
@@ -181,6 +183,32 @@ class Workers:
         """What confines them, for a person; the weakest if they differ."""
         told = [worker.sandbox for worker in self.all if worker.sandbox]
         return next((text for text in told if "none" in text), told[0] if told else "")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What is shown of each beside its process."""
+        return [
+            {
+                "worker": one.index, "is_up": one.index in self._pool.up, "device": one.device,
+                "providers": sorted(one.providers), "models": len(self._pool.holds(one.index)),
+                "loading": self._pool.loading(one.index), "runtime": one.runtime, "sandbox": one.sandbox,
+            }
+            for one in self.all
+        ]  # fmt: skip
+
+    def render(self) -> str:
+        """Their figures in Prometheus' text format; ``WORKERS_MAX`` rows each at most."""
+        up = self._pool.up
+        figures = (
+            ("atoll_worker_up", "gauge", "Whether it can be given models and requests",
+             [int(one.index in up) for one in self.all]),
+            ("atoll_worker_restarts_total", "counter", "Times that its process was started again",
+             [one.child.restarts for one in self.all]),
+        )  # fmt: skip
+        lines = []
+        for name, kind, text, values in figures:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+            lines += [f'{name}{{worker="{index}"}} {value}' for index, value in enumerate(values)]
+        return "\n".join([*lines, ""])
 
     # --- life ------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -219,6 +247,8 @@ class Workers:
     def _gone(self, index: int, reason: str) -> None:
         down = self._pool.went_down(index)
         blamed = self._blamed(self.all[index], down, reason)
+        if down.at_work_on in blamed:
+            self._pool.suspect(down.at_work_on)
         self._to_gateway(inside.TO_GATEWAY.pack(inside.DetachWorker(index)), ())
         for key in sorted(blamed):  # before it would be given to another worker
             text = f"the model worker ended while it was at work on it ({reason})"
@@ -246,6 +276,7 @@ class Workers:
             case inside.WorkerReady():
                 worker = self.all[index]
                 worker.runtime, worker.sandbox = message.runtime, message.sandbox
+                worker.providers.clear()
                 worker.oom_kills = oom.kills()
                 told = worker.child.name, message.runtime, message.sandbox
                 _log.info("%s: %s, sandbox %s", *told)
@@ -266,6 +297,7 @@ class Workers:
     def _loaded(self, index: int, message: inside.ModelLoaded) -> None:
         for reason in message.passed_over:
             _log.warning("a model runs on %s: %s", message.providers[0], reason)
+        self.all[index].providers.add(message.providers[0])
         is_first, loads = self._pool.loaded(index, message.key)
         self._tell_holding(index)  # before the view that calls it ready
         if is_first:

@@ -5,6 +5,9 @@ loaded then costs one worker at a time, and the others go on answering for all t
 end every worker holds every model, so that any of them can take any request and the loss of one leaves
 nothing unanswered; their sessions share the memory set aside, and those used longest ago are let go.
 
+A model that ended the worker which loaded it is tried again only where another worker stands by, by the
+one that holds least: until the site gives such a model up, somebody answers for all the others.
+
 A worker loads one model after the other: of those it was sent, the first is the one it is at work on,
 and so the one to blame if it ends. Pure: loads are returned, not carried out.
 """
@@ -85,9 +88,15 @@ class _Worker:
 class Pool:
     """The workers of one site by index, and what each holds."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        """``count``: workers that the site keeps alive."""
+        self._count = count
         self._workers: dict[int, _Worker] = {}
         self._wanted: dict[bytes, _Wanted] = {}
+        self._suspects: set[bytes] = set()
+        """Wanted models that ended a worker when it loaded them last."""
+        self._put_off: set[bytes] = set()
+        """Of these, those that wait for a second worker."""
         self._number = 0
 
     @property
@@ -100,6 +109,11 @@ class Pool:
         worker = self._workers.get(index)
         return frozenset() if worker is None else frozenset(worker.holds)
 
+    def loading(self, index: int) -> int:
+        """How many models one worker is to load yet."""
+        worker = self._workers.get(index)
+        return 0 if worker is None else len(worker.loading)
+
     def want(self, key: bytes) -> list[Load]:
         """Have the model loaded, also anew: one worker tries it.
 
@@ -111,22 +125,28 @@ class Pool:
             worker.forget_unsent(key)
         if not self._workers:
             return []
-        # The fewest loads before it, so that models that come together load side by side.
-        index = min(self.up, key=lambda one: len(self._workers[one].loading))
-        return self._assigned((index,), key)
+        return self._tried(key)
 
     def withdraw(self, key: bytes) -> None:
         """The model is not wanted any more: no worker is to hold it."""
         self._wanted.pop(key, None)
+        self._suspects.discard(key)
+        self._put_off.discard(key)
         for worker in self._workers.values():
             worker.holds.discard(key)
             worker.forget_unsent(key)
 
     def came_up(self, index: int) -> list[Load]:
-        """A worker waits for models: it is to load what others have loaded."""
+        """A worker waits for models: it is to load what others have loaded, and what was put off."""
         self._workers[index] = _Worker()
         tried = [key for key, wanted in self._wanted.items() if wanted.is_tried]
-        return [load for key in tried for load in self._assigned((index,), key)]
+        loads = [load for key in tried for load in self._assigned((index,), key)]
+        return loads + [load for key in sorted(self._put_off) for load in self._tried(key)]
+
+    def suspect(self, key: bytes) -> None:
+        """A worker has ended while it loaded the model, and nobody ended it."""
+        if key in self._wanted:
+            self._suspects.add(key)
 
     def sent(self, load: Load) -> None:
         """The worker has been given the model's bytes."""
@@ -144,6 +164,7 @@ class Pool:
         if wanted is None or self._answered(index, key) != wanted.number:
             return False, []
         self._workers[index].holds.add(key)
+        self._suspects.discard(key)
         is_first, wanted.is_tried = not wanted.is_tried, True
         others = [one for one in self.up if one != index] if is_first else []
         return is_first, self._assigned(others, key)
@@ -167,6 +188,21 @@ class Pool:
     def _is_left(self, key: bytes) -> bool:
         """Whether any worker holds the model or is to load it."""
         return any(worker.has(key) for worker in self._workers.values())
+
+    def _tried(self, key: bytes) -> list[Load]:
+        """One worker tries the model, now or when that is safe."""
+        workers = self._workers
+        self._put_off.discard(key)
+        if key not in self._suspects or self._count == 1:
+            # The fewest loads before it, so that models that come together load side by side.
+            return self._assigned((min(self.up, key=lambda one: len(workers[one].loading)),), key)
+        if len(workers) == 1:
+            self._put_off.add(key)
+            return []
+        # All suspects one after the other at one worker: those that hold more go on serving.
+        trying = (one for one in self.up if self._suspects & {i.key for i in workers[one].loading})
+        least = min(self.up, key=lambda one: len(workers[one].holds))
+        return self._assigned((next(trying, least),), key)
 
     def _assigned(self, indices: Iterable[int], key: bytes) -> list[Load]:
         loads = [Load(index, key) for index in indices]

@@ -391,8 +391,8 @@ def image_model(path: Path) -> Path:
     )
 
 
-def endless_model(path: Path) -> Path:
-    """n INT64 -> sum over n rounds of a loop: runs as long as asked."""
+def endless_model(path: Path, least: int = 0) -> Path:
+    """n INT64 -> sum over n rounds of a loop, but at least so many: runs as long as asked."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_out"]),
@@ -415,10 +415,11 @@ def endless_model(path: Path) -> Path:
     return save_model(
         path,
         [
-            helper.make_node("Squeeze", ["n"], ["rounds"]),
+            helper.make_node("Max", ["n", "least"], ["many"]),
+            helper.make_node("Squeeze", ["many"], ["rounds"]),
             helper.make_node("Loop", ["rounds", "", "start"], ["total"], body=body),
         ],
         [("n", TensorProto.INT64, [1])],
         [("total", TensorProto.FLOAT, [1000])],
-        [start],
+        [start, helper.make_tensor("least", TensorProto.INT64, [1], [least])],
     )

@@ -77,6 +77,21 @@ class CannedSite:
             "processes": [
                 {"name": "gateway", "pid": 7, "state": "up", "restarts": 0, "rss_bytes": 50 << 20},
                 {"name": "model", "pid": None, "state": "down", "restarts": 2, "rss_bytes": None},
+                {
+                    "name": "model-worker-1",
+                    "pid": 9,
+                    "state": "running",
+                    "restarts": 4,
+                    "rss_bytes": 80 << 20,
+                    "worker": 1,
+                    "is_up": True,
+                    "device": "2",
+                    "providers": ["CUDAExecutionProvider"],
+                    "models": 3,
+                    "loading": 1,
+                    "runtime": "onnxruntime 1.31.1",
+                    "sandbox": "landlock 7, seccomp",
+                },
             ],
             "hardware": {"profile": "generic", "why": "nothing matched", "providers": ["CPU"]},
             "models": [

@@ -19,6 +19,13 @@ def test_the_screen_says_what_an_operator_asks_first(atoll: "Atoll") -> None:
     assert "digits-00000001 running  round 1/3, epoch 1, aggregator berlin" in found.out
 
 
+def test_each_model_worker_is_shown_with_what_it_runs_on(atoll: "Atoll") -> None:
+    assert (
+        "worker    1 running  pid 9, 80.0 MiB, 4 restarts, 3 models; 1 being loaded; GPU 2;"
+        " CUDAExecutionProvider; landlock 7, seccomp"
+    ) in atoll("status").out
+
+
 def test_the_reason_stands_right_below_the_state(canned: "CannedSite", atoll: "Atoll") -> None:
     canned.state, canned.reasons = "isolated", ["no other site is heard"]
     assert atoll("status").out.splitlines()[1] == "  because  no other site is heard"

@@ -234,6 +234,39 @@ async def test_a_new_gateway_is_told_of_every_worker_and_of_what_it_holds(pair: 
     await pair.workers.stop()
 
 
+async def test_a_model_that_ends_its_worker_as_it_is_loaded_leaves_the_other_alone(
+    pair: Rig,
+) -> None:
+    await pair.says(0, READY)
+    await pair.says(1, READY)
+    key = await pair.load()
+    pair.workers._gone(0, "killed by SIGSEGV")
+    assert await pair.load() == key  # as the site does when it hears that the model is lost
+    assert pair.loads(1) == []
+    await pair.says(0, READY)
+    assert pair.loads(0) == [key, key]
+    assert pair.loads(1) == []
+    await pair.workers.stop()
+
+
+async def test_each_worker_is_shown_with_what_it_runs_on_and_counted(pair: Rig) -> None:
+    await pair.says(1, READY)
+    key = await pair.load()
+    await pair.says(1, loaded(key))
+    first, second = pair.workers.rows()
+    assert (first["worker"], first["is_up"], first["models"]) == (0, False, 0)
+    assert second == {
+        "worker": 1, "is_up": True, "device": "", "providers": ["CPU"], "models": 1, "loading": 0,
+        "runtime": "onnxruntime", "sandbox": "landlock",
+    }  # fmt: skip
+    pair.workers.all[0].child.restarts = 3
+    lines = pair.workers.render().splitlines()
+    assert 'atoll_worker_up{worker="0"} 0' in lines
+    assert 'atoll_worker_up{worker="1"} 1' in lines
+    assert 'atoll_worker_restarts_total{worker="0"} 3' in lines
+    await pair.workers.stop()
+
+
 def plan(serving: ServingPart, threads: int, accelerators: int = 0) -> WorkerPlan:
     hardware: Any = SimpleNamespace(
         inference_threads=threads, accelerators=accelerators, providers=("CPU",)

@@ -6,7 +6,7 @@ A, B, C = b"a" * 8, b"b" * 8, b"c" * 8
 
 
 def with_workers(count: int) -> Pool:
-    pool = Pool()
+    pool = Pool(count)
     for index in range(count):
         assert pool.came_up(index) == []
     return pool
@@ -38,7 +38,7 @@ def test_models_that_come_together_are_tried_side_by_side() -> None:
 
 
 def test_without_a_worker_nothing_is_loaded_until_it_is_wanted_again() -> None:
-    pool = Pool()
+    pool = Pool(1)
     assert pool.want(A) == []
     assert pool.came_up(0) == [], "the site asks for what nobody has tried"
     assert pool.want(A) == [Load(0, A)]
@@ -115,3 +115,76 @@ def test_what_a_stranger_says_changes_nothing() -> None:
     assert pool.holds(7) == frozenset()
     pool.sent(Load(7, A))
     assert pool.up == (0,)
+
+
+def fails(pool: Pool, key: bytes) -> None:
+    """The worker that loads the model ends."""
+    (index,) = (one for one in pool.up if pool.loading(one))
+    assert pool.went_down(index).at_work_on == key
+    pool.suspect(key)
+
+
+def holding(pool: Pool, key: bytes) -> None:
+    """All workers hold it."""
+    ((first, _),) = ((load.worker, load.key) for load in sent(pool, pool.want(key)))
+    for load in sent(pool, pool.loaded(first, key)[1]):
+        pool.loaded(load.worker, key)
+
+
+def test_a_model_that_ended_its_worker_is_not_given_to_the_last_one_that_is_up() -> None:
+    """Else it takes all of them along, and nobody answers for the others."""
+    pool = with_workers(2)
+    holding(pool, A)
+    sent(pool, pool.want(B))
+    fails(pool, B)
+    assert pool.up == (1,)
+    assert pool.want(B) == []
+    assert sent(pool, pool.came_up(0)) == [Load(0, A), Load(0, B)]
+    pool.loaded(0, A)
+    fails(pool, B)
+    assert pool.holds(1) == {A}
+    assert pool.want(B) == []
+    assert pool.came_up(0) == [Load(0, A), Load(0, B)], "by the one that holds nothing yet"
+
+
+def test_models_that_ended_their_workers_are_tried_again_by_one_and_the_others_stand_by() -> None:
+    pool = with_workers(3)
+    holding(pool, A)
+    for key in (B, C):
+        sent(pool, pool.want(key))
+        fails(pool, key)
+    assert pool.up == (2,)
+    assert [pool.want(key) for key in (B, C)] == [[], []]
+    assert sent(pool, pool.came_up(0)) == [Load(0, A), Load(0, B), Load(0, C)]
+    pool.came_up(1)
+    assert [pool.loading(index) for index in (0, 1, 2)] == [3, 1, 0]
+
+
+def test_a_model_that_loads_after_all_is_no_suspect_any_more() -> None:
+    pool = with_workers(2)
+    sent(pool, pool.want(A))
+    fails(pool, A)
+    assert pool.want(A) == []
+    sent(pool, pool.came_up(0))
+    assert pool.loaded(0, A) == (True, [Load(1, A)])
+    pool.went_down(1)
+    assert pool.want(A) == [Load(0, A)]
+
+
+def test_what_is_withdrawn_while_it_is_put_off_is_not_tried_again() -> None:
+    pool = with_workers(2)
+    sent(pool, pool.want(A))
+    fails(pool, A)
+    pool.want(A)
+    pool.withdraw(A)
+    assert pool.came_up(0) == []
+    pool.suspect(B)
+    assert pool.want(B) == [Load(0, B)], "nobody wanted it when it was suspected"
+
+
+def test_a_single_worker_tries_it_again_for_there_is_no_other() -> None:
+    pool = with_workers(1)
+    sent(pool, pool.want(A))
+    fails(pool, A)
+    assert pool.came_up(0) == []
+    assert pool.want(A) == [Load(0, A)]
