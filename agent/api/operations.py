@@ -43,6 +43,8 @@ class Operations(Protocol):
         Keys: site, name, cluster, region, tier, jurisdiction, version, uptime_s,
         state (``starting`` | ``ready`` | ``isolated`` | ``draining``), reasons [str],
         members {alive, suspect, dead, left}, processes [{name, pid, state, restarts, rss_bytes}],
+        of which model workers have worker (its index), is_up, device (accelerators that it sees; empty:
+        any), providers [str] (that its models got), models, loading (counts), runtime, sandbox,
         hardware {profile, why, providers}, models [{name, version, state, reason}],
         jobs [{id, state, epoch, round, rounds, aggregator}],
         certificate {begins_at, expires_at, renew_at, renewed_by, problem},

@@ -159,25 +159,28 @@ def test_a_model_that_ends_its_workers_is_quarantined_and_takes_no_others_reques
 def test_a_model_that_ends_its_worker_as_it_is_loaded_costs_nobody_elses_requests(
     site: Daemon, tmp_path: Path
 ) -> None:
-    """Each SIGSEGV goes to the worker that loads it; the other is never given it."""
+    """Each SIGSEGV goes to the worker that loads it; the last one that is up is never given it."""
+    heavy, held = endless_model(tmp_path / "heavy.onnx", least=10**12), holding(site)["0"]
+    former = -1
     with Askers(lambda: infer(site, "cls", IMAGE), threads=2) as askers:
-        push(site, "heavy", endless_model(tmp_path / "heavy.onnx", least=10**12))
-        former = -1
+        site.cli("model", "push", str(heavy), "--name", "heavy", "--version", "1", "--no-wait")
         for _ in range(3):
-            former = wait_for(lambda former=former: loads_heavy(site, former), 30, "loaded", [site])  # type: ignore[misc]
+            former = wait_for(
+                lambda former=former: loads_heavy(site, held, former), 20, "loading", [site]
+            )  # type: ignore[misc]
             os.kill(former, signal.SIGSEGV)
         wait_for(lambda: site.model("heavy", "1")["state"] == "refused", 20, "refused", [site])
-        wait_for(lambda: set(holding(site).values()) == {1}, 20, "both hold cls", [site])
+        wait_for(lambda: holding(site) == {"0": held, "1": held}, 20, "as before", [site])
         askers.more(20)
     assert askers.bad() == []
     assert "quarantined" in site.model("heavy", "1")["reason"]
 
 
-def loads_heavy(site: Daemon, former: int) -> int:
-    """The process of the worker that has nothing but the heavy model left to load; 0 = none yet."""
-    rows = [row for row in site.get("/1/status")["processes"] if row.get("loading")]
-    found = [row["pid"] for row in rows if (row["models"], row["loading"]) == (1, 1)]
-    return next((pid for pid in found if pid not in (None, former)), 0)
+def loads_heavy(site: Daemon, held: int, former: int) -> int:
+    """The process of the worker that has only the heavy model left to load; 0 = none yet."""
+    rows = [row for row in site.get("/1/status")["processes"] if row.get("loading") == 1]
+    found = (row["pid"] for row in rows if row["models"] == held and row["pid"] is not None)
+    return next((pid for pid in found if pid != former), 0)
 
 
 @contextlib.contextmanager
