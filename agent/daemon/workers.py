@@ -8,7 +8,7 @@ other's leftovers. Which worker loads what is decided by ``agent.serving.worker_
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, assert_never
@@ -327,9 +327,14 @@ class Workers:
             self._tell_holding(index)
             self.all[index].child.post(inside.TO_WORKER.pack(inside.UnloadModel(key)))
 
-    def _carry_out(self, loads: Iterable[Load]) -> None:
-        for load in loads:
-            self._spawn(self._load(load))
+    def _carry_out(self, loads: Sequence[Load]) -> None:
+        if loads:
+            self._spawn(self._load_all(loads))
+
+    async def _load_all(self, loads: Sequence[Load]) -> None:
+        for load in loads:  # in order, for what may end the worker comes last
+            if load.key in self._sources:
+                await self._load(load)
 
     async def _load(self, load: Load) -> None:
         source = self._sources[load.key]

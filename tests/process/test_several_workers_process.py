@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -165,9 +166,8 @@ def test_a_model_that_ends_its_worker_as_it_is_loaded_costs_nobody_elses_request
     with Askers(lambda: infer(site, "cls", IMAGE), threads=2) as askers:
         site.cli("model", "push", str(heavy), "--name", "heavy", "--version", "1", "--no-wait")
         for _ in range(3):
-            former = wait_for(
-                lambda former=former: loads_heavy(site, held, former), 20, "loading", [site]
-            )  # type: ignore[misc]
+            found = partial(loads_heavy, site, held, former)
+            former = wait_for(found, 20, "loading", [site])
             os.kill(former, signal.SIGSEGV)
         wait_for(lambda: site.model("heavy", "1")["state"] == "refused", 20, "refused", [site])
         wait_for(lambda: holding(site) == {"0": held, "1": held}, 20, "as before", [site])

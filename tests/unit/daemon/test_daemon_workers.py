@@ -249,6 +249,31 @@ async def test_a_model_that_ends_its_worker_as_it_is_loaded_leaves_the_other_alo
     await pair.workers.stop()
 
 
+async def test_a_new_worker_is_sent_what_may_end_it_last_however_small_that_is(
+    pair: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The digests of small files are computed sooner."""
+    await pair.says(0, READY)
+    await pair.says(1, READY)
+    good = await pair.load("good")
+    for index in (0, 1):
+        await pair.says(index, loaded(good))
+    bad = await pair.load("bad")
+    pair.workers._gone(0, "killed by SIGSEGV")
+    assert await pair.load("bad") == bad
+    turns = iter((5, 0))
+
+    async def sha256(_: Digest) -> bytes:
+        for _turn in range(next(turns)):
+            await asyncio.sleep(0)
+        return bytes(32)
+
+    monkeypatch.setattr(pair.blobs, "sha256", sha256)
+    await pair.says(0, READY)
+    assert pair.loads(0)[-2:] == [good, bad]
+    await pair.workers.stop()
+
+
 async def test_each_worker_is_shown_with_what_it_runs_on_and_counted(pair: Rig) -> None:
     await pair.says(1, READY)
     key = await pair.load()
