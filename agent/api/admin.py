@@ -9,7 +9,7 @@ GET     /1/jobs, /1/jobs/ID         ``{"jobs": [...]}``, one job
 GET     /1/jobs/ID/watch            newline-delimited JSON; empty lines keep it alive
 GET     /1/route/explain            ``?model=M&residency=DE,FR``
 GET     /1/doctor                   ``{"checks": [...]}``
-GET     /1/stamp                    ``{"wall_ms", "count"}`` for the next document
+GET     /1/stamp                    ``{"wall_ms", "count"}`` for the next document, and ``clock()``
 POST    /1/documents                ``{"documents": [base64]}`` -> ``{"results": [...]}``
 POST    /1/jobs/draft               a job's keys -> ``{"body": base64, "id", "committee"}``
 POST    /1/blobs                    the bytes, with a Content-Length -> digest and size
@@ -245,7 +245,7 @@ class _Api:
 
     async def _stamp(self, _: web.Request) -> web.Response:
         stamp = self._operations.stamp()
-        return _json({"wall_ms": stamp.wall_ms, "count": stamp.count})
+        return _json({"wall_ms": stamp.wall_ms, "count": stamp.count, **self._operations.clock()})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         if len(self._watchers) >= WATCHERS_MAX:

@@ -9,16 +9,15 @@ Keys of a document: kind, name, wall_ms, count (its stamp), author (hex), body (
 ``wire.documents.BODIES``). They are submitted at ``POST /1/documents``.
 """
 
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
 
 from agent.foundation.errors import UsageError
-from agent.wire.documents import Key, Kind
+from agent.wire.documents import KINDS, Key
 
 Json = dict[str, Any]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 
 class CatalogOperations(Protocol):
@@ -48,7 +47,7 @@ def routes(operations: CatalogOperations) -> list[web.RouteDef]:
     async def history(request: web.Request) -> web.Response:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
         _check_kind(kind, *KINDS)
-        return _json({"history": await operations.history(Key(kind, name))})  # type: ignore[arg-type]
+        return _json({"history": await operations.history(Key(kind, name))})
 
     return [web.get("/1/documents", show), web.get("/1/documents/history", history)]
 

@@ -133,7 +133,19 @@ class Operations(Protocol):
         ...
 
     def stamp(self) -> Stamp:
-        """A stamp newer than every document seen here, for the next document an admin signs."""
+        """A stamp newer than every document seen here, for the next document an admin signs.
+
+        Raises:
+            Refused: this site's clock is too far from the members': they would refuse the document.
+        """
+        ...
+
+    def clock(self) -> Json:
+        """This site's clock beside the members'.
+
+        Keys: clock_ahead_s (of the median member; negative: behind), clocks_heard (how many members
+        have told theirs lately).
+        """
         ...
 
     async def submit(self, documents: Sequence[bytes]) -> list[Json]:

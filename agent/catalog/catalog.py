@@ -22,9 +22,9 @@ from agent.wire.documents import (
     Document,
     Job,
     Key,
-    Kind,
     ModelVersion,
     Stamp,
+    Unknown,
     key_of,
 )
 from agent.wire.limits import DOCUMENTS_MAX, MESH_BODY_BYTES_MAX
@@ -181,7 +181,7 @@ def row_of(entry: Entry) -> Put:
     return Put("documents", {"kind": key.kind, "name": key.name, "document": pack(entry.document)})
 
 
-def _by_name(key: Key) -> tuple[Kind, str]:
+def _by_name(key: Key) -> tuple[str, str]:
     return key.kind, key.name
 
 
@@ -219,6 +219,8 @@ def _require_names(body: Body) -> None:
             names = [body.model, body.version]
         case Job():
             names = [body.id, body.recipe, body.dataset, *([body.publish] if body.publish else [])]
+        case Unknown():
+            names = [body.kind, body.name]
         case _:
             assert_never(body)
     for name in names:

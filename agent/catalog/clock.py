@@ -7,13 +7,21 @@ along: a stamp more than ``AHEAD_MS_MAX`` in the future is refused.
 Source: Kulkarni et al. 2014, "Logical Physical Clocks", figure 5.
 """
 
+from statistics import median
 from typing import Final
 
-from agent.foundation.errors import Malformed
+from agent.foundation.errors import Malformed, Refused
+from agent.foundation.ids import SiteId
 from agent.wire.documents import Stamp
 
 AHEAD_MS_MAX: Final = 5 * 60 * 1000
 """Sites without a time source drift less than this in a month; a stamp beyond it is a wrong clock."""
+
+DIFFERS_MS: Final = 60 * 1000
+"""Worth telling an operator: sites with a time source agree within a second, an answer takes up to ten."""
+
+CLOCKS_MAX: Final = 15
+"""Members whose clocks are remembered, those heard last: a median of so many outvotes seven wrong ones."""
 
 _COUNT_MAX: Final = 2**31 - 1
 
@@ -55,3 +63,59 @@ class HybridClock:
                 mend="set the clock of the site where it was signed, or of this one",
             )
         self._last = max(self._last, stamp)
+
+
+class Clocks:
+    """What other members' clocks show, as their sync answers tell; only for judging this site's own."""
+
+    def __init__(self) -> None:
+        """Nobody has told anything yet."""
+        self._offsets_ms: dict[SiteId, float] = {}
+
+    def __len__(self) -> int:
+        """How many members have told."""
+        return len(self._offsets_ms)
+
+    def heard(self, site: SiteId, wall_ms: int, now: float) -> None:
+        """A member's Unix time, milliseconds, at ``now`` (monotonic, seconds); 0: it does not tell."""
+        if wall_ms == 0:
+            return
+        self._offsets_ms.pop(site, None)
+        self._offsets_ms[site] = wall_ms - 1000.0 * now
+        if len(self._offsets_ms) > CLOCKS_MAX:
+            del self._offsets_ms[next(iter(self._offsets_ms))]
+
+    def ahead_ms(self, wall_offset_s: float) -> int:
+        """How far this site is ahead of the median member (negative: behind); 0 if nobody has told.
+
+        Args:
+            wall_offset_s: this site's Unix time less its monotonic time, so that a corrected clock is
+                right at once.
+        """
+        if not self._offsets_ms:
+            return 0
+        return round(1000.0 * wall_offset_s - median(self._offsets_ms.values()))
+
+    def require_agreement(self, wall_offset_s: float) -> None:
+        """Before anything is stamped here.
+
+        Raises:
+            Refused: ahead of the others by more than ``AHEAD_MS_MAX``, who would refuse the document;
+                or as far behind, where it would lose to what they have and this site must refuse.
+        """
+        ahead_ms = self.ahead_ms(wall_offset_s)
+        if abs(ahead_ms) <= AHEAD_MS_MAX:
+            return
+        others = "that of the one member" if len(self) == 1 else f"those of {len(self)} members"
+        told = (
+            "they would refuse a document that is stamped here"
+            if ahead_ms > 0
+            else "a document that is stamped here would lose to older ones that this site refuses"
+        )
+        raise Refused(
+            f"this site's clock is {abs(ahead_ms) // 1000} s "
+            f"{'ahead of' if ahead_ms > 0 else 'behind'} {others} it has heard from",
+            why=f"the bound is {AHEAD_MS_MAX // 1000} s; {told}",
+            mend="set the clock here (timedatectl status shows whether it is synchronised), or sign "
+            "at a site whose clock is right; nothing was signed",
+        )

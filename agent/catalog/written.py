@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 from agent.foundation.ids import Digest
 from agent.foundation.toml_reading import AtMost, Between, Each, Keys, Matches, read_toml
-from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, key_of
+from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, Unknown, key_of
 from agent.wire.limits import BLOB_BYTES_MAX
 
 DOCUMENTS_PER_FILE_MAX = 64
@@ -114,7 +114,7 @@ def write(body: Body) -> str:
 
 
 def table_of(body: Body) -> dict[str, object]:
-    """The keys of a document's table that differ from their default."""
+    """The keys of a document's table that differ from their default; none of a kind not known here."""
     if isinstance(body, ModelVersion):
         plain = {
             "digest": body.manifest.hex(), "bytes": body.bytes, "format": body.format,
@@ -124,6 +124,8 @@ def table_of(body: Body) -> dict[str, object]:
     if isinstance(body, Deployment):
         plain = {one.name: getattr(body, one.name) for one in fields(DeploymentTable)}
         return _without_defaults(plain, DeploymentTable)
+    if isinstance(body, Unknown):
+        return {}
     assert isinstance(body, Job)
     found: dict[str, object] = {}
     for one in fields(body):

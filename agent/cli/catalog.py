@@ -1,6 +1,7 @@
 """The catalog from a file and back: ``apply``, ``diff``, ``get``, ``history``, ``rollback``."""
 
 import argparse
+import base64
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -10,10 +11,10 @@ from typing import Any
 from agent.catalog.written import DOCUMENTS_PER_FILE_MAX, changes, read, table_of, write
 from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, print_table
-from agent.cli.signing import load_signer, submit_bodies, unpack_body
+from agent.cli.signing import load_signer, submit_bodies, submit_packed, unpack_body
 from agent.cli.site_files import admin_client
 from agent.foundation.errors import NotFound, UsageError
-from agent.wire.documents import Body, Deployment, Job, Key, Stamp
+from agent.wire.documents import Body, Deployment, Job, Key, Stamp, Unknown
 
 DIFFERS = 3
 """Exit code of ``diff``: neither a failure (1) nor wrong usage (2)."""
@@ -71,9 +72,11 @@ def get(asked: argparse.Namespace) -> int:
         return 0
     texts = []
     for _, body in rows:
-        text = write(body)
+        text = "" if isinstance(body, Unknown) else write(body)
         if isinstance(body, Job):  # applied by nobody: submitted once
             text = "".join(f"# {line}\n" for line in text.splitlines())
+        elif isinstance(body, Unknown):
+            text = f"# {body.kind} {body.name}: made by a newer version of Atoll\n"
         texts.append(text)
     print("\n".join(texts) or "# The catalog is empty.\n", end="")
     return 0
@@ -124,12 +127,13 @@ def rollback(asked: argparse.Namespace) -> int:
             f"{asked.kind} {asked.name} has no former document here",
             mend="atoll history at another site may know one; atoll apply changes it",
         )
-    found = former[0][1] if asked.to is None else _of_stamp(former, asked.to)
+    row, found = former[0] if asked.to is None else _of_stamp(former, asked.to)
     key = Key(asked.kind, asked.name)
     if found == present:
         print(f"{key.kind} {key.name} is unchanged: it says that already")
         return 0
-    submit_bodies(client, load_signer(asked), [found])
+    # Its bytes, not what this version understands of them: a newer one may know more fields.
+    submit_packed(client, load_signer(asked), [base64.b64decode(row["body"])])
     _tell(key, present, found)
     return 0
 
@@ -190,11 +194,13 @@ def _history(client: AdminClient, kind: str, name: str) -> list[tuple[dict[str, 
     return [(row, unpack_body(row["body"])) for row in rows]
 
 
-def _of_stamp(former: Iterable[tuple[dict[str, Any], Body]], stamp: Stamp) -> Body:
+def _of_stamp(
+    former: Iterable[tuple[dict[str, Any], Body]], stamp: Stamp
+) -> tuple[dict[str, Any], Body]:
     known = []
     for row, body in former:
         if (row["wall_ms"], row["count"]) == (stamp.wall_ms, stamp.count):
-            return body
+            return row, body
         known.append(_stamp(row))
     raise NotFound(
         f"no former document has the stamp {stamp.wall_ms}.{stamp.count}",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agent.wire.documents import Stamp
 
 KINDS = ("model", "deployment", "job")
-"""As ``wire.documents.Kind``; a test compares the two."""
+"""As ``wire.documents.KINDS``; a test compares the two."""
 _STAMP = re.compile(r"(\d{1,16})\.(\d{1,9})")
 
 

@@ -6,17 +6,19 @@ The admin key never leaves this process: the agent sees signed documents only.
 import argparse
 import base64
 import binascii
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from agent.catalog.clock import DIFFERS_MS
 from agent.cli.client import AdminClient
 from agent.cli.site_files import settings
 from agent.drivers import keystore
 from agent.foundation.errors import ConfigError, Malformed, Refused
-from agent.identity.admin import sign_document
+from agent.identity.admin import check_names, sign_packed
 from agent.identity.certificates import Identity
 from agent.wire.documents import BODIES, Body, Stamp
 from agent.wire.schema import pack
@@ -67,12 +69,23 @@ def submit_bodies(
     """Sign each body with a stamp that is newer than all the site knows, and submit them together.
 
     Raises:
-        Refused: the site did not take one of them.
+        Malformed: a name in one of them is none.
+        Refused: the site did not take one of them, or its clock is wrong.
     """
+    for body in bodies:
+        check_names(body)
+    return submit_packed(client, signer, [BODIES.pack(body) for body in bodies])
+
+
+def submit_packed(
+    client: AdminClient, signer: Ed25519PrivateKey, bodies: Sequence[bytes]
+) -> list[dict[str, Any]]:
+    """As ``submit_bodies``, of bodies as their bytes: what this version does not know of them stays."""
     stamp = client.get("/1/stamp")
+    _warn_of_clock(float(stamp.get("clock_ahead_s", 0.0)), int(stamp.get("clocks_heard", 0)))
     first = Stamp(int(stamp["wall_ms"]), int(stamp["count"]))
     documents = [
-        sign_document(signer, Stamp(first.wall_ms, first.count + index), body)
+        sign_packed(signer, Stamp(first.wall_ms, first.count + index), body)
         for index, body in enumerate(bodies)
     ]
     answer = client.post(
@@ -88,3 +101,15 @@ def submit_bodies(
                 mend="somebody may have changed it at the same time: look, then try again",
             )
     return results
+
+
+def _warn_of_clock(ahead_s: float, heard: int) -> None:
+    """The change is made: the bound is far; but whoever signs should know before it is met."""
+    if abs(ahead_s) * 1000 < DIFFERS_MS:
+        return
+    where = "ahead of" if ahead_s > 0 else "behind"
+    print(
+        f"atoll: this site's clock is {abs(ahead_s):.0f} s {where} those of {heard} members; "
+        "beyond 300 s nothing can be signed here",
+        file=sys.stderr,
+    )

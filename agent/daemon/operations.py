@@ -14,6 +14,7 @@ import psutil
 import agent
 from agent.api.job_spec import JobSpec
 from agent.api.operations import Json, TokenRequest
+from agent.catalog.clock import DIFFERS_MS
 from agent.daemon.applications import ApplicationDesk
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
@@ -116,6 +117,7 @@ class DaemonOperations:
             "http": parts.http,
             "http_certificate": parts.tokens.certificate,
             "store": self._store_troubles(),
+            **self.clock(),
             "gossip": {
                 **parts.outside.gossip_counts(), "malformed": site.swim.malformed,
                 "forged": site.swim.forged,
@@ -350,6 +352,11 @@ class DaemonOperations:
         """See ``Operations.stamp``."""
         return self._parts.site.next_stamp(int(wall_s() * 1000))
 
+    def clock(self) -> Json:
+        """See ``Operations.clock``."""
+        site = self._parts.site
+        return {"clock_ahead_s": round(site.clock_ahead_s, 1), "clocks_heard": site.clocks_heard}
+
     async def submit(self, documents: Sequence[bytes]) -> list[Json]:
         """See ``Operations.submit``."""
         decoded = [unpack(Document, data, 2 * DOCUMENT_BYTES_MAX) for data in documents]
@@ -448,6 +455,9 @@ class DaemonOperations:
             ("voting", not parts.site.workshop.barred_because,
              parts.site.workshop.barred_because or "this site votes in its jobs' registers",
              "drain this site, remove its state folder and join again"),
+            ("clock", abs(parts.site.clock_ahead_s) < DIFFERS_MS / 1000,
+             f"{parts.site.clock_ahead_s:+.0f} s from the median of {parts.site.clocks_heard} members",
+             "set it here or there: documents stamped 300 s ahead are refused; timedatectl status"),
         ]  # fmt: skip
         checks += [parts.site.duplicates.check(monotonic_s()), *parts.renewing.checks()]
         checks += [*parts.desk.checks(), *parts.tokens.checks()]

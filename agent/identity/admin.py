@@ -15,12 +15,14 @@ from agent.identity.certificates import key_id
 from agent.identity.claims import is_job_id, is_jurisdiction, is_name
 from agent.wire.documents import (
     BODIES,
+    KINDS,
     Body,
     Deployment,
     Document,
     Job,
     ModelVersion,
     Stamp,
+    Unknown,
     Unsigned,
 )
 from agent.wire.limits import DOCUMENT_BYTES_MAX
@@ -33,8 +35,12 @@ def sign_document(admin_key: Ed25519PrivateKey, stamp: Stamp, body: Body) -> Doc
     Raises:
         Malformed: a name in ``body`` is none, or it is longer than ``DOCUMENT_BYTES_MAX``.
     """
-    _check_names(body)
-    packed = BODIES.pack(body)
+    check_names(body)
+    return sign_packed(admin_key, stamp, BODIES.pack(body))
+
+
+def sign_packed(admin_key: Ed25519PrivateKey, stamp: Stamp, packed: bytes) -> Document:
+    """As ``sign_document``, of a body as its bytes: fields that this version does not know stay."""
     if len(packed) > DOCUMENT_BYTES_MAX:
         raise Malformed(
             f"document of {len(packed)} bytes", why=f"the bound is {DOCUMENT_BYTES_MAX}"
@@ -67,27 +73,17 @@ def check_document(document: Document, admins: Mapping[bytes, Ed25519PublicKey])
     except (InvalidSignature, ValueError):
         raise Refused(f"document is not signed by {short(document.author)}") from None
     body: Body = BODIES.unpack(document.body, DOCUMENT_BYTES_MAX)
-    _check_names(body)
+    check_names(body)
     return body
 
 
-def _check_names(body: Body) -> None:
-    """Names become file and folder names and keys of tables: none is a path, in any document."""
-    names: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    match body:
-        case ModelVersion():
-            names, labels = (body.name, body.version), body.residency
-        case Deployment():
-            names = (body.model, body.version, *body.sites, *body.regions)
-            labels = body.jurisdictions
-        case Job():
-            names = (body.recipe, body.dataset, *body.deploy_sites, *filter(None, [body.publish]))
-            labels = body.residency
-            if not is_job_id(body.id):
-                raise Malformed(f"{body.id[:80]!r} is not a job id")
-        case _:
-            assert_never(body)
+def check_names(body: Body) -> None:
+    """Names become file and folder names and keys of tables: none is a path, in any document.
+
+    Raises:
+        Malformed: one is no name, or no jurisdiction.
+    """
+    names, labels = _names_of(body)
     for name in names:
         if not is_name(name):
             raise Malformed(
@@ -97,3 +93,23 @@ def _check_names(body: Body) -> None:
     for label in labels:
         if not is_jurisdiction(label):
             raise Malformed(f"{label[:80]!r} is not a jurisdiction")
+
+
+def _names_of(body: Body) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names, and jurisdictions."""
+    match body:
+        case ModelVersion():
+            return (body.name, body.version), body.residency
+        case Deployment():
+            return (body.model, body.version, *body.sites, *body.regions), body.jurisdictions
+        case Job():
+            if not is_job_id(body.id):
+                raise Malformed(f"{body.id[:80]!r} is not a job id")
+            names = (body.recipe, body.dataset, *body.deploy_sites, *filter(None, [body.publish]))
+            return names, body.residency
+        case Unknown():
+            if body.kind in KINDS:
+                raise Malformed(f"a document of an unknown kind calls itself a {body.kind}")
+            return (body.kind, body.name), ()
+        case _:
+            assert_never(body)

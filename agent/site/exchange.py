@@ -110,7 +110,9 @@ class Exchange:
             self._trust.heads(),
         )
 
-    def answer(self, request: SyncRequest, asker: SiteId | None = None) -> SyncReply:
+    def answer(
+        self, request: SyncRequest, asker: SiteId | None = None, wall_s: float = 0.0
+    ) -> SyncReply:
         """What the asker lacks (evidence against it included), and what it should push."""
         theirs = {head.site: head for head in request.members}
         mine = {head.site: head for head in self._heads()}
@@ -130,7 +132,7 @@ class Exchange:
         return SyncReply(
             (*members, *self._evidence(asker)), documents, wanted, difference.wanted,
             has_more=not (is_all and is_all_trust), trust=self._trust.heads(),
-            trust_entries=entries,
+            trust_entries=entries, wall_ms=max(0, int(wall_s * 1000)),
         )  # fmt: skip
 
     def push(self, reply: SyncReply, to: SiteId | None = None) -> tuple[Push | None, bool]:

@@ -11,7 +11,7 @@ from random import Random
 from typing import Protocol, assert_never
 
 from agent.catalog.catalog import Catalog
-from agent.catalog.clock import HybridClock
+from agent.catalog.clock import Clocks, HybridClock
 from agent.catalog.history import History
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import SiteId
@@ -129,6 +129,8 @@ class Relations:
         self.exchange.recertified(passport, identity)
         roll.learn_retired(identity)
         self.is_isolated = False
+        self.clocks = Clocks()
+        self._told_refusals: dict[SiteId, str] = {}
         self._syncing: set[tuple[str, int]] = set()
 
     def wake_at(self) -> float:
@@ -140,7 +142,7 @@ class Relations:
         if now >= self.swim.wake_at():
             self.step(Woke(), now)
         for call, sender, request in self.arrivals.take(now):
-            self._answer_sync(call, sender, request)
+            self._answer_sync(call, sender, request, now)
         self.greet(now)
 
     def _emit(self, effect: SiteEffect) -> None:
@@ -162,7 +164,7 @@ class Relations:
         if is_new:
             self.arrivals.add(call, sender, request, now)
         else:
-            self._answer_sync(call, sender, request)
+            self._answer_sync(call, sender, request, now)
 
     def pushed(self, push: Push, now: float) -> None:
         """A member brings what this site said it lacks."""
@@ -170,8 +172,9 @@ class Relations:
         self.introduce(push.members, now)
         self._home.take_documents(push.documents, now)
 
-    def _answer_sync(self, call: int, sender: SiteId, request: SyncRequest) -> None:
-        self._emit(Answer(call, self.exchange.answer(request, sender)))
+    def _answer_sync(self, call: int, sender: SiteId, request: SyncRequest, now: float) -> None:
+        wall_s = self._home.wall_s(now)
+        self._emit(Answer(call, self.exchange.answer(request, sender, wall_s)))
 
     # --- membership ------------------------------------------------------------------------------
     def step(self, event: swim_events.SwimEvent, now: float) -> None:  # noqa: C901, PLR0912 - one case an effect
@@ -334,6 +337,9 @@ class Relations:
         push, is_all_pushed = self.exchange.push(reply, who)
         admitted = self.introduce(reply.members, now)
         errors = self._home.take_documents(reply.documents, now)
+        if who is not None:
+            self.clocks.heard(who, reply.wall_ms, now)
+            self._tell_refusals(who, errors)
         is_useful = bool(has_learned or admitted or errors.count("") or push is not None)
         has_more = is_useful and page < PAGES_MAX and (reply.has_more or not is_all_pushed)
         if push is None or who is None:
@@ -346,6 +352,20 @@ class Relations:
                 self._sync(who, endpoint, page=page + 1)
 
         self._home.ask(who, endpoint, push, SYNC_TIMEOUT_S, pushed)
+
+    def _tell_refusals(self, site: SiteId, errors: Sequence[str]) -> None:
+        """Say once for each member why its documents are not taken here: nobody else would notice."""
+        first = next((error for error in errors if error), "")
+        kind = "future" if "in the future" in first else first  # its seconds count down
+        if self._told_refusals.get(site, "") == kind:
+            return
+        if not kind:
+            del self._told_refusals[site]  # mended; should it come again, it is news
+            return
+        self._told_refusals[site] = kind
+        count = sum(map(bool, errors))
+        text = f"{count} of {self._name(site)}'s documents are not taken: {first}"
+        self._emit(Noted(text, is_warning=True))
 
     def learn_from(self, site: SiteId) -> None:
         """It knows documents that this site lacks; asked once at a time, however often it calls."""

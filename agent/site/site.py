@@ -64,7 +64,7 @@ from agent.site.overrides import Overrides
 from agent.site.relations import Relations, Then, record_of
 from agent.site.stored import SiteSettings, Stored
 from agent.site.workshop import Surroundings, Workshop
-from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp
+from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp, Unknown
 from agent.wire.mesh import (
     Call,
     Declined,
@@ -250,8 +250,23 @@ class Site:
         return now + self._wall_offset_s
 
     def next_stamp(self, wall_ms: int) -> Stamp:
-        """A stamp newer than every document seen here."""
+        """A stamp newer than every document seen here.
+
+        Raises:
+            Refused: this site's clock is so far from the others' that the document would be lost.
+        """
+        self._relations.clocks.require_agreement(self._wall_offset_s)
         return self._clock.tick(wall_ms)
+
+    @property
+    def clock_ahead_s(self) -> float:
+        """How far this site's clock is ahead of the median member's (negative: behind)."""
+        return self._relations.clocks.ahead_ms(self._wall_offset_s) / 1000.0
+
+    @property
+    def clocks_heard(self) -> int:
+        """How many members it is compared with."""
+        return len(self._relations.clocks)
 
     def _woke(self, now: float) -> None:
         self._relations.woke(now)
@@ -356,7 +371,7 @@ class Site:
                     self._job_effects(self.workshop.step(body.id, job.Cancelled(), now), now)
                 elif not body.is_cancelled:
                     self.workshop.open(body, now)
-            case ModelVersion() | Deployment():
+            case ModelVersion() | Deployment() | Unknown():
                 pass  # the shelf is brought up to date once, for all changes together
             case _:
                 assert_never(body)

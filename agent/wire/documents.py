@@ -3,6 +3,11 @@
 A document is identified by ``(kind, name)`` and replaced as a whole; the newer stamp wins
 (hybrid logical clock, Kulkarni et al. 2014), ties go to the larger author, so every site that has
 seen the same documents holds the same catalog.
+
+Evolution: new fields have defaults (``wire/schema.py``), and sites pass a body on as the bytes that
+were signed, so a site that does not know a field loses none. A new kind has a tag from 4 on, and its
+first two fields are ``kind`` and ``name``: a site that does not know it keeps it and passes it on by
+these (``Unknown``). A new value in a ``Literal`` needs a new kind: older sites refuse the document.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +18,7 @@ from agent.wire.limits import DOCUMENT_BYTES_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Site
 from agent.wire.schema import AtMost, Length, Range, Tagged, omitted
 
+KIND_CHARS_MAX = 16
 BlobDigest = Annotated[Digest, Length(32)]
 
 
@@ -83,8 +89,16 @@ class Job:
     is_cancelled: bool = False
 
 
-Body = ModelVersion | Deployment | Job
-BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job})
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A document of a kind that a newer version made: kept and passed on, not understood."""
+
+    kind: Annotated[str, AtMost(KIND_CHARS_MAX)]
+    name: Name
+
+
+Body = ModelVersion | Deployment | Job | Unknown
+BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job}, others=Unknown)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -116,14 +130,16 @@ class Unsigned:
     body: Annotated[bytes, AtMost(DOCUMENT_BYTES_MAX)]
 
 
-Kind = Literal["model", "deployment", "job"]
+KINDS = ("model", "deployment", "job")
+"""What this version understands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """What a document is about: two documents with one key replace each other."""
 
-    kind: Kind
+    kind: Annotated[str, AtMost(KIND_CHARS_MAX)]
+    """One of ``KINDS``, or what a newer version has added."""
     name: Annotated[str, AtMost(160)]
     """``model:version`` of a ModelVersion, ``model`` of a Deployment, ``id`` of a Job."""
 
@@ -137,3 +153,5 @@ def key_of(body: Body) -> Key:
             return Key("deployment", body.model)
         case Job():
             return Key("job", body.id)
+        case Unknown():
+            return Key(body.kind, body.name)

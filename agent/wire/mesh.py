@@ -95,6 +95,8 @@ class SyncReply:
     """Before ``trust_entries``: send what I lack with Push."""
     trust_entries: TrustEntries = ()
     """What your trust log lacks; taken before anything else of this message."""
+    wall_ms: Counter = omitted(0)
+    """What my clock shows (Unix time), so that you can judge yours; 0: an older version."""
 
 
 @dataclass(frozen=True, slots=True)

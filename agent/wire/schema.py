@@ -95,12 +95,24 @@ def unpack(kind: type[T], data: bytes | memoryview, bytes_max: int = MESH_BODY_B
         raise
 
 
+def checked(kind: Any, plain: Any) -> Any:
+    """A value as an annotation of this module wants it: of lists and scalars, as ``unpack`` meets it.
+
+    Raises:
+        Malformed: it is of another type, or out of bounds.
+    """
+    return _decoder(kind)(plain)
+
+
 class Tagged:
     """A closed union of dataclasses on the wire, each with a number that is never reused."""
 
-    def __init__(self, tags: Mapping[int, type[Any]]) -> None:
-        """``tags`` maps number to type; part of the protocol, so numbers are for ever."""
-        self._types = dict(tags)
+    def __init__(self, tags: Mapping[int, type[Any]], others: type[Any] | None = None) -> None:
+        """``tags`` maps number to type; part of the protocol, so numbers are for ever.
+
+        ``others``: what a message with any other number is read as, its further fields ignored.
+        """
+        self._types, self._others = dict(tags), others
         self._tags = {kind: tag for tag, kind in tags.items()}
 
     def pack(self, message: object) -> bytes:
@@ -120,7 +132,7 @@ class Tagged:
     def _decode(self, plain: Any) -> Any:
         if type(plain) is not list or len(plain) != 2 or type(plain[0]) is not int:  # noqa: PLR2004 - tag and body
             raise Malformed("message is not a tagged pair")
-        kind = self._types.get(plain[0])
+        kind = self._types.get(plain[0], self._others)
         if kind is None:
             raise Malformed(
                 f"unknown message tag {plain[0]}", why="a newer version may have sent it"

@@ -93,6 +93,9 @@ class Site:
     def stamp(self) -> Stamp:
         return Stamp(5, 2)
 
+    def clock(self) -> Json:
+        return {"clock_ahead_s": 0.0, "clocks_heard": 2}
+
     async def submit(self, documents: Sequence[bytes]) -> list[Json]:
         self._note("submit", list(documents))
         return [{"accepted": True} for _ in documents]

@@ -57,6 +57,7 @@ class CannedSite:
         self.changes: list[Json] = []
         self.http = "127.0.0.1:1"
         self.state = "ready"
+        self.clock_ahead_s = 0.0
         self.reasons: list[str] = []
 
     def status(self) -> Json:
@@ -216,6 +217,9 @@ class CannedSite:
 
     def stamp(self) -> Stamp:
         return Stamp(1_700_000_000_000, 4)
+
+    def clock(self) -> Json:
+        return {"clock_ahead_s": self.clock_ahead_s, "clocks_heard": 2}
 
     async def submit(self, documents: Sequence[bytes]) -> list[Json]:
         results = []

@@ -76,7 +76,7 @@ def test_a_name_that_is_none_is_neither_signed_nor_accepted(
     with pytest.raises(Malformed):
         sign_document(CLUSTER.admin, STAMP, body)
     with monkeypatch.context() as careless:
-        careless.setattr("agent.identity.admin._check_names", lambda _: None)
+        careless.setattr("agent.identity.admin.check_names", lambda _: None)
         document = sign_document(CLUSTER.admin, STAMP, body)
     with pytest.raises(Malformed):
         check_document(document, ADMINS)
