@@ -186,7 +186,8 @@ async def test_reads_answer_what_the_site_says(client: aiohttp.ClientSession) ->
     assert await asked(client, "GET", "/1/models") == (200, {"models": []})
     assert await asked(client, "GET", "/1/jobs") == (200, {"jobs": []})
     assert await asked(client, "GET", "/1/jobs/digits-1") == (200, {"id": "digits-1"})
-    assert await asked(client, "GET", "/1/stamp") == (200, {"wall_ms": 5, "count": 2})
+    stamp = {"wall_ms": 5, "count": 2, "clock_ahead_s": 0.0, "clocks_heard": 2}
+    assert await asked(client, "GET", "/1/stamp") == (200, stamp)
     status, checks = await asked(client, "GET", "/1/doctor")
     assert (status, checks["checks"][0]["ok"]) == (200, True)
 
