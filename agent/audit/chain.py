@@ -133,18 +133,22 @@ def head_of(last: Mapping[str, Scalar] | None) -> Head:
 class Verifier:
     """Checks a chain row by row, so that a long one can be read in pages."""
 
-    def __init__(self, *, site: SiteId, notary: Notary, head: Head | None = None) -> None:
+    def __init__(self, *, site: SiteId, notary: Notary, heads: Iterable[Head] = ()) -> None:
         """Begin before the first row.
 
         Args:
             site: whose chain it is.
             notary: knows the site's key.
-            head: where the chain is known to have ended at some time, from gossip or a former check.
+            heads: where the chain is known to have ended at some time, from witnesses or a former check.
         """
         self._site = site
         self._notary = notary
-        self._head = None if head == START else head
+        self._heads: dict[int, set[bytes]] = {}
+        for head in heads:
+            if head != START:
+                self._heads.setdefault(head.sequence, set()).add(head.hash)
         self._last: Head | None = None
+        self._first = 0
         self._findings: list[str] = []
 
     def add(self, row: Mapping[str, Scalar]) -> None:
@@ -160,17 +164,23 @@ class Verifier:
         if not self._notary.is_signed_by(self._site, digest, signature):
             self._findings.append(f"audit entry {number} is not signed by this site")
         self._last = Head(number, digest)
-        if self._head is not None and number == self._head.sequence:
-            if digest != self._head.hash:
-                self._findings.append(f"audit entry {number} is not the one known elsewhere")
-            self._head = None
+        if any(digest != known for known in self._heads.pop(number, ())):
+            self._findings.append(f"audit entry {number} is not the one known elsewhere")
+        self._first = self._first or number
 
     def findings(self) -> list[str]:
         """After the last row: what is wrong, for a person; empty if the chain is sound."""
         found = list(self._findings)
-        if self._head is not None:
-            found.append(f"the audit chain lacks its entry {self._head.sequence}")
+        # One before the first entry that is kept was let go by age.
+        lacking = [number for number in self._heads if number >= self._first]
+        if lacking:
+            found.append(f"the audit chain lacks its entry {max(lacking)}")
         return found[:FINDINGS_MAX]
+
+    @property
+    def entries(self) -> tuple[int, int]:
+        """Numbers of the first and the last entry; zeros before there is one."""
+        return self._first, self._last.sequence if self._last is not None else 0
 
     @property
     def is_hopeless(self) -> bool:
@@ -183,7 +193,7 @@ def verify(
     *,
     site: SiteId,
     notary: Notary,
-    head: Head | None = None,
+    heads: Iterable[Head] = (),
 ) -> list[str]:
     """Check a whole chain; an empty list means that nothing was changed, removed or added.
 
@@ -191,12 +201,12 @@ def verify(
         rows: table ``audit`` in ascending sequence.
         site: whose chain it is.
         notary: knows the site's key.
-        head: where the chain is known to have ended at some time.
+        heads: where the chain is known to have ended at some time.
 
     Returns:
         What is wrong, for a person, at most ``FINDINGS_MAX`` sentences.
     """
-    verifier = Verifier(site=site, notary=notary, head=head)
+    verifier = Verifier(site=site, notary=notary, heads=heads)
     for row in rows:
         if verifier.is_hopeless:
             break
@@ -215,6 +225,15 @@ def _defects(entry: AuditEntry, last: Head | None) -> list[str]:
     if entry.previous != last.hash:
         return [f"audit entry {entry.sequence} does not follow entry {last.sequence}"]
     return []
+
+
+def decoded(row: Mapping[str, Scalar]) -> AuditEntry:
+    """The entry of a row of table ``audit``.
+
+    Raises:
+        Corruption: it does not decode, or does not hold its own hash.
+    """
+    return _decoded(row)[0]
 
 
 def _decoded(row: Mapping[str, Scalar]) -> tuple[AuditEntry, bytes, bytes]:

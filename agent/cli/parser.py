@@ -123,12 +123,14 @@ def build() -> argparse.ArgumentParser:
     _training(verbs)
     from agent.cli import (  # noqa: PLC0415 - they are made of this module's parts
         parser_applications,
+        parser_audit,
         parser_catalog,
         parser_trust,
     )
 
     parser_catalog.add(verbs)
     parser_applications.add(verbs)
+    parser_audit.add(verbs)
     parser_trust.add(verbs)
     _verb(verbs, DEMO, "lifecycle:demo", "Run a small cluster on this machine and show it.")
     return top

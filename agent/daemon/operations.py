@@ -25,6 +25,7 @@ from agent.daemon.outside import Outside
 from agent.daemon.peers import counters, peer_rows
 from agent.daemon.renewing import Renewing
 from agent.daemon.trust_operations import TrustDesk
+from agent.daemon.witnessing import Witnessing
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s, wall_s
 from agent.drivers.mdns import Mdns
@@ -68,6 +69,7 @@ class Parts:
     store: Store
     blobs: BlobStore
     inference: Inference
+    witnessing: Witnessing
     trainers: Trainers
     trust: TrustLog
     joining: Joining
@@ -130,7 +132,9 @@ class DaemonOperations:
         reasons = list(parts.hardware.findings)
         if parts.driver.fault:
             reasons.append(f"the disk refuses writes: {parts.driver.fault}")
-        reasons += [*parts.desk.reasons(), *parts.tokens.reasons()]
+        reasons += [
+            *parts.desk.reasons(), *parts.tokens.reasons(), *parts.witnessing.reasons(),
+        ]  # fmt: skip
         reasons += parts.renewing.reasons(parts.site.swim.members())
         reasons += parts.site.duplicates.reports(monotonic_s())
         if parts.site.workshop.barred_because not in ("", *reasons):

@@ -18,6 +18,7 @@ from random import SystemRandom
 from typing import Any, TypeVar
 
 from agent.api import applications
+from agent.api import audit as audit_api
 from agent.api import catalog as catalog_api
 from agent.api import trust as trust_api
 from agent.api.admin import AdminServer
@@ -39,6 +40,7 @@ from agent.daemon.renewing import Renewing, Shown
 from agent.daemon.restore import raise_boot_epoch, restore, token_seeds
 from agent.daemon.trust_operations import TrustDesk
 from agent.daemon.trust_store import open_trust
+from agent.daemon.witnessing import Witnessing
 from agent.daemon.workers import worker_plan
 from agent.drivers import keystore, memory, tls
 from agent.drivers.audit_log import AuditLog
@@ -182,8 +184,10 @@ class _Daemon:
         mesh_seeds = ((host, settings.listen.mesh_port),)
         joining = Joining(keys, trust, roll, store, mesh_seeds, stored.peers)
         issuing = Issuing(trust, renewing, joining)
+        audit = await self._opened(AuditLog.open(store, site=keys.site, notary=notary), "close")
+        witnessing = await Witnessing.open(site, audit, store, mesh, notary, lambda: renewing.keys)
         server = MeshServer(
-            keys, verify, issuing.handling(outside.handle), joining.shown_chain, joining.join,
+            keys, verify, witnessing.handling(issuing.handling(outside.handle)), joining.shown_chain, joining.join,
             lambda: {one.record.endpoint.host for one in site.swim.members().values()},
             renewing.answer,
         )  # fmt: skip
@@ -192,8 +196,6 @@ class _Daemon:
             server.close_refused, mesh.close_refused, lambda: driver.spawn(issuing.look())
         ]  # fmt: skip
         await server.start(binds[-1], settings.listen.mesh_port)  # of wildcards the last takes all
-        opening = AuditLog.open(store, site=keys.site, notary=notary)
-        audit = await self._opened(opening, "close")
         await trainers.tidy([job for job, one in site.workshop.machines.items() if not one.is_over])
         tokens = await ApplicationDesk.open(store, settings.listen)
         inference = outside.inference = self._kept(
@@ -212,7 +214,7 @@ class _Daemon:
             site=site, driver=driver, outside=outside, store=store, blobs=blobs,
             inference=inference, trainers=trainers, trust=trust, joining=joining,
             renewing=renewing, desk=desk, models=ModelDesk(driver, outside, inference),
-            tokens=tokens, hardware=hardware, mdns=mdns, stop=self._stop, started_at=started_at,
+            tokens=tokens, witnessing=witnessing, hardware=hardware, mdns=mdns, stop=self._stop, started_at=started_at,
             http=listening.shown(settings.listen.http_host, settings.listen.http_port),
             fallback_reason=lambda: self._not_ready,
         )  # fmt: skip
@@ -220,12 +222,12 @@ class _Daemon:
             DaemonOperations(parts), settings.admin_socket,
             (
                 *trust_api.routes(desk), *applications.routes(tokens),
-                *catalog_api.routes(CatalogDesk(site.catalog, store)),
+                *catalog_api.routes(CatalogDesk(site.catalog, store)), *audit_api.routes(witnessing),
             ),
         )  # fmt: skip
         await self._opened(serving, "close")
-        driver.spawn(self._follow_clocks(driver))
-        driver.spawn(self._watchdog())
+        for work in (self._follow_clocks(driver), self._watchdog(), witnessing.tell()):
+            driver.spawn(work)
         await self._become_ready(inference, site)
 
     def _addresses(self) -> tuple[str, tuple[str, ...]]:

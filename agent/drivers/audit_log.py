@@ -6,7 +6,7 @@ fails takes the chain back to what is on disk, and every decision in it is refus
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 from typing import Final
 
@@ -81,20 +81,25 @@ class AuditLog:
             self._writer = asyncio.create_task(self._write_all(), name="audit-log")
         return await done
 
-    async def findings(self, known: Head | None = None) -> list[str]:
-        """Verify the whole chain, and that it still contains ``known``; empty if it is sound.
+    async def findings(self, *known: Head) -> list[str]:
+        """Verify the whole chain, and that it still contains ``known``; empty if it is sound."""
+        return (await self.verified(known)).findings()
 
-        Read in pages, so that commits go on meanwhile.
-        """
-        verifier = Verifier(site=self._site, notary=self._notary, head=known)
-        after = -1
-        while not verifier.is_hopeless:
-            rows = await self._store.read(partial(_page, after=after))
-            if not rows:
-                break
+    async def verified(self, known: Iterable[Head]) -> Verifier:
+        """As ``findings``, with what else is known of the chain afterwards."""
+        verifier = Verifier(site=self._site, notary=self._notary, heads=known)
+        async for rows in self.pages():
             await asyncio.to_thread(_add_all, verifier, rows)
+            if verifier.is_hopeless:
+                break
+        return verifier
+
+    async def pages(self, after: int = -1) -> AsyncIterator[list[Mapping[str, Scalar]]]:
+        """Rows behind entry ``after``, ``PAGE_ROWS`` at a time, so that commits go on meanwhile."""
+        while rows := await self._store.read(partial(_page, after=after)):
+            columns = ("sequence", "entry", "hash")
+            yield [dict(zip(columns, row, strict=True)) for row in rows]
             after = rows[-1][0]
-        return verifier.findings()
 
     async def close(self) -> None:
         """Wait until nothing is being written."""
@@ -141,6 +146,6 @@ def _page(database: Database, *, after: int) -> list[tuple[int, bytes, bytes]]:
     return list(database.execute(_PAGE, [after, PAGE_ROWS]).fetchall())
 
 
-def _add_all(verifier: Verifier, rows: list[tuple[int, bytes, bytes]]) -> None:
+def _add_all(verifier: Verifier, rows: list[Mapping[str, Scalar]]) -> None:
     for row in rows:
-        verifier.add(dict(zip(("sequence", "entry", "hash"), row, strict=True)))
+        verifier.add(row)

@@ -211,6 +211,16 @@ def _tables() -> Iterator[Table]:
         since=4,
         outlives_damage=True,
     )
+    yield Table(
+        "witnessed",
+        1,
+        {"site": "BLOB", "receipt": "BLOB", "contradiction": "BLOB"},
+        since=5,
+        outlives_damage=True,
+    )
+    yield Table(
+        "receipts", 1, {"witness": "BLOB", "receipt": "BLOB"}, since=5, outlives_damage=True
+    )
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -243,6 +253,12 @@ def m004_former_documents(db: Database) -> None:
     _create(db, 4)
 
 
+@MIGRATIONS()
+def m005_witnesses(db: Database) -> None:
+    """Version 5: where audit logs ended, as others have seen it."""
+    _create(db, 5)
+
+
 def _create(db: Database, since: int) -> None:
     """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
@@ -258,7 +274,7 @@ def _create(db: Database, since: int) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 """How many migrations there are: written to ``user_version``."""
 
 

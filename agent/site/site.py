@@ -73,7 +73,9 @@ from agent.wire.mesh import (
     HaveReply,
     IssuerKeyWanted,
     Push,
+    ReceiptWanted,
     SyncRequest,
+    Testify,
 )
 from agent.wire.records import Endpoint, Passport, SiteRecord
 
@@ -337,6 +339,8 @@ class Site:
                 self._outbox.append(Answer(event.call, HaveReply(held)))
             case IssuerKeyWanted():  # keys are files: the daemon answers this itself
                 self._outbox.append(Answer(event.call, Declined("this site has no issuer keys")))
+            case Testify() | ReceiptWanted():  # so it does these: the audit log is its own
+                self._outbox.append(Answer(event.call, Declined("this site is no witness")))
             case _:
                 if message.job not in self.workshop.machines:
                     self._outbox.append(Answer(event.call, Declined("this site knows no such job")))

@@ -7,6 +7,7 @@ The caller is who its certificate says; no message names its sender.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from agent.wire.audit import Receipt, Testimony
 from agent.wire.documents import BlobDigest, Document, Key, Stamp
 from agent.wire.limits import (
     DOCUMENTS_MAX,
@@ -281,9 +282,37 @@ class IssuerKeyOffer:
     request: Annotated[bytes, AtMost(TRUST_ENTRY_BYTES_MAX)]
 
 
+@dataclass(frozen=True, slots=True)
+class Testify:
+    """This is where my audit log ends: remember it."""
+
+    testimony: Testimony
+
+
+@dataclass(frozen=True, slots=True)
+class Witnessed:
+    """It is on my disk."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptWanted:
+    """What do you know of where this site's audit log ends?"""
+
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptKnown:
+    """The furthest end that I have witnessed."""
+
+    receipt: Receipt | None
+
+
 Call = (
     SyncRequest | Push | Prepare | Accept | Read | Notice | Offer | Withdraw | Keep | Watch | Have
-    | IssuerKeyWanted
+    | IssuerKeyWanted | Testify | ReceiptWanted
 )  # fmt: skip
 Reply = (
     SyncReply
@@ -297,6 +326,8 @@ Reply = (
     | OfferReply
     | HaveReply
     | IssuerKeyOffer
+    | Witnessed
+    | ReceiptKnown
 )
 CALLS = Tagged(
     {
@@ -312,6 +343,8 @@ CALLS = Tagged(
         10: Watch,
         11: Have,
         12: IssuerKeyWanted,
+        13: Testify,
+        14: ReceiptWanted,
     }
 )
 REPLIES = Tagged(
@@ -327,5 +360,7 @@ REPLIES = Tagged(
         9: OfferReply,
         10: HaveReply,
         11: IssuerKeyOffer,
+        12: Witnessed,
+        13: ReceiptKnown,
     }
 )

@@ -42,8 +42,8 @@ async def test_an_entry_is_durable_when_write_returns(tmp_path: Path) -> None:
     log = await AuditLog.open(store, site=ME, notary=Seal())
     assert log.head == head
     await log.write(decision(3), 12)
-    assert await log.findings(known=head) == []
-    assert "not the one known" in (await log.findings(known=Head(2, bytes(32))))[0]
+    assert await log.findings(head) == []
+    assert "not the one known" in (await log.findings(Head(2, bytes(32))))[0]
     await store.close()
 
 
@@ -53,7 +53,7 @@ async def test_many_at_once_make_one_chain(tmp_path: Path, monkeypatch: pytest.M
     log = await AuditLog.open(store, site=ME, notary=Seal())
     heads = await asyncio.gather(*[log.write(decision(n), n) for n in range(100)])
     assert [head.sequence for head in heads] == list(range(1, 101))
-    assert await log.findings(known=log.head) == []
+    assert await log.findings(log.head) == []
     await log.close()
     await store.close()
 
@@ -80,7 +80,7 @@ async def test_a_failed_commit_refuses_its_decisions_and_leaves_no_gap(
     outcomes = await asyncio.gather(first, second, return_exceptions=True)
     assert isinstance(outcomes[0], StoreFault)
     later = await log.write(decision(3), 3)
-    assert await log.findings(known=later) == []
+    assert await log.findings(later) == []
     await log.close()
     await store.close()
 
@@ -93,7 +93,7 @@ async def test_a_cancelled_caller_leaves_the_others_their_entries(tmp_path: Path
     tasks[0].cancel()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in outcomes] == [asyncio.CancelledError, Head, Head, Head]
-    assert await log.findings(known=log.head) == []
+    assert await log.findings(log.head) == []
     await store.close()
 
 
