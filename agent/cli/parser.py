@@ -328,6 +328,15 @@ def _models(verbs: Verbs) -> None:
     )
     explain.add_argument("model", type=model, metavar="MODEL[:VERSION]")
     _residency(explain)
+    policy = _group(verbs, "policy", "What residency labels allow.")
+    cases = _verb(
+        policy, "test", "policy:test",
+        "Try an operator's cases on the residency filter, without a cluster; 1 if any is not as expected.",
+    )  # fmt: skip
+    cases.add_argument(
+        "cases", type=Path, metavar="CASES.toml",
+        help='[case."NAME"]: request and model (labels), site (its jurisdiction), expect (allow or deny)',
+    )  # fmt: skip
 
 
 def _training(verbs: Verbs) -> None:

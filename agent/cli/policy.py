@@ -1,0 +1,49 @@
+"""``atoll policy test``: what an operator expects of residency labels, tried without a cluster."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from agent.cli.output import print_json, print_table
+from agent.foundation.errors import UsageError
+from agent.routing.policy_cases import outcome, read
+
+FILE_BYTES_MAX = 4 << 20
+"""As much as the most cases take; refuses a device given by mistake."""
+
+
+def test(asked: argparse.Namespace) -> int:
+    """Print what the filter says of each case; 1 if any is not as expected."""
+    outcomes = [
+        outcome(name, case) for name, case in read(_text(asked.cases), str(asked.cases)).items()
+    ]
+    if not outcomes:
+        raise UsageError(
+            f"{asked.cases} has no cases", mend='write [case."NAME"] with site and expect'
+        )
+    wrong = [one for one in outcomes if not one.is_as_expected]
+    if asked.json:
+        print_json({"cases": [asdict(one) for one in outcomes], "wrong": len(wrong)})
+        return 1 if wrong else 0
+    print_table(
+        ("case", "expected", "answer", "rule"),
+        [(one.name, one.expected, one.answer, one.rule) for one in wrong],
+        nothing=f"All {len(outcomes)} cases are as expected.",
+    )
+    if wrong:
+        print(f"{len(wrong)} of {len(outcomes)} cases are not as expected.")
+    return 1 if wrong else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        text = data.decode()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8", mend="save it as UTF-8") from None
+    if len(data) > FILE_BYTES_MAX:
+        raise UsageError(f"{path} is too long", why=f"the bound is {FILE_BYTES_MAX} bytes")
+    return text
