@@ -25,9 +25,6 @@ CONNECT_TIMEOUT_S = 3.0
 CONNECTIONS_PER_SITE_MAX = 16
 """More under way than a site's slots only wait there."""
 CONNECTIONS_MAX = 256
-AVOIDED_S = 15.0
-"""A site that could not be connected is tried after all others for this long: where only its calls are
-blocked, membership holds it for alive, and each request would wait ``CONNECT_TIMEOUT_S`` for it first."""
 IDENTITIES_CACHED_MAX = 1024
 
 HOPS_HEADER = "Atoll-Hops"
@@ -44,6 +41,10 @@ class MemberAnswer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class NotConnected(Unreachable):
+    """No connection was made: not a byte of the request has left."""
 
 
 class Callers:
@@ -87,7 +88,6 @@ class Members:
         self._ends_at = keys.identity.not_after
         self._body_bytes_max = body_bytes_max
         self.under_way: dict[SiteId, int] = {}
-        self._failed_at: dict[SiteId, float] = {}
         self._pool = SitePool(
             limit=CONNECTIONS_MAX,
             limit_per_host=CONNECTIONS_PER_SITE_MAX,
@@ -111,11 +111,6 @@ class Members:
         self._pinned = PinnedContext(keys, self._verify)
         self._ends_at = keys.identity.not_after
 
-    def is_avoided(self, site: SiteId) -> bool:
-        """Whether it could not be connected a short time ago."""
-        failed_at = self._failed_at.get(site)
-        return failed_at is not None and clock.monotonic_s() < failed_at + AVOIDED_S
-
     async def call(
         self,
         remote: RemoteSite,
@@ -129,7 +124,8 @@ class Members:
         """One request to one site; a connection that went stale in the pool is replaced once.
 
         Raises:
-            Unreachable: no connection, another site at its address, or the answer broke off.
+            NotConnected: no connection, or another site at its address.
+            Unreachable: the answer broke off, or this site may not ask.
             DeadlineExceeded: it answered too late.
         """
         if clock.wall() > self._ends_at:
@@ -141,22 +137,18 @@ class Members:
         self.under_way[remote.site] = self.under_way.get(remote.site, 0) + 1
         try:
             try:
-                answer = await self._call(remote, method, path, headers, body, deadline)
+                return await self._call(remote, method, path, headers, body, deadline)
             except aiohttp.ServerDisconnectedError:
-                answer = await self._call(remote, method, path, headers, body, deadline)
-            self._failed_at.pop(remote.site, None)
-            return answer  # noqa: TRY300 - what follows are failures of both tries
+                return await self._call(remote, method, path, headers, body, deadline)
         except TimeoutError:
             if clock.monotonic_s() >= deadline:
                 raise DeadlineExceeded(f"site {remote.name} did not answer in time") from None
-            self._failed_at[remote.site] = clock.monotonic_s()
-            raise Unreachable(
+            raise NotConnected(
                 f"site {remote.name} cannot be reached", why="no connection in time"
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-                self._failed_at[remote.site] = clock.monotonic_s()
-            raise Unreachable(
+            is_out = isinstance(error, aiohttp.ClientConnectorError)
+            raise (NotConnected if is_out else Unreachable)(
                 f"site {remote.name} ({short(remote.site)}) cannot be reached",
                 why=str(error) or type(error).__name__,
             ) from error

@@ -1,0 +1,214 @@
+"""What this site's own requests have told it of other sites: how late they answer, and if at all.
+
+Pure: time (monotonic seconds) and randomness are passed in.
+
+- **Lateness** of a site and model: how much later than predicted it answered. A late answer counts
+  at once, a timely one little by little, and all of it fades (Finagle's peak EWMA). Gossip says
+  what a site thinks of itself; this says what a request met.
+- **Breaker** of a site: closed; open for a while after a failure to connect or ``FAILURES_MAX``
+  broken answers in a row, longer each time; then half-open: one request tries it. A site whose
+  breaker is not closed is asked after all others, not never: it may be the only one that may answer.
+- **Two choices**: among sites that are nearly as good as the best, two are drawn and the better one
+  is asked (Mitzenmacher 2001), so that all senders do not run to one site on the same old gossip.
+- **Home first**: this site answers unless another is better by ``AWAY_SHARE`` and ``AWAY_MS``; once
+  requests of a model go away, they come home when home is no worse (hysteresis).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from agent.foundation.ids import SiteId
+from agent.foundation.randomness import Rng
+from agent.routing.policy import Verdict
+from agent.routing.score import Prediction, predict
+
+LATENESS_MAX: Final = 4096
+"""Pairs of site and model that are remembered; the one unused for longest is forgotten."""
+BREAKERS_MAX: Final = 1024
+"""Sites with trouble that are remembered, the same."""
+FADE_S: Final = 10.0
+"""Time constant of lateness: Finagle's default; a few rounds of gossip bring fresh loads by then."""
+FAILURES_MAX: Final = 5
+OPEN_S: Final = 5.0
+OPEN_S_MAX: Final = 60.0
+"""An open breaker's first and longest time; it doubles with each failed try."""
+RETRY_AFTER_S_MAX: Final = 30.0
+"""A site that asks for more is asked again all the same: it may be wrong about itself."""
+NEAR_SHARE: Final = 0.1
+NEAR_MS: Final = 1.0
+"""Within this of the best, the predictions' own errors decide which is best."""
+AWAY_SHARE: Final = 0.25
+AWAY_MS: Final = 10.0
+"""Going away costs an audit entry and two more copies of the body, and the prediction may be wrong."""
+
+Breaker = Literal["closed", "open", "half-open"]
+
+
+@dataclass(slots=True)
+class _Lateness:
+    late_ms: float
+    at_s: float
+
+    def now_ms(self, now_s: float) -> float:
+        return self.late_ms * math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
+
+
+@dataclass(slots=True)
+class _Trouble:
+    failures: int = 0
+    open_s: float = 0.0
+    """How long the breaker was opened last; 0: it is closed."""
+    until_s: float = 0.0
+    is_tried: bool = False
+    """Whether the one request of a half-open breaker is under way."""
+    busy_until_s: float = 0.0
+
+
+class Outlook:
+    """The memory of one sender; bounded."""
+
+    def __init__(self, rng: Rng) -> None:
+        self._rng = rng
+        self._lateness: dict[tuple[SiteId, bytes], _Lateness] = {}
+        self._troubles: dict[SiteId, _Trouble] = {}
+        self._away: set[bytes] = set()
+        """Models whose last request went away by choice; as many as are known here at most."""
+
+    # --- choosing ----------------------------------------------------------------------------------
+    def order(
+        self, key: bytes, verdicts: Sequence[Verdict], under_way: Mapping[SiteId, int], now_s: float
+    ) -> list[tuple[Verdict, Prediction]]:
+        """Other sites that may answer for the model ``key``, in the order to ask them."""
+        scored = [
+            (one, self.predict(key, one, under_way.get(one.site, 0), now_s))
+            for one in verdicts
+            if not one.removed and not one.is_local
+        ]
+        scored.sort(
+            key=lambda pair: (self._is_last(pair[0].site, now_s), pair[1].total_ms, pair[0].site)
+        )
+        self._draw(scored, now_s)
+        return scored
+
+    def predict(self, key: bytes, verdict: Verdict, under_way: int, now_s: float) -> Prediction:
+        """As ``score.predict``, and what was learned since; the penalty holds the lateness."""
+        plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
+        found = self._lateness.get((verdict.site, key))
+        if found is None:
+            return plain
+        return Prediction(
+            plain.rtt_ms, plain.queue_ms, plain.service_ms, plain.penalty_ms + found.now_ms(now_s)
+        )
+
+    def is_better_away(self, key: bytes, home_ms: float, best_ms: float | None) -> bool:
+        """Whether a request that this site could answer goes to the best other site.
+
+        Args:
+            key: the model.
+            home_ms: predicted completion here.
+            best_ms: at the best other site; None if there is none or its breaker is not closed.
+        """
+        if best_ms is None:
+            is_away = False
+        elif key in self._away:
+            is_away = best_ms < home_ms
+        else:
+            is_away = best_ms * (1 + AWAY_SHARE) + AWAY_MS < home_ms
+        (self._away.add if is_away else self._away.discard)(key)
+        while len(self._away) > LATENESS_MAX:
+            self._away.pop()
+        return is_away
+
+    def breaker(self, site: SiteId, now_s: float) -> Breaker:
+        """The state of a site's breaker."""
+        found = self._troubles.get(site)
+        if found is None or not found.open_s:
+            return "closed"
+        return "open" if now_s < found.until_s else "half-open"
+
+    def is_trusted(self, site: SiteId, now_s: float) -> bool:
+        """Whether its breaker is closed and it has not asked for a rest."""
+        found = self._troubles.get(site)
+        return found is None or not (found.open_s or now_s < found.busy_until_s)
+
+    # --- learning ----------------------------------------------------------------------------------
+    def sent(self, site: SiteId, now_s: float) -> None:
+        """A request goes to a site; the one that a half-open breaker lets through is noted."""
+        if self.breaker(site, now_s) == "half-open":
+            self._troubles[site].is_tried = True
+
+    def answered(
+        self, site: SiteId, key: bytes, predicted_ms: float, took_ms: float, now_s: float
+    ) -> None:
+        """It answered ``took_ms`` after it was asked; ``predicted_ms`` was expected, lateness aside."""
+        self.reached(site)
+        late_ms = took_ms - predicted_ms
+        found = self._lateness.pop((site, key), None)
+        if found is not None:
+            former_ms = found.now_ms(now_s)
+            if late_ms < former_ms:
+                kept = math.exp(-max(now_s - found.at_s, 0.0) / FADE_S) * (1 - NEAR_SHARE)
+                late_ms = former_ms * kept + late_ms * (1 - kept)
+        self._lateness[site, key] = _Lateness(late_ms, now_s)
+        if len(self._lateness) > LATENESS_MAX:
+            del self._lateness[next(iter(self._lateness))]
+
+    def reached(self, site: SiteId) -> None:
+        """It answered, whatever it said: its breaker closes; a rest that it asked for goes on."""
+        found = self._troubles.get(site)
+        if found is not None:
+            found.failures, found.open_s, found.is_tried = 0, 0.0, False
+
+    def failed(self, site: SiteId, now_s: float, *, is_connected: bool) -> bool:
+        """It could not be connected, or broke off; whether that opened its breaker."""
+        found = self._trouble(site)
+        found.failures += 1
+        was_half_open = bool(found.open_s) and now_s >= found.until_s
+        found.is_tried = False
+        if found.open_s and not was_half_open:
+            return False  # sent before it opened: the same trouble
+        if is_connected and found.failures < FAILURES_MAX and not was_half_open:
+            return False
+        found.open_s = min(found.open_s * 2 or OPEN_S, OPEN_S_MAX)
+        found.until_s = now_s + found.open_s
+        return True
+
+    def given_up(self, site: SiteId) -> None:
+        """The sender did not wait for the answer: nothing was learned."""
+        if (found := self._troubles.get(site)) is not None:
+            found.is_tried = False
+
+    def rests(self, site: SiteId, retry_after_s: float, now_s: float) -> None:
+        """It has no room and names when to ask again."""
+        wait_s = min(max(retry_after_s, 0.0), RETRY_AFTER_S_MAX)
+        self._trouble(site).busy_until_s = now_s + wait_s
+
+    def _trouble(self, site: SiteId) -> _Trouble:
+        found = self._troubles.pop(site, None) or _Trouble()
+        self._troubles[site] = found
+        if len(self._troubles) > BREAKERS_MAX:
+            del self._troubles[next(iter(self._troubles))]
+        return found
+
+    def _is_last(self, site: SiteId, now_s: float) -> bool:
+        found = self._troubles.get(site)
+        if found is None:
+            return False
+        if now_s < found.busy_until_s:
+            return True
+        return bool(found.open_s) and (now_s < found.until_s or found.is_tried)
+
+    def _draw(self, scored: list[tuple[Verdict, Prediction]], now_s: float) -> None:
+        """Put the better of two drawn from the near-equals of the best in front."""
+        if not scored or self._is_last(scored[0][0].site, now_s):
+            return
+        bound_ms = scored[0][1].total_ms * (1 + NEAR_SHARE) + NEAR_MS
+        near = [
+            at
+            for at, (one, prediction) in enumerate(scored)
+            if prediction.total_ms <= bound_ms and not self._is_last(one.site, now_s)
+        ]
+        if len(near) > 2:  # noqa: PLR2004 - of two the better one is the best already
+            scored.insert(0, scored.pop(min(self._rng.sample(near, 2))))

@@ -1,0 +1,135 @@
+"""A sender learns from its own requests which sites answer, and when."""
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from agent.foundation.ids import SiteId
+from agent.routing import outlook as module
+from agent.routing.outlook import FAILURES_MAX, OPEN_S, OPEN_S_MAX, RETRY_AFTER_S_MAX, Outlook
+from agent.routing.policy import ALLOWED, Removal, Verdict
+from agent.wire.inside import RemoteSite
+
+KEY = bytes(32)
+
+
+def verdict(number: int, rtt_ms: float = 5.0, **changes: Any) -> Verdict:
+    site = SiteId(bytes([number]) * 32)
+    remote = RemoteSite(
+        site, f"s{number}", "r", "edge", "DE", "h", 1, "alive", False, rtt_ms, 0.0, ()
+    )
+    return replace(
+        Verdict(site, f"s{number}", False, "DE", ALLOWED, remote, 10_000), **changes
+    )
+
+
+ONE, TWO = verdict(1), verdict(2, rtt_ms=50.0)
+
+
+@pytest.fixture
+def outlook() -> Outlook:
+    return Outlook(Random(1))
+
+
+def order(outlook: Outlook, now_s: float, *verdicts: Verdict) -> list[str]:
+    return [one.name for one, _ in outlook.order(KEY, verdicts or (ONE, TWO), {}, now_s)]
+
+
+def test_a_late_answer_counts_at_once_and_fades(outlook: Outlook) -> None:
+    assert order(outlook, 0) == ["s1", "s2"]
+    outlook.answered(ONE.site, KEY, 15.0, 500.0, 0)
+    assert order(outlook, 0) == ["s2", "s1"]
+    assert order(outlook, 60) == ["s1", "s2"]
+
+
+def test_one_timely_answer_does_not_wipe_out_a_late_one(outlook: Outlook) -> None:
+    outlook.answered(ONE.site, KEY, 15.0, 1015.0, 0)
+    outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
+    assert 800 < outlook.predict(KEY, ONE, 0, 0).penalty_ms < 1000
+
+
+def test_a_removed_site_is_never_asked_however_good(outlook: Outlook) -> None:
+    out = verdict(1, removed=Removal("policy", "no"))
+    assert order(outlook, 0, out, TWO) == ["s2"]
+
+
+def test_a_breaker_opens_at_one_failure_to_connect_and_lets_one_request_try(
+    outlook: Outlook,
+) -> None:
+    assert outlook.failed(ONE.site, 0, is_connected=False)
+    assert outlook.breaker(ONE.site, OPEN_S - 0.1) == "open"
+    assert order(outlook, OPEN_S - 0.1) == ["s2", "s1"]
+    assert outlook.breaker(ONE.site, OPEN_S) == "half-open"
+    assert order(outlook, OPEN_S) == ["s1", "s2"]
+    outlook.sent(ONE.site, OPEN_S)
+    assert order(outlook, OPEN_S) == ["s2", "s1"], "one is under way"
+    outlook.reached(ONE.site)
+    assert outlook.breaker(ONE.site, OPEN_S) == "closed"
+
+
+def test_a_failed_try_opens_it_for_twice_as_long_up_to_a_bound(outlook: Outlook) -> None:
+    now_s, lasted_s = 0.0, OPEN_S
+    outlook.failed(ONE.site, now_s, is_connected=False)
+    for _ in range(10):
+        assert outlook.breaker(ONE.site, now_s + lasted_s - 0.01) == "open"
+        now_s += lasted_s
+        assert outlook.breaker(ONE.site, now_s) == "half-open"
+        assert outlook.failed(ONE.site, now_s, is_connected=True)
+        lasted_s = min(lasted_s * 2, OPEN_S_MAX)
+
+
+def test_a_try_that_was_given_up_leaves_room_for_the_next(outlook: Outlook) -> None:
+    outlook.failed(ONE.site, 0, is_connected=False)
+    outlook.sent(ONE.site, OPEN_S)
+    outlook.given_up(ONE.site)
+    assert order(outlook, OPEN_S) == ["s1", "s2"]
+
+
+def test_broken_answers_open_a_breaker_only_in_a_row(outlook: Outlook) -> None:
+    for _ in range(3):
+        for _ in range(FAILURES_MAX - 1):
+            assert not outlook.failed(ONE.site, 0, is_connected=True)
+        outlook.reached(ONE.site)
+    for _ in range(FAILURES_MAX - 1):
+        outlook.failed(ONE.site, 0, is_connected=True)
+    assert outlook.failed(ONE.site, 0, is_connected=True)
+
+
+def test_a_site_that_names_a_time_is_left_alone_until_then(outlook: Outlook) -> None:
+    outlook.rests(ONE.site, 2.0, 0)
+    assert order(outlook, 1.9) == ["s2", "s1"]
+    assert not outlook.is_trusted(ONE.site, 1.9)
+    assert order(outlook, 2.0) == ["s1", "s2"]
+    outlook.rests(ONE.site, 1e9, 0)
+    assert outlook.is_trusted(ONE.site, RETRY_AFTER_S_MAX)
+
+
+def test_home_is_left_only_for_a_clear_gain_and_not_returned_to_in_haste(outlook: Outlook) -> None:
+    assert not outlook.is_better_away(KEY, 100.0, 95.0)
+    assert not outlook.is_better_away(KEY, 100.0, None)
+    assert outlook.is_better_away(KEY, 100.0, 50.0)
+    assert outlook.is_better_away(KEY, 100.0, 95.0), "no flapping"
+    assert not outlook.is_better_away(KEY, 90.0, 95.0)
+    assert not outlook.is_better_away(KEY, 100.0, 95.0)
+
+
+def test_near_equals_share_the_requests_and_the_worst_of_them_gets_none(outlook: Outlook) -> None:
+    sites = [verdict(number, rtt_ms=5.0 + number / 10) for number in range(1, 5)]
+    firsts = {order(outlook, 0, *sites, TWO)[0] for _ in range(200)}
+    assert firsts == {"s1", "s2", "s3"}
+
+
+def test_memory_is_bounded(outlook: Outlook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LATENESS_MAX", 8)
+    monkeypatch.setattr(module, "BREAKERS_MAX", 4)
+    rng = Random(7)
+    for step in range(2000):
+        site, key = SiteId(rng.randbytes(32)), rng.randbytes(32)
+        outlook.answered(site, key, 1.0, 2.0, step)
+        outlook.failed(site, step, is_connected=rng.random() < 0.5)
+        outlook.rests(site, 1.0, step)
+        outlook.is_better_away(key, 100.0, 1.0)
+    sizes = [len(outlook._lateness), len(outlook._troubles), len(outlook._away)]
+    assert sizes == [8, 4, 8]
