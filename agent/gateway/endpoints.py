@@ -23,8 +23,8 @@ from agent.foundation.ids import SiteId
 from agent.gateway.about import About
 from agent.gateway.applications import APPLICATION, Porter, told
 from agent.gateway.bodies import Bodies
+from agent.gateway.elsewhere import RETRY_HEADER
 from agent.gateway.inference import (
-    RETRY_HEADER,
     Answered,
     Asked,
     Inference,

@@ -95,6 +95,8 @@ class Figures:
         self.received = 0
         self.rerun = 0
         self.workers_lost = 0
+        self.routing: Counter[str] = Counter()
+        """Decisions about other sites; the names in ``agent.gateway.elsewhere`` bound it."""
         self.turned_away: Counter[str] = Counter()
         """Requests of any kind by why their token was not good enough."""
         self._models: dict[tuple[str, str], ModelFigures] = {}
@@ -130,6 +132,11 @@ class Figures:
             for reason, count in figures.failures.items()
         )
         lines += self._render_applications()
+        name = "atoll_routing_total"
+        lines += (f"# HELP {name} Decisions about other sites", f"# TYPE {name} counter")
+        lines += (
+            f'{name}{{decision="{decision}"}} {count}' for decision, count in self.routing.items()
+        )
         totals = (
             ("atoll_requests_total", "Inference requests taken", self.requests),
             ("atoll_errors_total", "Inference requests answered with an error", self.errors),

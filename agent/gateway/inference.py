@@ -1,19 +1,22 @@
 """One inference request from its arrival to its answer: here, or at the best site that may.
 
-Order: which model; may this site answer; is there room; else the next best site, its audit entry
-written first. A request is passed on again only because inference is idempotent: a site that could
+Order: which model; may this site answer; is another clearly better; is there room; else the next best
+site, its audit entry written first. A request is passed on again only because inference is idempotent: a site that could
 not be reached or had no room is left out and the next one asked, within the request's own deadline.
 """
 
 import asyncio
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
 from typing import Protocol
 
 from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, Busy, Refused, Unreachable, UsageError
 from agent.foundation.ids import SiteId
+from agent.gateway.elsewhere import ATTEMPTS_MAX, RETRY_HEADER, Elsewhere
 from agent.gateway.members import (
     HOPS_HEADER,
     ID_HEADER,
@@ -33,26 +36,19 @@ from agent.routing.policy import (
     check_received,
     judge,
     judge_local,
-    judge_remote,
     parse_residency,
     resolve,
 )
-from agent.routing.score import rank
 from agent.serving.access import LOCAL
-from agent.serving.failures import DeadlineExceeded, status_of, told_in
+from agent.serving.failures import status_of, told_in
 from agent.serving.fair import Priority, Turn
 from agent.serving.request import HEADER_NAME, header_length
 from agent.serving.trace import SPAN_BYTES, Trace
 from agent.wire.inside import KnownModel, RemoteSite
 
-ATTEMPTS_MAX = 3
-"""Sites asked for one request: more would only add load where there is too much of it."""
-TRY_ELSEWHERE = frozenset({403, 404, 429, 502, 503})
-"""The other site may not, has lost the model or has no room; anything else would fail everywhere."""
 WORKERS_LOST_MAX = 2
 """A request that has lost so many workers may be why: it goes to no third, and to no other site."""
 REQUEST_ID_CHARS_MAX = 64
-RETRY_HEADER = "Retry-After"
 
 _ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
 
@@ -177,8 +173,8 @@ class Inference:
     def __init__(self, state: SiteState, members: Members | None, audit: Audit) -> None:
         """``members`` is None on a site without identity: everything is answered here or not."""
         self._state = state
-        self._members = members
         self._audit = audit
+        self._elsewhere = Elsewhere(state, members, Random())  # noqa: S311 - a choice among equals
         self._remarks = Remarks()
 
     async def answer(self, asked: Asked) -> Answered:
@@ -206,19 +202,23 @@ class Inference:
         return answered
 
     async def _answer(self, asked: Asked) -> Answered:
-        failure: AtollError | None = None
+        """Here, if this site may and no other is clearly better; then wherever it can be."""
         local = judge_local(self._state.view, asked.question, is_worker_up=self._state.is_worker_up)
-        if not local.removed:
-            try:
-                return await self._run_here(asked)
-            except RequestLost:
-                raise
-            except (Busy, Unreachable) as error:
-                failure = error
-        try:
+        if local.removed:
             return await self._run_elsewhere(asked)
-        except (Unreachable, Refused) as error:
-            raise failure or error from None
+        if self._elsewhere.is_better(asked.question, local):
+            with suppress(Unreachable, Refused):
+                return await self._run_elsewhere(asked)
+            return await self._run_here(asked)
+        try:
+            return await self._run_here(asked)
+        except RequestLost:
+            raise
+        except (Busy, Unreachable) as error:
+            try:
+                return await self._run_elsewhere(asked)
+            except (Unreachable, Refused):
+                raise error from None
 
     async def fetch(
         self, question: Question, path: str, request_id: str, deadline: float
@@ -229,11 +229,11 @@ class Inference:
             AtollError: as ``answer``.
         """
         failure: AtollError | None = None
-        for _, remote in self._candidates(question)[:ATTEMPTS_MAX]:
-            assert self._members is not None
+        for verdict, _ in self._elsewhere.candidates(question)[:ATTEMPTS_MAX]:
             try:
-                answer = await self._members.call(
-                    remote,
+                answer = await self._elsewhere.call(
+                    verdict,
+                    question.model.key,
                     "GET",
                     path,
                     headers={ID_HEADER: request_id, HOPS_HEADER: str(question.hops + 1)},
@@ -302,31 +302,17 @@ class Inference:
                 return reply
 
     async def _run_elsewhere(self, asked: Asked) -> Answered:
-        question = asked.question
-        failure: AtollError | None = None
-        for _ in range(ATTEMPTS_MAX):
-            candidates = self._candidates(question)
-            if not candidates:
-                break
-            verdict, remote = candidates[0]
-            if monotonic_s() >= asked.deadline:
-                raise DeadlineExceeded("the deadline passed before the answer was there")
-            try:
-                answered = await self._pass_on(asked, question, remote)
-            except Unreachable as error:
-                failure = error
-            else:
-                if answered.status not in TRY_ELSEWHERE:
-                    return answered
-                failure = Unreachable(
-                    f"site {verdict.name} did not take the request",
-                    why=answered.body.decode("utf-8", "replace")[:300],
-                )
-            question = replace(question, excluded=question.excluded | {remote.site})
-        raise failure or self._nobody(question)
+        async def send(question: Question, verdict: Verdict) -> Answered:
+            return await self._pass_on(asked, question, verdict)
 
-    async def _pass_on(self, asked: Asked, question: Question, remote: RemoteSite) -> Answered:
-        assert self._members is not None
+        outcome = await self._elsewhere.ask(asked.question, asked.deadline, send)
+        if isinstance(outcome, Answered):
+            return outcome
+        raise outcome or self._nobody(asked.question)
+
+    async def _pass_on(self, asked: Asked, question: Question, verdict: Verdict) -> Answered:
+        remote = verdict.remote
+        assert remote is not None
         await self._audit.forward(
             asked.id,
             asked.model,
@@ -349,8 +335,9 @@ class Inference:
             headers[PRIORITY_HEADER] = str(int(asked.priority))
         if question.residency:
             headers[RESIDENCY_HEADER] = ",".join(question.residency)
-        answer = await self._members.call(
-            remote,
+        answer = await self._elsewhere.call(
+            verdict,
+            asked.model.key,
             "POST",
             f"/v2/models/{asked.model.name}/versions/{asked.model.version}/infer",
             headers=headers,
@@ -364,20 +351,6 @@ class Inference:
             served_by=answer.headers.get(SERVED_BY_HEADER, remote.name),
             retry_after=answer.headers.get(RETRY_HEADER),
         )
-
-    def _candidates(self, question: Question) -> list[tuple[Verdict, RemoteSite]]:
-        """Other sites that may answer, best first."""
-        if self._members is None:
-            return []
-        view = self._state.view
-        verdicts = [
-            judge_remote(view, question, remote)
-            for remote in self._state.serving(question.model.key)
-        ]
-        ranked = rank(verdicts, under_way=self._members.under_way)
-        avoided = self._members.is_avoided
-        ranked.sort(key=lambda pair: avoided(pair[0].site))
-        return [(verdict, verdict.remote) for verdict, _ in ranked if verdict.remote is not None]
 
     def _nobody(self, question: Question) -> AtollError:
         view = self._state.view

@@ -36,6 +36,11 @@ OPEN_S_MAX: Final = 60.0
 """An open breaker's first and longest time; it doubles with each failed try."""
 RETRY_AFTER_S_MAX: Final = 30.0
 """A site that asks for more is asked again all the same: it may be wrong about itself."""
+NEWS: Final = 0.1
+"""Weight of a timely answer that follows a late one at once."""
+LATER_SHARE: Final = 0.05
+HEDGE_MS_MIN: Final = 20.0
+"""Below this, a second request would be asked because of a scheduler's whim."""
 NEAR_SHARE: Final = 0.1
 NEAR_MS: Final = 1.0
 """Within this of the best, the predictions' own errors decide which is best."""
@@ -50,6 +55,8 @@ Breaker = Literal["closed", "open", "half-open"]
 class _Lateness:
     late_ms: float
     at_s: float
+    most_ms: float
+    """An estimate of the lateness that one answer in twenty exceeds."""
 
     def now_ms(self, now_s: float) -> float:
         return self.late_ms * math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
@@ -121,6 +128,17 @@ class Outlook:
             self._away.pop()
         return is_away
 
+    def patience_ms(self, key: bytes, verdict: Verdict, under_way: int) -> float:
+        """Time after which 19 of 20 answers have come: the p95, by stochastic approximation.
+
+        Until something was measured: twice the prediction.
+        """
+        plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
+        expected_ms = plain.total_ms - plain.penalty_ms
+        found = self._lateness.get((verdict.site, key))
+        later_ms = expected_ms if found is None else found.most_ms
+        return max(expected_ms + max(later_ms, 0.0), HEDGE_MS_MIN)
+
     def breaker(self, site: SiteId, now_s: float) -> Breaker:
         """The state of a site's breaker."""
         found = self._troubles.get(site)
@@ -144,16 +162,7 @@ class Outlook:
     ) -> None:
         """It answered ``took_ms`` after it was asked; ``predicted_ms`` was expected, lateness aside."""
         self.reached(site)
-        late_ms = took_ms - predicted_ms
-        found = self._lateness.pop((site, key), None)
-        if found is not None:
-            former_ms = found.now_ms(now_s)
-            if late_ms < former_ms:
-                kept = math.exp(-max(now_s - found.at_s, 0.0) / FADE_S) * (1 - NEAR_SHARE)
-                late_ms = former_ms * kept + late_ms * (1 - kept)
-        self._lateness[site, key] = _Lateness(late_ms, now_s)
-        if len(self._lateness) > LATENESS_MAX:
-            del self._lateness[next(iter(self._lateness))]
+        self._late(site, key, predicted_ms, took_ms, now_s)
 
     def reached(self, site: SiteId) -> None:
         """It answered, whatever it said: its breaker closes; a rest that it asked for goes on."""
@@ -175,15 +184,36 @@ class Outlook:
         found.until_s = now_s + found.open_s
         return True
 
-    def given_up(self, site: SiteId) -> None:
-        """The sender did not wait for the answer: nothing was learned."""
+    def given_up(
+        self, site: SiteId, key: bytes, predicted_ms: float, waited_ms: float, now_s: float
+    ) -> None:
+        """The sender waited no longer: it would have been at least so late."""
         if (found := self._troubles.get(site)) is not None:
             found.is_tried = False
+        if waited_ms > predicted_ms:
+            self._late(site, key, predicted_ms, waited_ms, now_s)
 
     def rests(self, site: SiteId, retry_after_s: float, now_s: float) -> None:
         """It has no room and names when to ask again."""
         wait_s = min(max(retry_after_s, 0.0), RETRY_AFTER_S_MAX)
         self._trouble(site).busy_until_s = now_s + wait_s
+
+    def _late(
+        self, site: SiteId, key: bytes, predicted_ms: float, took_ms: float, now_s: float
+    ) -> None:
+        late_ms = told_ms = took_ms - predicted_ms
+        most_ms = max(late_ms, predicted_ms)
+        found = self._lateness.pop((site, key), None)
+        if found is not None:
+            former_ms = found.now_ms(now_s)
+            if late_ms < former_ms:
+                kept = math.exp(-max(now_s - found.at_s, 0.0) / FADE_S) * (1 - NEWS)
+                late_ms = former_ms * kept + late_ms * (1 - kept)
+            step_ms = NEWS * max(predicted_ms, 1.0)
+            most_ms = found.most_ms + step_ms * ((told_ms > found.most_ms) - LATER_SHARE)
+        self._lateness[site, key] = _Lateness(late_ms, now_s, most_ms)
+        if len(self._lateness) > LATENESS_MAX:
+            del self._lateness[next(iter(self._lateness))]
 
     def _trouble(self, site: SiteId) -> _Trouble:
         found = self._troubles.pop(site, None) or _Trouble()

@@ -10,7 +10,7 @@ from agent.drivers import clock
 from agent.drivers.keystore import SiteKeys, found_cluster
 from agent.foundation.errors import Unreachable
 from agent.foundation.ids import SiteId
-from agent.gateway.members import AVOIDED_S, Callers, Members
+from agent.gateway.members import Callers, Members, NotConnected
 from agent.wire.inside import RemoteSite
 
 REMOTE = RemoteSite(
@@ -51,16 +51,12 @@ async def test_with_an_ended_certificate_nobody_is_called_until_it_is_renewed(
         await members.close()
 
 
-async def test_a_site_that_cannot_be_connected_is_avoided_for_a_while(
-    keys: SiteKeys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_site_that_cannot_be_connected_has_got_nothing(keys: SiteKeys) -> None:
     members = Members(keys, Callers(keys), 1 << 20)
     try:
-        assert not members.is_avoided(REMOTE.site)
-        await asked(members)
-        assert members.is_avoided(REMOTE.site)
-        later = clock.monotonic_s() + AVOIDED_S
-        monkeypatch.setattr(clock, "monotonic_s", lambda: later)
-        assert not members.is_avoided(REMOTE.site)
+        with pytest.raises(NotConnected):
+            await members.call(
+                REMOTE, "GET", "/v2", headers={}, body=None, deadline=clock.monotonic_s() + 5.0
+            )
     finally:
         await members.close()

@@ -20,9 +20,7 @@ def verdict(number: int, rtt_ms: float = 5.0, **changes: Any) -> Verdict:
     remote = RemoteSite(
         site, f"s{number}", "r", "edge", "DE", "h", 1, "alive", False, rtt_ms, 0.0, ()
     )
-    return replace(
-        Verdict(site, f"s{number}", False, "DE", ALLOWED, remote, 10_000), **changes
-    )
+    return replace(Verdict(site, f"s{number}", False, "DE", ALLOWED, remote, 10_000), **changes)
 
 
 ONE, TWO = verdict(1), verdict(2, rtt_ms=50.0)
@@ -83,7 +81,7 @@ def test_a_failed_try_opens_it_for_twice_as_long_up_to_a_bound(outlook: Outlook)
 def test_a_try_that_was_given_up_leaves_room_for_the_next(outlook: Outlook) -> None:
     outlook.failed(ONE.site, 0, is_connected=False)
     outlook.sent(ONE.site, OPEN_S)
-    outlook.given_up(ONE.site)
+    outlook.given_up(ONE.site, KEY, 15.0, 1.0, OPEN_S)
     assert order(outlook, OPEN_S) == ["s1", "s2"]
 
 
@@ -133,3 +131,16 @@ def test_memory_is_bounded(outlook: Outlook, monkeypatch: pytest.MonkeyPatch) ->
         outlook.is_better_away(key, 100.0, 1.0)
     sizes = [len(outlook._lateness), len(outlook._troubles), len(outlook._away)]
     assert sizes == [8, 4, 8]
+
+
+def test_a_sender_that_waited_in_vain_turns_to_another(outlook: Outlook) -> None:
+    outlook.given_up(ONE.site, KEY, 15.0, 400.0, 0)
+    assert order(outlook, 0) == ["s2", "s1"]
+
+
+def test_patience_is_what_nineteen_of_twenty_answers_need(outlook: Outlook) -> None:
+    assert outlook.patience_ms(KEY, ONE, 0) == 30.0
+    rng = Random(3)
+    for step in range(5000):
+        outlook.answered(ONE.site, KEY, 15.0, 15.0 + rng.uniform(0, 100), step / 10)
+    assert 100 < outlook.patience_ms(KEY, ONE, 0) < 120
