@@ -154,7 +154,7 @@ class Elsewhere:
             outlook.given_up(site, key, expected_ms, (now_s - begun_s) * 1000, now_s)
             raise
         now_s = monotonic_s()
-        if answer.status == OK and method == "POST":
+        if answer.status == OK and method == "POST" and not answer.is_cold:
             outlook.answered(site, key, expected_ms, (now_s - begun_s) * 1000, now_s)
         else:
             outlook.reached(site)

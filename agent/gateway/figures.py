@@ -12,6 +12,11 @@ MODELS_MAX = 1000
 APPLICATIONS_MAX = 300
 """The same of applications: all tokens that a site may have, and some members."""
 
+DECISIONS = (
+    "away", "retried", "retry refused", "hedged", "hedge won", "hedge refused", "broken",
+)  # fmt: skip
+"""Sent away by choice; asked of another site after a failure, or beside a late one; breaker opened."""
+
 Family = tuple[str, str, str]
 _COUNTERS: Mapping[str, Family] = {
     "success": ("nv_inference_request_success", "counter", "Requests answered"),
@@ -95,8 +100,8 @@ class Figures:
         self.received = 0
         self.rerun = 0
         self.workers_lost = 0
-        self.routing: Counter[str] = Counter()
-        """Decisions about other sites; the names in ``agent.gateway.elsewhere`` bound it."""
+        self.routing: Counter[str] = Counter(dict.fromkeys(DECISIONS, 0))
+        """Decisions about other sites."""
         self.turned_away: Counter[str] = Counter()
         """Requests of any kind by why their token was not good enough."""
         self._models: dict[tuple[str, str], ModelFigures] = {}

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import aiohttp
 
@@ -41,6 +42,8 @@ class MemberAnswer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+    is_cold: bool = False
+    """Whether a connection was made for it: its time is not the site's alone."""
 
 
 class NotConnected(Unreachable):
@@ -100,6 +103,7 @@ class Members:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            trace_configs=[_noting_new_connections()],
         )
 
     def close_refused(self) -> int:
@@ -173,6 +177,7 @@ class Members:
         deadline: float,
     ) -> MemberAnswer:
         left_s = max(deadline - clock.monotonic_s(), 0.001)
+        made: list[bool] = []
         host = f"[{remote.host}]" if ":" in remote.host else remote.host
         async with self._session.request(
             method,
@@ -182,11 +187,13 @@ class Members:
             ssl=self._pinned.context,
             server_hostname=server_name(remote.site),
             allow_redirects=False,
+            trace_request_ctx=made,
             timeout=aiohttp.ClientTimeout(
                 total=left_s, connect=min(CONNECT_TIMEOUT_S, left_s), ceil_threshold=1e9
             ),
         ) as response:
-            return MemberAnswer(response.status, response.headers, await self._read(response))
+            content = await self._read(response)
+            return MemberAnswer(response.status, response.headers, content, bool(made))
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         chunks: list[bytes] = []
@@ -199,3 +206,12 @@ class Members:
                     f"answer of more than {self._body_bytes_max} bytes"
                 )
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _noting_new_connections() -> aiohttp.TraceConfig:
+    async def note(_session: object, context: Any, _made: object) -> None:
+        context.trace_request_ctx.append(True)
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_create_end.append(note)
+    return config

@@ -41,6 +41,8 @@ NEWS: Final = 0.1
 LATER_SHARE: Final = 0.05
 HEDGE_MS_MIN: Final = 20.0
 """Below this, a second request would be asked because of a scheduler's whim."""
+PATIENCE_UNKNOWN_MS: Final = 500.0
+"""A TLS handshake over the longest link and a cold model; far below the connect timeout."""
 NEAR_SHARE: Final = 0.1
 NEAR_MS: Final = 1.0
 """Within this of the best, the predictions' own errors decide which is best."""
@@ -131,13 +133,14 @@ class Outlook:
     def patience_ms(self, key: bytes, verdict: Verdict, under_way: int) -> float:
         """Time after which 19 of 20 answers have come: the p95, by stochastic approximation.
 
-        Until something was measured: twice the prediction.
+        Until something was measured there is none, and the first request may make a connection.
         """
         plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
         expected_ms = plain.total_ms - plain.penalty_ms
         found = self._lateness.get((verdict.site, key))
-        later_ms = expected_ms if found is None else found.most_ms
-        return max(expected_ms + max(later_ms, 0.0), HEDGE_MS_MIN)
+        if found is None:
+            return expected_ms + PATIENCE_UNKNOWN_MS
+        return max(expected_ms + max(found.most_ms, 0.0), HEDGE_MS_MIN)
 
     def breaker(self, site: SiteId, now_s: float) -> Breaker:
         """The state of a site's breaker."""

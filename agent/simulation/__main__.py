@@ -8,6 +8,7 @@ WORLDS = {
     "membership": ("agent.simulation.membership_scenarios", "join, kill, cut, heal"),
     "register": ("agent.simulation.register_world", "one CASPaxos register under faults"),
     "job": ("agent.simulation.job_world", "one federated job under faults"),
+    "routing": ("agent.simulation.routing_world", "a skewed load beside an oracle"),
 }
 
 

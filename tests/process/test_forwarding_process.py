@@ -45,7 +45,7 @@ class Cluster:
     def connect(self, **changes: Any) -> None:
         model = KnownModel(model_key("cls", "1"), "cls", "1", True, changes.pop("model_label", ()))
         paris = self.paris.as_remote(rtt_ms=1.0, **changes.pop("paris", {}))
-        munich = self.munich.as_remote(rtt_ms=50.0, **changes.pop("munich", {}))
+        munich = self.munich.as_remote(**{"rtt_ms": 50.0, **changes.pop("munich", {})})
         self.berlin.audits.clear()
         self.berlin.audit_error = ""
         for other in (self.paris, self.munich):
@@ -236,6 +236,7 @@ def test_strangers_at_the_data_port_hold_little_and_keep_no_member_waiting(
     cluster: Cluster,
 ) -> None:
     """Silent ones, and those that begin a handshake and leave it there: a thousand from one address."""
+    cluster.connect(sites=(cluster.paris.as_remote(rtt_ms=1.0),))
     cluster.paris.show(sites=(cluster.berlin.as_remote(serving=()),))
     gateway = psutil.Process(cluster.paris.gateway.process.pid)
     before = gateway.memory_info().rss
@@ -291,7 +292,9 @@ async def test_blobs_go_only_where_their_label_lets_them(cluster: Cluster) -> No
 
 
 def test_a_killed_gateway_fails_over_to_the_next_site(cluster: Cluster) -> None:
-    """Last of this module: paris does not come back."""
+    """Last of this module: paris does not come back. Munich is said to be far: berlin has learned
+    that it answers sooner than 50 ms."""
+    cluster.connect(munich={"rtt_ms": 2000.0})
     assert cluster.berlin.infer("cls", CONTENT)[1]["atoll-served-by"] == "paris"
     os.kill(cluster.paris.gateway.process.pid, signal.SIGKILL)
     begun = time.monotonic()

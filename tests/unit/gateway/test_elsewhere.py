@@ -73,7 +73,8 @@ class World:
 
 
 @pytest.fixture
-def world() -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr("agent.routing.outlook.PATIENCE_UNKNOWN_MS", 20.0)
     return World()
 
 
@@ -95,7 +96,7 @@ async def test_after_a_failure_the_next_is_asked(world: World, act: Any) -> None
     world.acts["s1"] = act
     assert await world.ask() == Said(200, b"s2")
     assert world.asked == ["s1", "s2"]
-    assert world.state.figures.routing == {"retried": 1}
+    assert +world.state.figures.routing == {"retried": 1}
 
 
 async def test_retries_end_with_their_budget(world: World) -> None:
@@ -111,7 +112,7 @@ async def test_a_late_site_is_outrun_by_the_next_and_cancelled(world: World) -> 
     world.acts["s1"] = never
     assert await world.ask() == Said(200, b"s2")
     assert (world.asked, world.cancelled) == (["s1", "s2"], ["s1"])
-    assert world.state.figures.routing == {"hedged": 1, "hedge won": 1}
+    assert +world.state.figures.routing == {"hedged": 1, "hedge won": 1}
 
 
 async def test_hedges_end_with_their_budget(world: World) -> None:
@@ -153,7 +154,7 @@ async def test_a_site_that_cannot_be_connected_or_is_full_comes_last(world: Worl
     world.members.call = AsyncMock(side_effect=NotConnected("no"))
     with pytest.raises(NotConnected):
         await call(world, first)
-    assert world.state.figures.routing == {"broken": 1}
+    assert +world.state.figures.routing == {"broken": 1}
     assert [v.name for v, _ in world.elsewhere.candidates(IN_DE)] == ["s2", "s1"]
     world.members.call = AsyncMock(return_value=MemberAnswer(200, {}, b""))
     await call(world, first)
@@ -161,6 +162,18 @@ async def test_a_site_that_cannot_be_connected_or_is_full_comes_last(world: Worl
     await call(world, first)
     assert [v.name for v, _ in world.elsewhere.candidates(IN_DE)] == ["s2", "s1"]
     assert second.name == "s2"
+
+
+async def test_the_time_that_a_new_connection_took_is_not_held_against_a_site(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.elsewhere.candidates(IN_DE)[0][0]
+    now = iter([0.0, 0.5, 0.5, 1.0, 1.5, 1.5])
+    for is_cold, name in ((True, "s1"), (False, "s2")):
+        world.members.call = AsyncMock(return_value=MemberAnswer(200, {}, b"", is_cold))
+        monkeypatch.setattr(module, "monotonic_s", lambda: next(now))
+        await world.elsewhere.call(first, KEY, "POST", "/", headers={}, body=b"", deadline=60.0)
+        assert world.elsewhere.candidates(IN_DE)[0][0].name == name
 
 
 async def test_a_request_leaves_home_only_for_a_clear_gain(world: World) -> None:
