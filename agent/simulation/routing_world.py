@@ -51,6 +51,7 @@ def run_world(plan: Plan, *, is_oracle: bool) -> list[float]:
     remotes = [[_remote(names[to], trips_s[at][to]) for to in range(count)] for at in range(count)]
     answers: list[tuple[float, int, int, float, float]] = []
     arrivals_per_s = plan.utilisation * count / SERVICE_S
+    expected_ms = 0.0
     hot, now_s, done = max(count // 10, 1), 0.0, []
     for _ in range(plan.requests):
         now_s += rng.expovariate(arrivals_per_s)
@@ -84,14 +85,14 @@ def run_world(plan: Plan, *, is_oracle: bool) -> list[float]:
                     best = ordered[0][0]
                     chosen = names.index(best.site)
                     sent = under_way[home].get(best.site, 0)
-                    plain = predict(best, local_wait_ms=0.0, under_way=sent)
+                    expected_ms = predict(best, local_wait_ms=0.0, under_way=sent).total_ms
                     under_way[home][best.site] = sent + 1
         trip_s = trips_s[home][chosen]
         free_at[chosen] = max(free_at[chosen], now_s + trip_s / 2) + service_s
         took_s = free_at[chosen] + trip_s / 2 - now_s
         done.append(took_s)
         if not is_oracle and chosen != home:
-            heapq.heappush(answers, (now_s + took_s, home, chosen, plain.total_ms, took_s))
+            heapq.heappush(answers, (now_s + took_s, home, chosen, expected_ms, took_s))
     return sorted(done)
 
 
