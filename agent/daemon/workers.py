@@ -245,27 +245,25 @@ class Workers:
         self._to_gateway(inside.TO_GATEWAY.pack(held), ())
 
     def _gone(self, index: int, reason: str) -> None:
-        down = self._pool.went_down(index)
-        blamed = self._blamed(self.all[index], down, reason)
-        if down.at_work_on in blamed:
-            self._pool.suspect(down.at_work_on)
-        self._to_gateway(inside.TO_GATEWAY.pack(inside.DetachWorker(index)), ())
-        for key in sorted(blamed):  # before it would be given to another worker
-            text = f"the model worker ended while it was at work on it ({reason})"
-            self._feed(ModelFailed(key, text, is_crash=True))
+        worker, down = self.all[index], self._pool.went_down(index)
+        is_blameless = _is_somebodys_doing(worker, reason)
+        detach = inside.DetachWorker(index, is_blameless)
+        self._to_gateway(inside.TO_GATEWAY.pack(detach), ())
+        if is_blameless:
+            worker.child.absolve()
+        else:
+            self._blame(worker, down, reason)  # before it would be given to another worker
         self._feed(WorkerDown(f"the model worker ended: {reason}", down.lost, self.is_any_up))
 
-    def _blamed(self, worker: Worker, down: Down, reason: str) -> set[bytes]:
-        """The models that may be why it ended: what it loaded or ran, unless somebody else ended it.
-
-        The kernel kills for want of memory with the signal that a person may use as well.
-        """
-        is_killed_for_memory = oom.kills() > worker.oom_kills
-        if "SIGTERM" in reason or ("SIGKILL" in reason and not is_killed_for_memory):
-            worker.child.absolve()
-            return set()
-        loading = {down.at_work_on} if down.at_work_on is not None else set()
-        return loading | set(worker.memory.running() if worker.memory is not None else ())
+    def _blame(self, worker: Worker, down: Down, reason: str) -> None:
+        """What it loaded or ran may be why it ended."""
+        blamed = set(worker.memory.running() if worker.memory is not None else ())
+        if down.at_work_on is not None:
+            blamed.add(down.at_work_on)
+            self._pool.suspect(down.at_work_on)
+        for key in sorted(blamed):
+            text = f"the model worker ended while it was at work on it ({reason})"
+            self._feed(ModelFailed(key, text, is_crash=True))
 
     # --- what they say ---------------------------------------------------------------------------
     def _received(self, index: int, data: bytes, descriptors: list[int]) -> None:
@@ -362,3 +360,13 @@ class Workers:
                 self._pool.sent(load)
         finally:
             os.close(descriptor)
+
+
+def _is_somebodys_doing(worker: Worker, reason: str) -> bool:
+    """Whether a person or another program has ended it, rather than what it was at work on.
+
+    The kernel kills for want of memory with the signal that a person may use as well.
+    """
+    if "SIGKILL" in reason:
+        return oom.kills() <= worker.oom_kills
+    return "SIGTERM" in reason

@@ -115,7 +115,7 @@ class Control:
                 self._state.hold(message.index, frozenset(message.models))
             case DetachWorker():
                 self._state.figures.workers_lost += 1
-                self._state.detach(message.index)
+                self._state.detach(message.index, is_blameless=message.is_blameless)
             case Audited():
                 _answer(self._audits.pop(message.call, None), message.error)
             case ControlFigures():

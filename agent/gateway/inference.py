@@ -47,7 +47,7 @@ from agent.serving.trace import SPAN_BYTES, Trace
 from agent.wire.inside import KnownModel, RemoteSite
 
 WORKERS_LOST_MAX = 2
-"""A request that has lost so many workers may be why: it goes to no third, and to no other site."""
+"""A request that has lost so many workers is unlucky, or why: it goes to no third, and no other site."""
 REQUEST_ID_CHARS_MAX = 64
 
 _ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
@@ -282,24 +282,28 @@ class Inference:
         )
 
     async def _ask_workers(self, asked: Asked, header_bytes: int | None, turn: Turn) -> Reply:
-        """The answer of the least busy worker, or of another if that one ends meanwhile."""
+        """The answer of the least busy worker, or of another if that one ends meanwhile.
+
+        What was in the model when its worker ended is run again only if somebody else ended that:
+        otherwise it would take the next worker along, and all that this one serves.
+        """
         state, key = self._state, asked.model.key
         lost: list[int] = []
         while True:
             link = state.worker_for(key, lost)
             state.figures.rerun += bool(lost)
             try:
-                reply = await link.infer(asked.body, header_bytes, key, asked.deadline, turn)
+                return await link.infer(asked.body, header_bytes, key, asked.deadline, turn)
             except WorkerGone as error:
                 lost.append(link.index)
-                is_suspect = error.was_running and state.suspects.lost(key)
-                if is_suspect or len(lost) >= WORKERS_LOST_MAX:
+                if len(lost) >= WORKERS_LOST_MAX:
                     raise RequestLost(
-                        "the model worker has stopped", why="so did another under this model"
+                        "the model worker has stopped", why="so did the one before it"
                     ) from error
-            else:
-                state.suspects.answered(key)
-                return reply
+                if error.was_running and not await link.is_blameless():
+                    raise RequestLost(
+                        "the model worker has stopped", why="it was running this request"
+                    ) from error
 
     async def _run_elsewhere(self, asked: Asked) -> Answered:
         async def send(question: Question, verdict: Verdict) -> Answered:

@@ -15,7 +15,6 @@ from agent.gateway.waits import Waits
 from agent.gateway.worker_link import WorkerLink
 from agent.serving.access import Access
 from agent.serving.admission import Admission
-from agent.serving.suspects import Suspects
 from agent.wire.inside import LocalModel, RemoteSite, View
 
 WAITING_MAX = 1024
@@ -54,7 +53,6 @@ class SiteState:
         self.figures_of_control: Callable[[], Awaitable[str]] = _no_figures
         """More counters, in the Prometheus text format; set once there is who to ask."""
         self.workers: dict[int, WorkerLink] = {}
-        self.suspects = Suspects()
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
         self._view: View | None = None
         self._local: dict[bytes, LocalModel] = {}
@@ -166,10 +164,11 @@ class SiteState:
         self.detach(link.index)
         self.workers[link.index] = link
 
-    def detach(self, index: int) -> None:
-        """Fail the requests of a worker that is gone."""
+    def detach(self, index: int, *, is_blameless: bool = False) -> None:
+        """Fail the requests of a worker that is gone; ``is_blameless``: what it ran is not why."""
         if (link := self.workers.pop(index, None)) is not None:
             link.close()
+            link.judge(is_blameless=is_blameless)
 
     # --- readiness ---------------------------------------------------------------------------------
     @property

@@ -25,6 +25,8 @@ from agent.serving.doorbell import (
 from agent.serving.failures import DeadlineExceeded, TooLarge
 from agent.serving.fair import FairQueue, Priority, Turn
 
+VERDICT_S = 0.08
+"""A process is reaped and its end judged within milliseconds; whoever waits is to be answered within 100."""
 GRACE_S = 2.0
 """After the deadline: the worker answers by itself, or ends itself if native code does not stop."""
 
@@ -84,6 +86,7 @@ class WorkerLink:
         self._calls: dict[int, _Call] = {}
         self._number = 0
         self._is_closed = False
+        self._verdict: asyncio.Future[bool] = self._loop.create_future()
         self._loop.add_reader(doorbell.fileno(), self._rung)
 
     @property
@@ -173,6 +176,23 @@ class WorkerLink:
         self._calls.clear()
         self._waiting = FairQueue()
         self._slots.close()
+
+    def judge(self, *, is_blameless: bool) -> None:
+        """The control process says why the worker has ended."""
+        if not self._verdict.done():
+            self._verdict.set_result(is_blameless)
+
+    async def is_blameless(self) -> bool:
+        """Whether somebody has ended the worker, so that what it was running is not why.
+
+        The doorbell tells of the end before the control process can say why. False if it does not
+        within ``VERDICT_S``.
+        """
+        try:
+            async with asyncio.timeout(VERDICT_S):
+                return await asyncio.shield(self._verdict)
+        except TimeoutError:
+            return False
 
     async def _take_slot(self, turn: Turn, deadline: float) -> int:
         if self._is_closed:

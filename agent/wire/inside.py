@@ -102,6 +102,8 @@ class DetachWorker:
     """The model worker is gone: fail its requests (503, or the next site) at once."""
 
     index: int
+    is_blameless: bool = False
+    """Somebody ended it: what it was running is not why, and may be run again."""
 
 
 @dataclass(frozen=True, slots=True)

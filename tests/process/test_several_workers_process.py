@@ -16,6 +16,8 @@ import pytest
 from daemon_cluster import Daemon, found, running, scratch, wait_for
 from serving_site import endless_model, image_model
 
+from agent.site.shelf import CRASHES_MAX
+
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
 
 SETTINGS = "[serving]\nworkers = 2\nthreads = 2\n"
@@ -138,15 +140,12 @@ def test_a_model_that_ends_its_workers_is_quarantined_and_takes_no_others_reques
     site: Daemon,
 ) -> None:
     """The test's SIGSEGV stands for a model that ends the process by itself in the middle of a run."""
-    with asking_for(site, "endless", rounds(10**9)) as answers:
-        for crashes in (0, 1):
-            kill(site, at_work(site, crashes), signal.SIGSEGV)
-    assert [answer.status for answer in answers] == [503], "it is given to no third"
-    wait_for(lambda: is_whole(site), 20, "both hold both", [site])
     with Askers(lambda: infer(site, "cls", IMAGE), threads=2) as askers:
-        with asking_for(site, "endless", rounds(10**9)) as answers:
-            kill(site, at_work(site, 2), signal.SIGSEGV)
-        assert [answer.status for answer in answers] == [503], "a suspect now: to no second either"
+        for crashes in range(CRASHES_MAX):
+            wait_for(lambda: is_whole(site), 20, "both hold both", [site])
+            with asking_for(site, "endless", rounds(10**9)) as answers:
+                kill(site, at_work(site, crashes), signal.SIGSEGV)
+            assert [answer.status for answer in answers] == [503], "it is given to no second"
         wait_for(lambda: site.model("endless", "1")["state"] == "refused", 20, "refused", [site])
         wait_for(lambda: holding(site) == {"0": 1, "1": 1}, 20, "unloaded", [site])
         askers.more(20)

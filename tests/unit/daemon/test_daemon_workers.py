@@ -105,7 +105,7 @@ async def test_a_dead_worker_is_told_to_everybody_and_the_model_at_work_is_blame
     assert memory is not None
     memory.note_running(1, b"12345678")
     rig.workers._gone(0, "killed by SIGSEGV")
-    assert rig.to_gateway[-1] == inside.DetachWorker(0)
+    assert rig.to_gateway[-1] == inside.DetachWorker(0, is_blameless=False)
     up, blamed, down = rig.events
     assert isinstance(up, WorkerUp)
     assert isinstance(blamed, ModelFailed)
@@ -135,6 +135,7 @@ async def test_where_somebody_ended_the_worker_no_model_is_to_blame(rig: Rig, si
     key = await rig.load()
     rig.events.clear()
     rig.workers._gone(0, f"killed by {signal}")
+    assert rig.to_gateway[-1] == inside.DetachWorker(0, is_blameless=True)
     assert rig.events == [
         WorkerDown(f"the model worker ended: killed by {signal}", frozenset({key}), is_any_up=False)
     ]

@@ -142,11 +142,15 @@ async def test_a_member_that_lies_about_its_answer_has_not_answered(
 
 
 def worker(
-    index: int, *answers: Reply | Exception, models: frozenset[bytes] = frozenset({KEY})
+    index: int,
+    *answers: Reply | Exception,
+    models: frozenset[bytes] = frozenset({KEY}),
+    is_blameless: bool = True,
 ) -> Any:
     """A link that gives one of ``answers`` after the other."""
     link = Mock(index=index, is_up=True, models=models, busy=index, runners=1, slots=1)
     link.infer = AsyncMock(side_effect=answers)
+    link.is_blameless = AsyncMock(return_value=is_blameless)
     return link
 
 
@@ -181,18 +185,16 @@ async def test_a_request_that_loses_two_workers_is_given_to_no_third(state: Site
     assert state.admission.in_flight == 0
 
 
-async def test_a_model_that_lost_a_worker_and_has_not_answered_since_takes_no_other_along(
-    state: SiteState,
+@pytest.mark.parametrize(("was_running", "is_rerun"), [(True, False), (False, True)])
+async def test_what_may_have_ended_its_worker_takes_no_other_along_and_what_waited_is_run(
+    state: SiteState, *, was_running: bool, is_rerun: bool
 ) -> None:
-    gone = WorkerGone(was_running=True)
-    state.workers = {0: worker(0, gone), 1: worker(1, gone)}
-    with pytest.raises(RequestLost):
-        await answered(state)
     other = worker(1, ANSWER)
-    state.workers = {0: worker(0, gone, ANSWER, gone), 1: other}
-    with pytest.raises(RequestLost):
-        await answered(state)
-    assert not other.infer.called
-    assert (await answered(state)).status == 200
-    assert (await answered(state)).status == 200, "trusted again: it goes to the other worker"
-    assert other.infer.called
+    gone = worker(0, WorkerGone(was_running=was_running), is_blameless=False)
+    state.workers = {0: gone, 1: other}
+    if is_rerun:
+        assert (await answered(state)).status == 200
+    else:
+        with pytest.raises(RequestLost, match="it was running this request"):
+            await answered(state)
+    assert other.infer.called is is_rerun

@@ -10,6 +10,7 @@ import pytest
 
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
 from agent.foundation.errors import Unreachable
+from agent.gateway import worker_link
 from agent.gateway.worker_link import WorkerGone, WorkerLink
 from agent.serving.doorbell import RING_BYTES_MAX, AnswerRing, InferRing, unpack_ring
 from agent.serving.failures import DeadlineExceeded, TooLarge
@@ -239,3 +240,24 @@ async def test_who_was_in_the_model_when_its_worker_ended_is_told_from_who_waite
             with pytest.raises(WorkerGone) as caught:
                 await task
             assert caught.value.was_running is was_running
+
+
+@pytest.mark.parametrize("is_blameless", [True, False])
+async def test_why_a_worker_ended_is_waited_for(*, is_blameless: bool) -> None:
+    async with Script() as script:
+        script.link.close()
+        asking = asyncio.create_task(script.link.is_blameless())
+        await asyncio.sleep(0)
+        assert not asking.done()
+        script.link.judge(is_blameless=is_blameless)
+        assert await asking is is_blameless
+        script.link.judge(is_blameless=not is_blameless)
+        assert await script.link.is_blameless() is is_blameless, "the first word counts"
+
+
+async def test_without_a_word_what_a_worker_ran_may_be_why_it_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_link, "VERDICT_S", 0.0)
+    async with Script() as script:
+        assert not await script.link.is_blameless()
