@@ -215,6 +215,8 @@ class Atoll(Agent):
         super().__init__(number, ip, changed)
         self.folder, self.sites, self.mdns = folder, sites, mdns
         self._is_draining = False
+        self.catalog = ""
+        """The digest of its catalog, as it has told last; only while it watches."""
 
     def write_config(self) -> Path:
         """The site's settings; everything else is default."""
@@ -239,6 +241,8 @@ class Atoll(Agent):
         elif line.startswith(b"rumor "):
             _, name, status = line.decode().split()
             self.rumors[f"{name} {status}"] = at
+        elif line.startswith(b"catalog "):
+            self.catalog = line.decode().split()[1]
         elif found := self._KNOWN.search(line):
             if int(found[1]) == self.sites - 1:
                 self.alive |= {f"n{number}" for number in range(self.sites)}

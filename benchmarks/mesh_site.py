@@ -5,7 +5,8 @@ of ``atoll run`` itself (identity, SQLite with fsync, gossip socket, TLS server,
 socket); only the two children are left out. Commands, one a line:
 
     seed HOST     a seed address becomes known now
-    watch         from now on write "rumor NAME STATUS" when another site's record says so
+    watch         from now on write "rumor NAME STATUS" when another site's record says so, and
+                  "catalog DIGEST COUNT" when this site's catalog has changed
     drain 0|1     change this site's own record
     profile       record with cProfile from now on; written beside the state folder at SIGTERM
 
@@ -67,6 +68,7 @@ class Childless(daemon._Daemon):  # noqa: SLF001 - the daemon itself, with one p
 
     _last: dict[SiteId, str]
     _is_watching = False
+    _catalog = b""
     profiler: "cProfile.Profile | None" = None
 
     async def _become_ready(self, *parts: Any) -> None:
@@ -80,6 +82,9 @@ class Childless(daemon._Daemon):  # noqa: SLF001 - the daemon itself, with one p
         if not self._is_watching:
             return
         site = self._driver.site
+        if (digest := site.catalog.digest8) != self._catalog:
+            self._catalog = digest
+            say(f"catalog {digest.hex()} {len(site.catalog)}")
         for member in site.swim.members().values():
             status = member.record.status
             if self._last.get(member.site) != status:
