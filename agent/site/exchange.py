@@ -272,11 +272,11 @@ class Exchange:
         """Take documents that are signed by an admin and newer than what is here.
 
         Returns:
-            Those that changed the catalog, the effects that make them durable, and for each
+            Those that changed the catalog, the effect that makes them durable together, and for each
             document given an error text (empty if it was taken or is already known).
         """
         changed: list[tuple[Document, Body]] = []
-        effects: list[SiteEffect] = []
+        writes: list[Write] = []
         errors: list[str] = []
         for document in documents:
             try:
@@ -292,6 +292,8 @@ class Exchange:
                 changed.append((document, body))
                 entry = self._catalog.get(key_of(body))
                 assert entry is not None, "merged just now"
-                kept = () if former is None else (self._history.note(former),)
-                effects.append(Persist((*kept, row_of(entry))))
-        return changed, effects, errors
+                if former is not None:
+                    writes.append(self._history.note(former))
+                writes.append(row_of(entry))
+        # One commit for the message: each waits for the disk.
+        return changed, [Persist(tuple(writes))] if writes else [], errors
