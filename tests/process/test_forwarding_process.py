@@ -291,11 +291,55 @@ async def test_blobs_go_only_where_their_label_lets_them(cluster: Cluster) -> No
     shutil.rmtree(cluster.folder / "blobs-2")
 
 
+def decided(site: ServingSite, decision: str) -> int:
+    lines = site.get("/metrics")[2].decode().splitlines()
+    start = f'atoll_routing_total{{decision="{decision}"}}'
+    return next(int(line.split()[-1]) for line in lines if line.startswith(start))
+
+
+def test_a_site_that_stands_still_is_hedged_and_the_other_answers(cluster: Cluster) -> None:
+    cluster.connect(munich={"rtt_ms": 200.0})
+    assert cluster.berlin.infer("cls", CONTENT)[1]["atoll-served-by"] == "paris"
+    before = {word: decided(cluster.berlin, word) for word in ("hedged", "hedge won")}
+    pid = cluster.paris.gateway.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in range(6):
+            named = {"Atoll-Request-Id": f"h-{number}"}
+            status, headers, content = cluster.berlin.infer("cls", CONTENT, named)
+            assert (status, headers["atoll-served-by"]) == (200, "munich")
+            assert content["outputs"][0]["data"] == [1.0, 1.0, 1.0]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for word in before:
+        assert 1 <= decided(cluster.berlin, word) - before[word] <= 5
+    receivers = [entry.receiver for entry in cluster.berlin.audits if entry.request == "h-0"]
+    assert receivers == [cluster.paris.keys.site, cluster.munich.keys.site]
+
+
+def test_a_site_that_stands_still_has_no_hedge_across_a_label(cluster: Cluster) -> None:
+    pid = cluster.paris.gateway.process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        bound = {"Atoll-Residency": "FR", "Atoll-Deadline-Ms": "1500"}
+        status, _, _ = cluster.berlin.infer("cls", CONTENT, bound)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert status in (503, 504)
+    assert {entry.receiver for entry in cluster.berlin.audits} == {cluster.paris.keys.site}
+
+
 def test_a_killed_gateway_fails_over_to_the_next_site(cluster: Cluster) -> None:
     """Last of this module: paris does not come back. Munich is said to be far: berlin has learned
     that it answers sooner than 50 ms."""
     cluster.connect(munich={"rtt_ms": 2000.0})
-    assert cluster.berlin.infer("cls", CONTENT)[1]["atoll-served-by"] == "paris"
+
+    def is_paris_chosen() -> bool:
+        """What it was late while it stood still is forgotten as it answers."""
+        assert cluster.berlin.infer("cls", CONTENT, {"Atoll-Residency": "FR"})[0] == 200
+        return bool(cluster.berlin.infer("cls", CONTENT)[1]["atoll-served-by"] == "paris")
+
+    cluster.berlin.wait(is_paris_chosen)
     os.kill(cluster.paris.gateway.process.pid, signal.SIGKILL)
     begun = time.monotonic()
     status, headers, _ = cluster.berlin.infer("cls", CONTENT)
