@@ -120,13 +120,27 @@ def explain(asked: argparse.Namespace) -> int:
     print(f"may be answered: {request}; the model may be: {held}")
     print(f"goes to: {clean(answer['chosen']) if answer['chosen'] else 'no site'}")
     print_table(
-        ("site", "name", "law", "predicted ms", "rtt", "queue", "service", "penalty", "removed by"),
+        (
+            "site",
+            "name",
+            "law",
+            "predicted ms",
+            "rtt",
+            "queue",
+            "service",
+            "penalty",
+            "breaker",
+            "removed by",
+        ),
         [
             *(
-                [*_who(row), *(_number(row[key], 2) for key in _PARTS), ""]
+                [*_who(row), *(_number(row[key], 2) for key in _PARTS), row["breaker"], row["held"]]
                 for row in answer["candidates"]
             ),
-            *([*_who(row), *("-" for _ in _PARTS), row["removed_by"]] for row in answer["removed"]),
+            *(
+                [*_who(row), *("-" for _ in _PARTS), "-", row["removed_by"]]
+                for row in answer["removed"]
+            ),
         ],
         nothing="There are no candidates.",
     )

@@ -234,9 +234,13 @@ class DaemonOperations:
     def explain(self, model: str, residency: Sequence[str]) -> Json:
         """See ``Operations.explain``."""
         name, _, version = model.partition(":")
+        traffic = self._parts.inference.traffic
         found = explain(
             view_of(self._parts.site), name, version=version or None, residency=residency,
             is_worker_up=self._parts.inference.workers.is_any_up,
+            local_wait_ms=traffic.wait_us / 1000 if traffic is not None else 0.0,
+            peers=traffic.peers if traffic is not None else (),
+            pairs=traffic.pairs if traffic is not None else (),
         )  # fmt: skip
         return found.as_dict()
 

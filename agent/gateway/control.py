@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from agent.drivers.channel import FRAME_BYTES_MAX, Channel
+from agent.drivers.clock import monotonic_s
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import Busy, Malformed, Unreachable
 from agent.foundation.ids import SiteId
@@ -215,6 +216,7 @@ class Control:
     def _traffic(self) -> Traffic:
         state = self._state
         figures: Figures = state.figures
+        peers, pairs = state.outlook.known(monotonic_s())
         return Traffic(
             requests=figures.requests,
             errors=figures.errors,
@@ -223,6 +225,9 @@ class Control:
             in_flight=state.admission.in_flight,
             slots=state.slots,
             service=tuple(state.admission.known_services().items()),
+            wait_us=round(state.admission.wait_s(state.runners) * 1e6),
+            peers=peers,
+            pairs=pairs,
         )
 
 

@@ -9,7 +9,6 @@ a failure within the retry budget, and beside a late one within the hedge budget
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from random import Random
 from typing import Protocol, TypeVar
 
 from agent.drivers.clock import monotonic_s
@@ -17,7 +16,6 @@ from agent.foundation.errors import AtollError, Unreachable
 from agent.gateway.members import MemberAnswer, Members, NotConnected
 from agent.gateway.site import SiteState
 from agent.routing.budget import Budget
-from agent.routing.outlook import Outlook
 from agent.routing.policy import Question, Verdict, judge_remote
 from agent.routing.score import Prediction, predict
 from agent.serving.failures import DeadlineExceeded
@@ -56,11 +54,11 @@ Send = Callable[[Question, Verdict], Awaitable[AnswerT]]
 class Elsewhere:
     """The other sites, as this one's requests find them."""
 
-    def __init__(self, state: SiteState, members: Members | None, rng: Random) -> None:
+    def __init__(self, state: SiteState, members: Members | None) -> None:
         """``members`` is None on a site without identity: there is nobody else."""
         self._state = state
         self._members = members
-        self._outlook = Outlook(rng)
+        self._outlook = state.outlook
         self._retries = Budget(RETRY_SHARE, RETRIES_SAVED_MAX, RETRIES_SAVED_MAX)
         self._hedges = Budget(HEDGE_SHARE, HEDGES_SAVED_MAX, HEDGES_SAVED_MAX)
 

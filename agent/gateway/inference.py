@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from random import Random
 from typing import Protocol
 
 from agent.drivers.clock import monotonic_s
@@ -174,7 +173,7 @@ class Inference:
         """``members`` is None on a site without identity: everything is answered here or not."""
         self._state = state
         self._audit = audit
-        self._elsewhere = Elsewhere(state, members, Random())  # noqa: S311 - a choice among equals
+        self._elsewhere = Elsewhere(state, members)
         self._remarks = Remarks()
 
     async def answer(self, asked: Asked) -> Answered:

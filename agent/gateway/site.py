@@ -6,6 +6,7 @@ when the control process is busy.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from random import Random
 
 from agent.drivers.lag import LoopLag
 from agent.foundation.errors import Busy, Unreachable
@@ -13,6 +14,7 @@ from agent.foundation.ids import Digest, SiteId
 from agent.gateway.figures import Figures
 from agent.gateway.waits import Waits
 from agent.gateway.worker_link import WorkerLink
+from agent.routing.outlook import Outlook
 from agent.serving.access import Access
 from agent.serving.admission import Admission
 from agent.wire.inside import LocalModel, RemoteSite, View
@@ -47,6 +49,7 @@ class SiteState:
         )
         self.figures = Figures()
         self.waits = Waits()
+        self.outlook = Outlook(Random())  # noqa: S311 - a choice among equals
         self.access: Access | None = None
         """None until the control process has sent the tokens: before the first view."""
         self.lag = LoopLag("atoll_loop_lag_seconds", "Delay of the gateway's event loop")

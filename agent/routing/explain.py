@@ -1,17 +1,30 @@
 """Why a request goes where it goes: every site, what removed it, and how the rest score."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.foundation.errors import NotFound, Refused, Unreachable
-from agent.foundation.ids import SiteId, short
+from agent.foundation.ids import short
+from agent.routing.outlook import Breaker, is_clear_gain
 from agent.routing.policy import Question, Verdict, judge, parse_residency, resolve
-from agent.routing.score import Prediction, rank
-from agent.wire.inside import KnownModel, View
+from agent.routing.score import Prediction, predict
+from agent.wire.inside import KnownModel, PairKnown, PeerKnown, View
 
 REMOVED_IN_TEXT_MAX = 5
 """An error names this many removed sites; ``atoll route explain`` names all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A site that may answer."""
+
+    verdict: Verdict
+    prediction: Prediction
+    """The penalty holds the lateness that was learned."""
+    breaker: Breaker = "closed"
+    rest_s: float = 0.0
+    """For how long it is asked after all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +35,8 @@ class Explanation:
     residency: tuple[str, ...]
     chosen: str
     """Name of the site that would be asked first; empty if none may."""
-    candidates: tuple[tuple[Verdict, Prediction], ...]
-    """Allowed sites, best first."""
+    candidates: tuple[Candidate, ...]
+    """Allowed sites in the order to ask them."""
     removed: tuple[Verdict, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -36,14 +49,16 @@ class Explanation:
             "chosen": self.chosen,
             "candidates": [
                 {
-                    **_place(verdict),
-                    "predicted_ms": round(prediction.total_ms, 3),
-                    "rtt_ms": round(prediction.rtt_ms, 3),
-                    "queue_ms": round(prediction.queue_ms, 3),
-                    "service_ms": round(prediction.service_ms, 3),
-                    "penalty_ms": round(prediction.penalty_ms, 3),
+                    **_place(one.verdict),
+                    "predicted_ms": round(one.prediction.total_ms, 3),
+                    "rtt_ms": round(one.prediction.rtt_ms, 3),
+                    "queue_ms": round(one.prediction.queue_ms, 3),
+                    "service_ms": round(one.prediction.service_ms, 3),
+                    "penalty_ms": round(one.prediction.penalty_ms, 3),
+                    "breaker": one.breaker,
+                    "held": f"asked last for {one.rest_s:.1f} s" if one.rest_s else "",
                 }
-                for verdict, prediction in self.candidates
+                for one in self.candidates
             ],
             "removed": [
                 {**_place(verdict), "removed_by": verdict.removed.reason}
@@ -60,9 +75,12 @@ def explain(
     residency: Sequence[str] = (),
     is_worker_up: bool = True,
     local_wait_ms: float = 0.0,
-    under_way: Mapping[SiteId, int] | None = None,
+    peers: Sequence[PeerKnown] = (),
+    pairs: Sequence[PairKnown] = (),
 ) -> Explanation:
-    """The decision that a request made now would meet.
+    """The decision that a request made now would meet; of near-equals it may be another one.
+
+    ``peers`` and ``pairs``: what the gateway has learned (``Outlook.known``).
 
     Raises:
         NotFound: no such model or version.
@@ -71,14 +89,41 @@ def explain(
     known = resolve(view, model, version)
     label = parse_residency(",".join(residency)) if residency else ()
     verdicts = judge(view, Question(known, label), is_worker_up=is_worker_up)
-    ranked = rank(verdicts, local_wait_ms=local_wait_ms, under_way=under_way)
+    troubles = {peer.site: peer for peer in peers}
+    late_ms = {pair.site: pair.late_ms for pair in pairs if pair.key == known.key}
+    found = [
+        _candidate(one, local_wait_ms, troubles.get(one.site), late_ms.get(one.site, 0.0))
+        for one in verdicts
+        if not one.removed
+    ]
+    found.sort(key=lambda one: (one.rest_s > 0, one.prediction.total_ms, one.verdict.site))
+    here = next((at for at, one in enumerate(found) if one.verdict.is_local), None)
+    if here and not _is_left(found[here].prediction, found[0]):
+        found.insert(0, found.pop(here))
     return Explanation(
         model=known,
         residency=label,
-        chosen=ranked[0][0].name if ranked else "",
-        candidates=tuple(ranked),
+        chosen=found[0].verdict.name if found else "",
+        candidates=tuple(found),
         removed=tuple(verdict for verdict in verdicts if verdict.removed),
     )
+
+
+def _candidate(
+    verdict: Verdict, local_wait_ms: float, trouble: PeerKnown | None, late_ms: float
+) -> Candidate:
+    prediction = predict(verdict, local_wait_ms=local_wait_ms, under_way=0)
+    prediction = replace(prediction, penalty_ms=prediction.penalty_ms + late_ms)
+    if trouble is None:
+        return Candidate(verdict, prediction)
+    return Candidate(verdict, prediction, trouble.breaker, trouble.rest_s)
+
+
+def _is_left(home: Prediction, best: Candidate) -> bool:
+    """Whether a request goes away that this site could answer (``Outlook.is_better_away``)."""
+    if not home.queue_ms or best.breaker != "closed" or best.rest_s:
+        return False
+    return is_clear_gain(home.total_ms, best.prediction.total_ms)
 
 
 def why_nobody(verdicts: Sequence[Verdict]) -> str:

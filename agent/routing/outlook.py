@@ -23,6 +23,7 @@ from agent.foundation.ids import SiteId
 from agent.foundation.randomness import Rng
 from agent.routing.policy import Verdict
 from agent.routing.score import Prediction, predict
+from agent.wire.inside import KNOWN_MAX, PairKnown, PeerKnown
 
 LATENESS_MAX: Final = 4096
 """Pairs of site and model that are remembered; the one unused for longest is forgotten."""
@@ -50,6 +51,9 @@ AWAY_SHARE: Final = 0.25
 AWAY_MS: Final = 10.0
 """Going away costs an audit entry and two more copies of the body, and the prediction may be wrong."""
 
+TOLD_MS: Final = 1.0
+"""Less lateness is not worth a word."""
+
 Breaker = Literal["closed", "open", "half-open"]
 
 
@@ -73,6 +77,11 @@ class _Trouble:
     is_tried: bool = False
     """Whether the one request of a half-open breaker is under way."""
     busy_until_s: float = 0.0
+
+
+def is_clear_gain(home_ms: float, best_ms: float) -> bool:
+    """Whether another site's predicted completion is worth to leave home for."""
+    return best_ms * (1 + AWAY_SHARE) + AWAY_MS < home_ms
 
 
 class Outlook:
@@ -124,7 +133,7 @@ class Outlook:
         elif key in self._away:
             is_away = best_ms < home_ms
         else:
-            is_away = best_ms * (1 + AWAY_SHARE) + AWAY_MS < home_ms
+            is_away = is_clear_gain(home_ms, best_ms)
         (self._away.add if is_away else self._away.discard)(key)
         while len(self._away) > LATENESS_MAX:
             self._away.pop()
@@ -153,6 +162,24 @@ class Outlook:
         """Whether its breaker is closed and it has not asked for a rest."""
         found = self._troubles.get(site)
         return found is None or not (found.open_s or now_s < found.busy_until_s)
+
+    def known(self, now_s: float) -> tuple[tuple[PeerKnown, ...], tuple[PairKnown, ...]]:
+        """Sites with trouble and sites that were late, for ``routing.explain``; the newest."""
+        peers = [
+            PeerKnown(
+                site,
+                self.breaker(site, now_s),
+                max(0.0, found.busy_until_s - now_s, (found.until_s - now_s) * bool(found.open_s)),
+            )
+            for site, found in self._troubles.items()
+            if not self.is_trusted(site, now_s)
+        ]
+        pairs = [
+            PairKnown(site, key, round(found.now_ms(now_s), 1))
+            for (site, key), found in self._lateness.items()
+            if abs(found.now_ms(now_s)) >= TOLD_MS
+        ]
+        return tuple(peers[-KNOWN_MAX:]), tuple(pairs[-KNOWN_MAX:])
 
     # --- learning ----------------------------------------------------------------------------------
     def sent(self, site: SiteId, now_s: float) -> None:

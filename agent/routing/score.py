@@ -6,10 +6,8 @@ second is known better than what gossip says of load, so requests that are under
 as queue in front of it.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from agent.foundation.ids import SiteId
 from agent.routing.policy import Verdict
 from agent.serving.admission import SERVICE_US_UNKNOWN
 
@@ -48,26 +46,3 @@ def predict(verdict: Verdict, *, local_wait_ms: float, under_way: int) -> Predic
     waiting = verdict.remote.load * QUEUE_AT_FULL + under_way
     penalty_ms = SUSPECT_PENALTY_MS if verdict.remote.status == "suspect" else 0.0
     return Prediction(verdict.remote.rtt_ms, waiting * service_ms, service_ms, penalty_ms)
-
-
-def rank(
-    verdicts: Sequence[Verdict],
-    *,
-    local_wait_ms: float = 0.0,
-    under_way: Mapping[SiteId, int] | None = None,
-) -> list[tuple[Verdict, Prediction]]:
-    """The allowed sites, best first: this site if it may answer, then by predicted completion.
-
-    This site comes first whatever its queue, because admission refuses what would wait too long and
-    the request then goes on to the next. Equal scores are broken by site id, alike everywhere.
-    """
-    counts = under_way or {}
-    scored = [
-        (
-            verdict,
-            predict(verdict, local_wait_ms=local_wait_ms, under_way=counts.get(verdict.site, 0)),
-        )
-        for verdict in verdicts
-        if not verdict.removed
-    ]
-    return sorted(scored, key=lambda pair: (not pair[0].is_local, pair[1].total_ms, pair[0].site))

@@ -14,6 +14,8 @@ from agent.wire.schema import AtMost, Length, Range, Tagged
 
 Text = Annotated[str, AtMost(1000)]
 ModelKey = Annotated[bytes, Length(8)]
+KNOWN_MAX = 256
+"""Entries of what was learned of other sites; more than anybody reads of ``atoll route explain``."""
 Milliseconds = Annotated[float, Range(0.0, 1e9)]
 
 
@@ -221,6 +223,25 @@ class FiguresAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerKnown:
+    """A site with trouble, as this one's requests met it."""
+
+    site: Site
+    breaker: Literal["closed", "open", "half-open"]
+    rest_s: Annotated[float, Range(0.0, 1e6)]
+    """For how long it is not asked before others; 0: it may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairKnown:
+    """How late a site was of late, of one model."""
+
+    site: Site
+    key: ModelKey
+    late_ms: Annotated[float, Range(-1e9, 1e9)]
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """Counters since the gateway started; sent at most once a second, when changed."""
 
@@ -232,6 +253,10 @@ class Traffic:
     slots: Counter
     service: tuple[tuple[ModelKey, Counter], ...]
     """Moving average of the run time of each local model, microseconds."""
+    wait_us: Counter = 0
+    """Predicted wait of a request here."""
+    peers: Annotated[tuple[PeerKnown, ...], AtMost(KNOWN_MAX)] = ()
+    pairs: Annotated[tuple[PairKnown, ...], AtMost(KNOWN_MAX)] = ()
 
 
 # --- control -> model worker ---------------------------------------------------------------------

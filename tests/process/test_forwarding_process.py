@@ -311,8 +311,8 @@ def test_a_site_that_stands_still_is_hedged_and_the_other_answers(cluster: Clust
             assert content["outputs"][0]["data"] == [1.0, 1.0, 1.0]
     finally:
         os.kill(pid, signal.SIGCONT)
-    for word in before:
-        assert 1 <= decided(cluster.berlin, word) - before[word] <= 5
+    for word, former in before.items():
+        assert 1 <= decided(cluster.berlin, word) - former <= 5
     receivers = [entry.receiver for entry in cluster.berlin.audits if entry.request == "h-0"]
     assert receivers == [cluster.paris.keys.site, cluster.munich.keys.site]
 

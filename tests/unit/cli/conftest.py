@@ -207,6 +207,8 @@ class CannedSite:
                     "queue_ms": 0.5,
                     "service_ms": 1.0,
                     "penalty_ms": 0.0,
+                    "breaker": "closed",
+                    "held": "",
                 }
             ],
             "removed": [{**away, "removed_by": "US is not in the request's label"}],

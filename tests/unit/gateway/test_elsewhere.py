@@ -16,6 +16,7 @@ from agent.gateway import elsewhere as module
 from agent.gateway.elsewhere import Elsewhere
 from agent.gateway.members import MemberAnswer, NotConnected
 from agent.gateway.site import Limits, SiteState
+from agent.routing.outlook import Outlook
 from agent.routing.policy import Question, Verdict, judge_local
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
 from agent.wire.records import Served
@@ -50,9 +51,10 @@ class World:
 
     def __init__(self) -> None:
         self.state = SiteState(Limits())
+        self.state.outlook = Outlook(Random(1))
         self.state.replace_view(VIEW)
         self.members = Mock(under_way={})
-        self.elsewhere = Elsewhere(self.state, self.members, Random(1))
+        self.elsewhere = Elsewhere(self.state, self.members)
         self.asked: list[str] = []
         self.cancelled: list[str] = []
         self.acts: dict[str, Callable[[], Any]] = {}

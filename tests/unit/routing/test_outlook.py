@@ -10,7 +10,7 @@ from agent.foundation.ids import SiteId
 from agent.routing import outlook as module
 from agent.routing.outlook import FAILURES_MAX, OPEN_S, OPEN_S_MAX, RETRY_AFTER_S_MAX, Outlook
 from agent.routing.policy import ALLOWED, Removal, Verdict
-from agent.wire.inside import RemoteSite
+from agent.wire.inside import PairKnown, PeerKnown, RemoteSite
 
 KEY = bytes(32)
 
@@ -144,3 +144,16 @@ def test_patience_is_what_nineteen_of_twenty_answers_need(outlook: Outlook) -> N
     for step in range(5000):
         outlook.answered(ONE.site, KEY, 15.0, 15.0 + rng.uniform(0, 100), step / 10)
     assert 100 < outlook.patience_ms(KEY, ONE, 0) < 120
+
+
+def test_what_was_learned_can_be_told_and_is_worth_telling_only_for_a_while(
+    outlook: Outlook,
+) -> None:
+    outlook.answered(ONE.site, KEY, 15.0, 515.0, 0)
+    outlook.failed(TWO.site, 0, is_connected=False)
+    assert outlook.known(1.0) == (
+        (PeerKnown(TWO.site, "open", OPEN_S - 1.0),),
+        (PairKnown(ONE.site, KEY, pytest.approx(452.4, abs=0.1)),),  # type: ignore[arg-type]
+    )
+    outlook.reached(TWO.site)
+    assert outlook.known(100.0) == ((), ())
