@@ -133,10 +133,7 @@ class Elsewhere:
         assert self._members is not None
         assert verdict.remote is not None
         outlook, site, begun_s = self._outlook, verdict.site, monotonic_s()
-        expected = predict(
-            verdict, local_wait_ms=0.0, under_way=self._members.under_way.get(site, 0)
-        )
-        expected_ms = expected.total_ms - expected.penalty_ms
+        idle_ms = predict(verdict, local_wait_ms=0.0, under_way=0).idle_ms
         outlook.sent(site, begun_s)
         try:
             answer = await self._members.call(
@@ -149,11 +146,11 @@ class Elsewhere:
             raise
         except (DeadlineExceeded, asyncio.CancelledError):
             now_s = monotonic_s()
-            outlook.given_up(site, key, expected_ms, (now_s - begun_s) * 1000, now_s)
+            outlook.given_up(site, key, idle_ms, (now_s - begun_s) * 1000, now_s)
             raise
         now_s = monotonic_s()
         if answer.status == OK and method == "POST" and not answer.is_cold:
-            outlook.answered(site, key, expected_ms, (now_s - begun_s) * 1000, now_s)
+            outlook.answered(site, key, idle_ms, (now_s - begun_s) * 1000, now_s)
         else:
             outlook.reached(site)
         after = answer.headers.get(RETRY_HEADER, "")

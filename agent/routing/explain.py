@@ -1,12 +1,12 @@
 """Why a request goes where it goes: every site, what removed it, and how the rest score."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from agent.foundation.errors import NotFound, Refused, Unreachable
 from agent.foundation.ids import short
-from agent.routing.outlook import Breaker, is_clear_gain
+from agent.routing.outlook import Breaker, is_clear_gain, predict_late
 from agent.routing.policy import Question, Verdict, judge, parse_residency, resolve
 from agent.routing.score import Prediction, predict
 from agent.wire.inside import KnownModel, PairKnown, PeerKnown, View
@@ -21,7 +21,6 @@ class Candidate:
 
     verdict: Verdict
     prediction: Prediction
-    """The penalty holds the lateness that was learned."""
     breaker: Breaker = "closed"
     rest_s: float = 0.0
     """For how long it is asked after all others."""
@@ -90,9 +89,9 @@ def explain(
     label = parse_residency(",".join(residency)) if residency else ()
     verdicts = judge(view, Question(known, label), is_worker_up=is_worker_up)
     troubles = {peer.site: peer for peer in peers}
-    late_ms = {pair.site: pair.late_ms for pair in pairs if pair.key == known.key}
+    late = {pair.site: pair for pair in pairs if pair.key == known.key}
     found = [
-        _candidate(one, local_wait_ms, troubles.get(one.site), late_ms.get(one.site, 0.0))
+        _candidate(one, local_wait_ms, troubles.get(one.site), late.get(one.site))
         for one in verdicts
         if not one.removed
     ]
@@ -110,10 +109,13 @@ def explain(
 
 
 def _candidate(
-    verdict: Verdict, local_wait_ms: float, trouble: PeerKnown | None, late_ms: float
+    verdict: Verdict, local_wait_ms: float, trouble: PeerKnown | None, late: PairKnown | None
 ) -> Candidate:
-    prediction = predict(verdict, local_wait_ms=local_wait_ms, under_way=0)
-    prediction = replace(prediction, penalty_ms=prediction.penalty_ms + late_ms)
+    prediction = (
+        predict(verdict, local_wait_ms=local_wait_ms, under_way=0)
+        if late is None
+        else predict_late(verdict, 0, late.late_ms, late.weight)
+    )
     if trouble is None:
         return Candidate(verdict, prediction)
     return Candidate(verdict, prediction, trouble.breaker, trouble.rest_s)

@@ -2,9 +2,10 @@
 
 Pure: time (monotonic seconds) and randomness are passed in.
 
-- **Lateness** of a site and model: how much later than predicted it answered. A late answer counts
-  at once, a timely one little by little, and all of it fades (Finagle's peak EWMA). Gossip says
-  what a site thinks of itself; this says what a request met.
+- **Lateness** of a site and model: how much later than round trip and service time it answered. A
+  late answer counts at once, a timely one little by little (Finagle's peak EWMA). Gossip says what a
+  site thinks of itself; this says what a request met, so while it is new it stands in the place of the
+  gossiped queue, and fades into it.
 - **Breaker** of a site: closed; open for a while after a failure to connect or ``FAILURES_MAX``
   broken answers in a row, longer each time; then half-open: one request tries it. A site whose
   breaker is not closed is asked after all others, not never: it may be the only one that may answer.
@@ -16,7 +17,7 @@ Pure: time (monotonic seconds) and randomness are passed in.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from agent.foundation.ids import SiteId
@@ -51,8 +52,8 @@ AWAY_SHARE: Final = 0.25
 AWAY_MS: Final = 10.0
 """Going away costs an audit entry and two more copies of the body, and the prediction may be wrong."""
 
-TOLD_MS: Final = 1.0
-"""Less lateness is not worth a word."""
+TOLD: Final = 0.05
+"""What weighs less is not worth a word."""
 
 Breaker = Literal["closed", "open", "half-open"]
 
@@ -64,8 +65,8 @@ class _Lateness:
     most_ms: float
     """An estimate of the lateness that one answer in twenty exceeds."""
 
-    def now_ms(self, now_s: float) -> float:
-        return self.late_ms * math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
+    def weight(self, now_s: float) -> float:
+        return math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
 
 
 @dataclass(slots=True)
@@ -77,6 +78,16 @@ class _Trouble:
     is_tried: bool = False
     """Whether the one request of a half-open breaker is under way."""
     busy_until_s: float = 0.0
+
+
+def predict_late(verdict: Verdict, under_way: int, late_ms: float, weight: float) -> Prediction:
+    """The prediction for a site that was late; ``weight``: 1 if just now, 0 if long ago."""
+    plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
+    own_ms = under_way * plain.service_ms
+    gossiped_ms = plain.queue_ms - own_ms
+    queue_ms = gossiped_ms + weight * (late_ms - gossiped_ms)
+    rtt_ms = max(plain.rtt_ms + min(queue_ms, 0.0), 0.0)  # the way is shorter than was thought
+    return replace(plain, rtt_ms=rtt_ms, queue_ms=max(queue_ms, 0.0) + own_ms)
 
 
 def is_clear_gain(home_ms: float, best_ms: float) -> bool:
@@ -111,14 +122,11 @@ class Outlook:
         return scored
 
     def predict(self, key: bytes, verdict: Verdict, under_way: int, now_s: float) -> Prediction:
-        """As ``score.predict``, and what was learned since; the penalty holds the lateness."""
-        plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
+        """As ``score.predict``, and what was learned since."""
         found = self._lateness.get((verdict.site, key))
         if found is None:
-            return plain
-        return Prediction(
-            plain.rtt_ms, plain.queue_ms, plain.service_ms, plain.penalty_ms + found.now_ms(now_s)
-        )
+            return predict(verdict, local_wait_ms=0.0, under_way=under_way)
+        return predict_late(verdict, under_way, found.late_ms, found.weight(now_s))
 
     def is_better_away(self, key: bytes, home_ms: float, best_ms: float | None) -> bool:
         """Whether a request that this site could answer goes to the best other site.
@@ -145,11 +153,10 @@ class Outlook:
         Until something was measured there is none, and the first request may make a connection.
         """
         plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
-        expected_ms = plain.total_ms - plain.penalty_ms
         found = self._lateness.get((verdict.site, key))
         if found is None:
-            return expected_ms + PATIENCE_UNKNOWN_MS
-        return max(expected_ms + max(found.most_ms, 0.0), HEDGE_MS_MIN)
+            return plain.total_ms - plain.penalty_ms + PATIENCE_UNKNOWN_MS
+        return max(plain.idle_ms + max(found.most_ms, 0.0), HEDGE_MS_MIN)
 
     def breaker(self, site: SiteId, now_s: float) -> Breaker:
         """The state of a site's breaker."""
@@ -175,9 +182,9 @@ class Outlook:
             if not self.is_trusted(site, now_s)
         ]
         pairs = [
-            PairKnown(site, key, round(found.now_ms(now_s), 1))
+            PairKnown(site, key, found.late_ms, round(found.weight(now_s), 2))
             for (site, key), found in self._lateness.items()
-            if abs(found.now_ms(now_s)) >= TOLD_MS
+            if found.weight(now_s) >= TOLD
         ]
         return tuple(peers[-KNOWN_MAX:]), tuple(pairs[-KNOWN_MAX:])
 
@@ -188,11 +195,11 @@ class Outlook:
             self._troubles[site].is_tried = True
 
     def answered(
-        self, site: SiteId, key: bytes, predicted_ms: float, took_ms: float, now_s: float
+        self, site: SiteId, key: bytes, idle_ms: float, took_ms: float, now_s: float
     ) -> None:
-        """It answered ``took_ms`` after it was asked; ``predicted_ms`` was expected, lateness aside."""
+        """It answered ``took_ms`` after it was asked; ``idle_ms`` are round trip and service."""
         self.reached(site)
-        self._late(site, key, predicted_ms, took_ms, now_s)
+        self._late(site, key, idle_ms, took_ms, now_s)
 
     def reached(self, site: SiteId) -> None:
         """It answered, whatever it said: its breaker closes; a rest that it asked for goes on."""
@@ -215,31 +222,27 @@ class Outlook:
         return True
 
     def given_up(
-        self, site: SiteId, key: bytes, predicted_ms: float, waited_ms: float, now_s: float
+        self, site: SiteId, key: bytes, idle_ms: float, waited_ms: float, now_s: float
     ) -> None:
         """The sender waited no longer: it would have been at least so late."""
         if (found := self._troubles.get(site)) is not None:
             found.is_tried = False
-        if waited_ms > predicted_ms:
-            self._late(site, key, predicted_ms, waited_ms, now_s)
+        if waited_ms > idle_ms:
+            self._late(site, key, idle_ms, waited_ms, now_s)
 
     def rests(self, site: SiteId, retry_after_s: float, now_s: float) -> None:
         """It has no room and names when to ask again."""
         wait_s = min(max(retry_after_s, 0.0), RETRY_AFTER_S_MAX)
         self._trouble(site).busy_until_s = now_s + wait_s
 
-    def _late(
-        self, site: SiteId, key: bytes, predicted_ms: float, took_ms: float, now_s: float
-    ) -> None:
-        late_ms = told_ms = took_ms - predicted_ms
-        most_ms = max(late_ms, predicted_ms)
+    def _late(self, site: SiteId, key: bytes, idle_ms: float, took_ms: float, now_s: float) -> None:
+        late_ms = told_ms = took_ms - idle_ms
+        most_ms = max(late_ms, idle_ms)
         found = self._lateness.pop((site, key), None)
         if found is not None:
-            former_ms = found.now_ms(now_s)
-            if late_ms < former_ms:
-                kept = math.exp(-max(now_s - found.at_s, 0.0) / FADE_S) * (1 - NEWS)
-                late_ms = former_ms * kept + late_ms * (1 - kept)
-            step_ms = NEWS * max(predicted_ms, 1.0)
+            if late_ms < found.late_ms:
+                late_ms += found.weight(now_s) * (1 - NEWS) * (found.late_ms - late_ms)
+            step_ms = NEWS * max(idle_ms, 1.0)
             most_ms = found.most_ms + step_ms * ((told_ms > found.most_ms) - LATER_SHARE)
         self._lateness[site, key] = _Lateness(late_ms, now_s, most_ms)
         if len(self._lateness) > LATENESS_MAX:

@@ -31,6 +31,11 @@ class Prediction:
         """The score: the smaller the better."""
         return self.rtt_ms + self.queue_ms + self.service_ms + self.penalty_ms
 
+    @property
+    def idle_ms(self) -> float:
+        """With nobody before it."""
+        return self.rtt_ms + self.service_ms
+
 
 def predict(verdict: Verdict, *, local_wait_ms: float, under_way: int) -> Prediction:
     """The predicted completion at one site.

@@ -12,7 +12,7 @@ from random import Random
 from agent.foundation.ids import SiteId
 from agent.routing.outlook import Outlook
 from agent.routing.policy import ALLOWED, Verdict
-from agent.routing.score import QUEUE_AT_FULL, predict
+from agent.routing.score import QUEUE_AT_FULL
 from agent.wire.inside import RemoteSite
 
 KEY = bytes(32)
@@ -33,67 +33,138 @@ class Plan:
     utilisation: float = 0.7
 
 
+@dataclass(slots=True)
+class _Request:
+    home: int
+    begun_s: float
+    service_s: float
+    site: int
+    """Where it is answered."""
+
+
+class World:
+    """Sites with one runner each; time goes from event to event."""
+
+    def __init__(self, plan: Plan, *, is_oracle: bool) -> None:
+        self._plan, self._is_oracle = plan, is_oracle
+        rng = self._rng = Random(plan.seed)  # noqa: S311 - reproducible on purpose
+        count = plan.sites
+        places = [(rng.random() * 0.05, rng.random() * 0.05) for _ in range(count)]
+        self._names = [SiteId(at.to_bytes(32, "big")) for at in range(count)]
+        self._number = {name: at for at, name in enumerate(self._names)}
+        self._trips_s = [
+            [0.001 + abs(a[0] - b[0]) + abs(a[1] - b[1]) if a is not b else 0.0 for b in places]
+            for a in places
+        ]
+        self._outlooks = [Outlook(Random(rng.getrandbits(64))) for _ in range(count)]  # noqa: S311
+        self._under_way: list[dict[SiteId, int]] = [{} for _ in range(count)]
+        self._free_at = [0.0] * count
+        """When the site's runner has done all that has come."""
+        self._gossiped = [0.0] * count
+        self._gossiped_at = [rng.random() * GOSSIP_S for _ in range(count)]
+        self._remotes = [
+            [_remote(self._names[to], self._trips_s[at][to]) for to in range(count)]
+            for at in range(count)
+        ]
+        self._events: list[tuple[float, int, bool, _Request]] = []
+        self._pushed = 0
+        self._done_s: list[float] = []
+
+    def run(self) -> list[float]:
+        """Completion times of all requests, seconds, sorted."""
+        plan, rng = self._plan, self._rng
+        hot, now_s = max(plan.sites // 10, 1), 0.0
+        arrivals_per_s = plan.utilisation * plan.sites / SERVICE_S
+        for _ in range(plan.requests):
+            now_s += rng.expovariate(arrivals_per_s)
+            home = rng.randrange(hot) if rng.random() < HOT_SHARE else rng.randrange(plan.sites)
+            self._advance(now_s)
+            service_s = SERVICE_S * rng.uniform(0.8, 1.2)
+            if self._is_oracle:
+                self._place(now_s, home, service_s)
+            else:
+                self._send(_Request(home, now_s, service_s, self._choose(now_s, home)))
+        self._advance(float("inf"))
+        return sorted(self._done_s)
+
+    def _advance(self, until_s: float) -> None:
+        while self._events and self._events[0][0] <= until_s:
+            at_s, _, is_answer, request = heapq.heappop(self._events)
+            if is_answer:
+                self._answered(at_s, request)
+            else:
+                self._arrive(at_s, request)
+
+    def _push(self, at_s: float, request: _Request, *, is_answer: bool) -> None:
+        self._pushed += 1
+        heapq.heappush(self._events, (at_s, self._pushed, is_answer, request))
+
+    def _wait_s(self, site: int, now_s: float) -> float:
+        return max(self._free_at[site] - now_s, 0.0)
+
+    def _send(self, request: _Request) -> None:
+        if request.site == request.home:
+            self._arrive(request.begun_s, request)
+            return
+        name, under_way = self._names[request.site], self._under_way[request.home]
+        under_way[name] = under_way.get(name, 0) + 1
+        half_s = self._trips_s[request.home][request.site] / 2
+        self._push(request.begun_s + half_s, request, is_answer=False)
+
+    def _arrive(self, now_s: float, request: _Request) -> None:
+        """It waits behind all that have come, and its answer goes back."""
+        site = request.site
+        self._free_at[site] = max(self._free_at[site], now_s) + request.service_s
+        half_s = self._trips_s[request.home][site] / 2
+        self._push(self._free_at[site] + half_s, request, is_answer=True)
+
+    def _place(self, now_s: float, home: int, service_s: float) -> None:
+        """Where it is answered first, counting what is on its way to each site: nobody knows more."""
+        half_s, free_at = [trip_s / 2 for trip_s in self._trips_s[home]], self._free_at
+        to = min(
+            range(len(free_at)), key=lambda at: max(free_at[at], now_s + half_s[at]) + half_s[at]
+        )
+        free_at[to] = max(free_at[to], now_s + half_s[to]) + service_s
+        self._done_s.append(free_at[to] + half_s[to] - now_s)
+
+    def _choose(self, now_s: float, home: int) -> int:
+        wait_s = self._wait_s(home, now_s)
+        if not wait_s:
+            return home
+        verdicts = [
+            Verdict(
+                name, "", False, "", ALLOWED,
+                replace(self._remotes[home][to], load=self._load(to, now_s)),
+                round(SERVICE_S * 1e6),
+            )
+            for to, name in enumerate(self._names)
+            if to != home
+        ]  # fmt: skip
+        outlook = self._outlooks[home]
+        best, prediction = outlook.order(KEY, verdicts, self._under_way[home], now_s)[0]
+        home_ms = (wait_s + SERVICE_S) * 1000
+        is_away = outlook.is_better_away(KEY, home_ms, prediction.total_ms)
+        return self._number[best.site] if is_away else home
+
+    def _load(self, site: int, now_s: float) -> float:
+        if now_s - self._gossiped_at[site] >= GOSSIP_S:
+            self._gossiped_at[site] = now_s
+            self._gossiped[site] = self._wait_s(site, now_s) / SERVICE_S / QUEUE_AT_FULL
+        return self._gossiped[site]
+
+    def _answered(self, now_s: float, request: _Request) -> None:
+        home, site = request.home, request.site
+        took_s = now_s - request.begun_s
+        self._done_s.append(took_s)
+        if site != home:
+            name, idle_s = self._names[site], self._trips_s[home][site] + SERVICE_S
+            self._outlooks[home].answered(name, KEY, idle_s * 1000, took_s * 1000, now_s)
+            self._under_way[home][name] -= 1
+
+
 def run_world(plan: Plan, *, is_oracle: bool) -> list[float]:
     """Completion times of all requests, seconds, sorted."""
-    rng = Random(plan.seed)  # noqa: S311 - reproducible on purpose
-    count = plan.sites
-    places = [(rng.random() * 0.05, rng.random() * 0.05) for _ in range(count)]
-    names = [SiteId(at.to_bytes(32, "big")) for at in range(count)]
-    trips_s = [
-        [0.001 + abs(a[0] - b[0]) + abs(a[1] - b[1]) if a is not b else 0.0 for b in places]
-        for a in places
-    ]
-    senders = [Outlook(Random(rng.getrandbits(64))) for _ in range(count)]  # noqa: S311 - the same
-    under_way: list[dict[SiteId, int]] = [{} for _ in range(count)]
-    free_at = [0.0] * count
-    """When the site's one runner has done all that has come."""
-    gossiped, gossiped_at = [0.0] * count, [rng.random() * GOSSIP_S for _ in range(count)]
-    remotes = [[_remote(names[to], trips_s[at][to]) for to in range(count)] for at in range(count)]
-    answers: list[tuple[float, int, int, float, float]] = []
-    arrivals_per_s = plan.utilisation * count / SERVICE_S
-    expected_ms = 0.0
-    hot, now_s, done = max(count // 10, 1), 0.0, []
-    for _ in range(plan.requests):
-        now_s += rng.expovariate(arrivals_per_s)
-        home = rng.randrange(hot) if rng.random() < HOT_SHARE else rng.randrange(count)
-        service_s = SERVICE_S * rng.uniform(0.8, 1.2)
-        while answers and answers[0][0] <= now_s:
-            at_s, sender, site, predicted_ms, took_s = heapq.heappop(answers)
-            senders[sender].answered(names[site], KEY, predicted_ms, took_s * 1000, at_s)
-            under_way[sender][names[site]] -= 1
-        waits_s = [max(free - now_s, 0.0) for free in free_at]
-        for site in range(count):
-            if now_s - gossiped_at[site] >= GOSSIP_S:
-                gossiped_at[site] = now_s
-                gossiped[site] = waits_s[site] / SERVICE_S / QUEUE_AT_FULL
-        if is_oracle:
-            chosen = min(range(count), key=lambda to: trips_s[home][to] + waits_s[to])
-        else:
-            chosen = home
-            verdicts = [
-                Verdict(
-                    names[to], "", False, "", ALLOWED,
-                    replace(remotes[home][to], load=gossiped[to]), round(SERVICE_S * 1e6),
-                )
-                for to in range(count)
-                if to != home
-            ]  # fmt: skip
-            home_ms = (waits_s[home] + SERVICE_S) * 1000
-            if waits_s[home]:
-                ordered = senders[home].order(KEY, verdicts, under_way[home], now_s)
-                if senders[home].is_better_away(KEY, home_ms, ordered[0][1].total_ms):
-                    best = ordered[0][0]
-                    chosen = names.index(best.site)
-                    sent = under_way[home].get(best.site, 0)
-                    expected_ms = predict(best, local_wait_ms=0.0, under_way=sent).total_ms
-                    under_way[home][best.site] = sent + 1
-        trip_s = trips_s[home][chosen]
-        free_at[chosen] = max(free_at[chosen], now_s + trip_s / 2) + service_s
-        took_s = free_at[chosen] + trip_s / 2 - now_s
-        done.append(took_s)
-        if not is_oracle and chosen != home:
-            heapq.heappush(answers, (now_s + took_s, home, chosen, expected_ms, took_s))
-    return sorted(done)
+    return World(plan, is_oracle=is_oracle).run()
 
 
 def p99_s(times_s: list[float]) -> float:

@@ -239,6 +239,9 @@ class PairKnown:
     site: Site
     key: ModelKey
     late_ms: Annotated[float, Range(-1e9, 1e9)]
+    """Beyond round trip and service time."""
+    weight: Annotated[float, Range(0.0, 1.0)]
+    """1: just now; 0: long ago."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def test_a_late_answer_counts_at_once_and_fades(outlook: Outlook) -> None:
 def test_one_timely_answer_does_not_wipe_out_a_late_one(outlook: Outlook) -> None:
     outlook.answered(ONE.site, KEY, 15.0, 1015.0, 0)
     outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
-    assert 800 < outlook.predict(KEY, ONE, 0, 0).penalty_ms < 1000
+    assert 800 < outlook.predict(KEY, ONE, 0, 0).queue_ms < 1000
 
 
 def test_a_removed_site_is_never_asked_however_good(outlook: Outlook) -> None:
@@ -113,6 +113,23 @@ def test_home_is_left_only_for_a_clear_gain_and_not_returned_to_in_haste(outlook
     assert not outlook.is_better_away(KEY, 100.0, 95.0)
 
 
+def test_lateness_stands_in_the_place_of_the_gossiped_queue_and_fades_into_it(
+    outlook: Outlook,
+) -> None:
+    assert ONE.remote is not None
+    loaded = replace(ONE, remote=replace(ONE.remote, load=0.5))
+    assert outlook.predict(KEY, loaded, 1, 0).queue_ms == 50.0
+    outlook.answered(ONE.site, KEY, 15.0, 215.0, 0)
+    assert outlook.predict(KEY, loaded, 1, 0).queue_ms == 210.0
+    assert 50.0 < outlook.predict(KEY, loaded, 1, 30).queue_ms < 60.0
+
+
+def test_a_site_that_answers_sooner_than_its_distance_is_nearer(outlook: Outlook) -> None:
+    outlook.answered(TWO.site, KEY, 60.0, 20.0, 0)
+    prediction = outlook.predict(KEY, TWO, 0, 0)
+    assert (prediction.rtt_ms, prediction.queue_ms) == (10.0, 0.0)
+
+
 def test_near_equals_share_the_requests_and_the_worst_of_them_gets_none(outlook: Outlook) -> None:
     sites = [verdict(number, rtt_ms=5.0 + number / 10) for number in range(1, 5)]
     firsts = {order(outlook, 0, *sites, TWO)[0] for _ in range(200)}
@@ -153,7 +170,7 @@ def test_what_was_learned_can_be_told_and_is_worth_telling_only_for_a_while(
     outlook.failed(TWO.site, 0, is_connected=False)
     assert outlook.known(1.0) == (
         (PeerKnown(TWO.site, "open", OPEN_S - 1.0),),
-        (PairKnown(ONE.site, KEY, pytest.approx(452.4, abs=0.1)),),  # type: ignore[arg-type]
+        (PairKnown(ONE.site, KEY, 500.0, 0.9),),
     )
     outlook.reached(TWO.site)
     assert outlook.known(100.0) == ((), ())
