@@ -65,6 +65,7 @@ class Catalog:
     def __init__(self, entries: Iterable[tuple[Document, Body]] = ()) -> None:
         """Begin with what the store held; order does not matter."""
         self._entries: dict[Key, Entry] = {}
+        self._signatures: set[bytes] = set()
         self._sum = 0
         for document, body in entries:
             self.merge(document, body)
@@ -102,10 +103,19 @@ class Catalog:
             )
         if (former := self._entries.get(key)) is not None:
             self._sum = (self._sum - _weight(former.head)) % _SUM_LIMIT
+            self._signatures.discard(former.document.signature)
         entry = Entry(document, body, _head(document, body))
         self._entries[key] = entry
+        self._signatures.add(document.signature)
         self._sum = (self._sum + _weight(entry.head)) % _SUM_LIMIT
         return True
+
+    def may_hold(self, document: Document) -> bool:
+        """Whether a document with this signature is held: then there is nothing to learn from it.
+
+        A forger who puts a held signature on something else only has that ignored.
+        """
+        return document.signature in self._signatures
 
     def get(self, key: Key) -> Entry | None:
         """The newest document of ``key``."""

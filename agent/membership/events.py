@@ -146,6 +146,10 @@ class RememberPlace:
     coordinate: bytes
 
 
+CATALOG_DIFFERS = "catalog differs"
+"""Reason of a sync for the sake of documents alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class SyncWith:
     """Run one state sync over TLS and report its end with ``SyncEnded``."""

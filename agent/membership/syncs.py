@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
 from agent.foundation.randomness import Rng
+from agent.membership.events import CATALOG_DIFFERS
 from agent.membership.settings import Settings
 
 PARTNERS_MAX = 3
@@ -166,7 +167,7 @@ class SyncPlan:
             return
         self._catalog_at = None
         sites = candidates()
-        if sites and self.want(self._rng.choice(sites), "catalog differs", now, spacing_s=0.5):
+        if sites and self.want(self._rng.choice(sites), CATALOG_DIFFERS, now, spacing_s=0.5):
             self._catalog_free_at = now + self._catalog_delay_s * self._rng.uniform(0.5, 1.0)
             self._catalog_delay_s = min(
                 self._catalog_delay_s * 2, self._settings.catalog_backoff_max_s

@@ -62,6 +62,8 @@ SYNC_TIMEOUT_S = 10.0
 PAGES_MAX = 200
 """Of one state sync: 10,000 members and as many documents are 158. A member that always has more, or
 has what this site refuses, is asked again at the next sync and not for ever in this one."""
+PAGE_S_MAX = 3.0
+"""A page takes a tenth of a second; whoever has not asked for the next by then has given up."""
 WITNESSES = 2
 """Members who are shown the record of a copy that leaves, so that they can name the duplicate."""
 
@@ -132,6 +134,9 @@ class Relations:
         self.clocks = Clocks()
         self._told_refusals: dict[SiteId, str] = {}
         self._syncing: set[tuple[str, int]] = set()
+        self._asking_until: dict[SiteId, float] = {}
+        self._asked_until: dict[SiteId, float] = {}
+        """Sites that fetch page after page from here, and those from which this one does; of members."""
 
     def wake_at(self) -> float:
         """The earliest thing put off."""
@@ -173,8 +178,21 @@ class Relations:
         self._home.take_documents(push.documents, now)
 
     def _answer_sync(self, call: int, sender: SiteId, request: SyncRequest, now: float) -> None:
-        wall_s = self._home.wall_s(now)
-        self._emit(Answer(call, self.exchange.answer(request, sender, wall_s)))
+        reply = self.exchange.answer(request, sender, self._home.wall_s(now))
+        _note(self._asking_until, sender, now, has_more=reply.has_more)
+        self._emit(Answer(call, reply))
+
+    def _is_asking(self, site: SiteId | None, now: float) -> bool:
+        """Whether a site fetches page after page from here: what it lacks need not be pushed."""
+        return site is not None and now < self._asking_until.get(site, now)
+
+    def _is_paging(self, site: SiteId, now: float) -> bool:
+        """Whether a second sync would only repeat pages that come or go already."""
+        return self._is_asking(site, now) or self._is_fetching(now)
+
+    def _is_fetching(self, now: float, but: SiteId | None = None) -> bool:
+        """Whether this site fetches page after page from anybody (``but`` one)."""
+        return any(now < until for site, until in self._asked_until.items() if site != but)
 
     # --- membership ------------------------------------------------------------------------------
     def step(self, event: swim_events.SwimEvent, now: float) -> None:  # noqa: C901, PLR0912 - one case an effect
@@ -184,8 +202,11 @@ class Relations:
             match effect:
                 case swim_events.SendGossip():
                     self._emit(effect)
-                case swim_events.SyncWith(site, endpoint, _):
-                    self._sync(site, endpoint)
+                case swim_events.SyncWith(site, endpoint, reason):
+                    if reason == swim_events.CATALOG_DIFFERS and self._is_paging(site, now):
+                        self.step(swim_events.SyncEnded(site, succeeded=True), now)
+                    else:
+                        self._sync(site, endpoint)
                 case swim_events.RememberPlace(coordinate):
                     row: dict[str, Scalar] = {"key": COORDINATE_KEY, "value": coordinate}
                     self._emit(Persist((Put("meta", row),)))
@@ -334,7 +355,8 @@ class Relations:
     ) -> None:
         """Apply the answer, push what is lacking there, and go on while either side has more."""
         has_learned = self.learn_trust(reply.trust_entries, reply.trust, now)
-        push, is_all_pushed = self.exchange.push(reply, who)
+        is_fetched = self._is_asking(who, now)
+        push, is_all_pushed = (None, True) if is_fetched else self.exchange.push(reply, who)
         admitted = self.introduce(reply.members, now)
         errors = self._home.take_documents(reply.documents, now)
         if who is not None:
@@ -342,6 +364,10 @@ class Relations:
             self._tell_refusals(who, errors)
         is_useful = bool(has_learned or admitted or errors.count("") or push is not None)
         has_more = is_useful and page < PAGES_MAX and (reply.has_more or not is_all_pushed)
+        if self._is_fetching(now, but=who):
+            has_more = False  # another gives the same pages; what is lacking then comes up again
+        if who is not None:
+            _note(self._asked_until, who, now, has_more=has_more)
         if push is None or who is None:
             if has_more:
                 self._sync(who, endpoint, page=page + 1)
@@ -395,6 +421,13 @@ class Relations:
             self._home.members_moved(now)
         self._home.catalog_changed(now)
         self._emit_all([TrustChanged(), GatewayChanged()])
+
+
+def _note(until: dict[SiteId, float], site: SiteId, now: float, *, has_more: bool) -> None:
+    if has_more:
+        until[site] = now + PAGE_S_MAX
+    else:
+        until.pop(site, None)
 
 
 def record_of(introduction: Introduction) -> SiteRecord | None:
