@@ -38,7 +38,7 @@ def main() -> int:
     here = commit()
     demos = [_demo() for _ in range(asked.runs)]
     plain = _plain_training()
-    rows = [*_from_demos(demos, plain), *_inference()]
+    rows = [*_from_demos(demos, plain), *inference()]
     for one in rows:
         one |= {"commit": here}
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def _plain_training() -> dict[str, float]:
 
 
 # --- inference -----------------------------------------------------------------------------------
-def _inference() -> list[dict[str, Any]]:
+def inference() -> list[dict[str, Any]]:
     """Latency of magika: raw session, through the own site, through a site that forwards."""
     import numpy as np
     import onnxruntime as ort

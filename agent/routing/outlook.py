@@ -2,8 +2,9 @@
 
 Pure: time (monotonic seconds) and randomness are passed in.
 
-- **Lateness** of a site and model: how much later than round trip and service time it answered. A
-  late answer counts at once, a timely one little by little (Finagle's peak EWMA). Gossip says what a
+- **Lateness** of a site and model: how much later than round trip and service time it answered. Two
+  late answers in a row count at once, timely ones little by little (Finagle's peak EWMA; that goes by
+  one answer, which on a network that loses 1 % keeps senders away from the right site). Gossip says what a
   site thinks of itself; this says what a request met, so while it is new it stands in the place of the
   gossiped queue, and fades into it.
 - **Breaker** of a site: closed; open for a while after a failure to connect or ``FAILURES_MAX``
@@ -61,6 +62,8 @@ Breaker = Literal["closed", "open", "half-open"]
 @dataclass(slots=True)
 class _Lateness:
     late_ms: float
+    told_ms: float
+    """Of the last answer alone."""
     at_s: float
     most_ms: float
     """An estimate of the lateness that one answer in twenty exceeds."""
@@ -199,7 +202,11 @@ class Outlook:
     ) -> None:
         """It answered ``took_ms`` after it was asked; ``idle_ms`` are round trip and service."""
         self.reached(site)
-        self._late(site, key, idle_ms, took_ms, now_s)
+        former = self._lateness.get((site, key))
+        late_ms = told_ms = took_ms - idle_ms
+        if former is not None:  # one late answer among timely ones was a packet that got lost
+            late_ms = min(told_ms, former.told_ms)
+        self._late(site, key, idle_ms, late_ms, told_ms, now_s)
 
     def reached(self, site: SiteId) -> None:
         """It answered, whatever it said: its breaker closes; a rest that it asked for goes on."""
@@ -228,23 +235,31 @@ class Outlook:
         if (found := self._troubles.get(site)) is not None:
             found.is_tried = False
         if waited_ms > idle_ms:
-            self._late(site, key, idle_ms, waited_ms, now_s)
+            late_ms = waited_ms - idle_ms
+            self._late(site, key, idle_ms, late_ms, late_ms, now_s)
 
     def rests(self, site: SiteId, retry_after_s: float, now_s: float) -> None:
         """It has no room and names when to ask again."""
         wait_s = min(max(retry_after_s, 0.0), RETRY_AFTER_S_MAX)
         self._trouble(site).busy_until_s = now_s + wait_s
 
-    def _late(self, site: SiteId, key: bytes, idle_ms: float, took_ms: float, now_s: float) -> None:
-        late_ms = told_ms = took_ms - idle_ms
-        most_ms = max(late_ms, idle_ms)
+    def _late(
+        self,
+        site: SiteId,
+        key: bytes,
+        idle_ms: float,
+        late_ms: float,
+        told_ms: float,
+        now_s: float,
+    ) -> None:
+        most_ms = max(told_ms, idle_ms)
         found = self._lateness.pop((site, key), None)
         if found is not None:
             if late_ms < found.late_ms:
                 late_ms += found.weight(now_s) * (1 - NEWS) * (found.late_ms - late_ms)
             step_ms = NEWS * max(idle_ms, 1.0)
             most_ms = found.most_ms + step_ms * ((told_ms > found.most_ms) - LATER_SHARE)
-        self._lateness[site, key] = _Lateness(late_ms, now_s, most_ms)
+        self._lateness[site, key] = _Lateness(late_ms, told_ms, now_s, most_ms)
         if len(self._lateness) > LATENESS_MAX:
             del self._lateness[next(iter(self._lateness))]
 

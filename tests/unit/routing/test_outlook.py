@@ -42,6 +42,14 @@ def test_a_late_answer_counts_at_once_and_fades(outlook: Outlook) -> None:
     assert order(outlook, 60) == ["s1", "s2"]
 
 
+def test_one_late_answer_among_timely_ones_is_chance_and_two_are_not(outlook: Outlook) -> None:
+    outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
+    outlook.answered(ONE.site, KEY, 15.0, 500.0, 0)
+    assert order(outlook, 0) == ["s1", "s2"]
+    outlook.answered(ONE.site, KEY, 15.0, 400.0, 0)
+    assert order(outlook, 0) == ["s2", "s1"]
+
+
 def test_one_timely_answer_does_not_wipe_out_a_late_one(outlook: Outlook) -> None:
     outlook.answered(ONE.site, KEY, 15.0, 1015.0, 0)
     outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
