@@ -164,7 +164,7 @@ def main() -> None:
     found: list[dict[str, Any]] = [*wide(), *simulated(), *passing_on()]
     for one in found:
         print(line({"peer_value": None, "peer": "", **one}))
-    RESULTS.write_text(json.dumps({"commit": commit(), "rows": found}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps([one | {"commit": commit()} for one in found], indent=1) + "\n")
 
 
 if __name__ == "__main__":
