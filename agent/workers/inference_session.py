@@ -9,10 +9,12 @@ build claims: onnxruntime-gpu lists CUDA on machines without a GPU.
 
 import contextlib
 import ctypes
+import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -31,6 +33,8 @@ CPU_PROVIDER = "CPUExecutionProvider"
 RUNTIME = f"onnxruntime {ort.__version__}"
 TENSORS_MAX = 256
 """Inputs or outputs of one model; a graph with more is not made for serving."""
+CLOCKED_RUNS, CLOCK_S = 3, 0.1
+"""A load is to take no longer for it: a model that runs longer than this is clocked once."""
 WARM_UP_SIZES = (1, 8, 32, 64, 224)
 """Tried in turn for free dimensions until the model runs: image models refuse images of one pixel."""
 WARM_UP_BYTES_MAX = 64 << 20
@@ -190,7 +194,7 @@ class ModelSession:
         ]
 
     def _warm_up(self) -> int:
-        """Run with zeros until it works, then once for the clock: microseconds, 0 if it never ran."""
+        """Run with zeros until it works, then for the clock: microseconds, 0 if it never ran."""
         specs = self.signature.inputs
         is_fixed = all(FREE not in spec.shape for spec in specs)
         reason = "its inputs are too large"
@@ -201,9 +205,7 @@ class ModelSession:
                     break
                 try:
                     self._run_all(feeds, options)
-                    begun = time.perf_counter()
-                    self._run_all(feeds, options)
-                    return max(1, round((time.perf_counter() - begun) * 1e6))
+                    return _clocked(partial(self._run_all, feeds, options))
                 except Exception as error:  # noqa: BLE001 - as above
                     reason = _clean(error)
                 if options.terminate:
@@ -311,6 +313,23 @@ def _bits(value: Any) -> Array:
 
 def _has_empty(inputs: Iterable[Array]) -> bool:
     return any(array.size == 0 for array in inputs)
+
+
+def _clocked(run: Callable[[], object]) -> int:
+    """Microseconds of the fastest of a few runs.
+
+    While others are served, a single run may have been held up by any of them, and a model that is
+    thought to be slow has its first requests refused.
+    """
+    best_s, until = math.inf, time.perf_counter() + CLOCK_S
+    for _ in range(CLOCKED_RUNS):
+        begun = time.perf_counter()
+        run()
+        now = time.perf_counter()
+        best_s = min(best_s, now - begun)
+        if now >= until:
+            break
+    return max(1, round(best_s * 1e6))
 
 
 def _clean(error: Exception) -> str:

@@ -210,3 +210,28 @@ def test_a_run_stops_when_told() -> None:
         loaded.run(request, inputs, options)
     timer.join()
     assert time.monotonic() - begun < 1
+
+
+def test_a_run_that_was_held_up_does_not_make_a_model_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first requests would be refused, because each would seem to wait for such runs."""
+    runs = iter([0.05, 0.002, 0.003])
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        now += next(runs)
+
+    monkeypatch.setattr("agent.workers.inference_session.time.perf_counter", lambda: now)
+    assert inference_session._clocked(run) == 2000
+
+
+def test_a_model_that_runs_long_is_clocked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def run() -> None:
+        nonlocal now
+        now += 0.5
+
+    monkeypatch.setattr("agent.workers.inference_session.time.perf_counter", lambda: now)
+    assert inference_session._clocked(run) == 500_000
+    assert now == 0.5
