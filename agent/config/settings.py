@@ -256,6 +256,11 @@ class ServingPart:
             " go, and loaded again when it is asked for. 0: 40 % of the machine's memory."
         ),
     ] = 0
+    gpu_memory_bytes: Annotated[
+        int,
+        Between(0, 1 << 50),
+        Doc("Memory of the GPU that one loaded model may take, bytes. 0: as much as it wants."),
+    ] = 0
     worker_memory_bytes: Annotated[
         int,
         Between(0, 1 << 50),

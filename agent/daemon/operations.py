@@ -1,15 +1,12 @@
 """What the operator sees and may do (implements ``agent.api.operations.Operations``)."""
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import psutil
 
 import agent
 from agent.api.job_spec import JobSpec
@@ -29,6 +26,7 @@ from agent.daemon.witnessing import Witnessing
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s, wall_s
 from agent.drivers.mdns import Mdns
+from agent.drivers.memory import resident_bytes
 from agent.drivers.store import Store
 from agent.drivers.trainers import Trainers
 from agent.election.committee import Seat, choose_committee
@@ -159,12 +157,12 @@ class DaemonOperations:
         inference = self._parts.inference
         found: list[Json] = [
             {"name": "control", "pid": os.getpid(), "state": "running", "restarts": 0,
-             "rss_bytes": _rss(os.getpid())}
+             "rss_bytes": resident_bytes(os.getpid())}
         ]  # fmt: skip
         found += [
             {
                 "name": child.name, "pid": child.pid, "state": child.state,
-                "restarts": child.restarts, "rss_bytes": _rss(child.pid),
+                "restarts": child.restarts, "rss_bytes": resident_bytes(child.pid),
             }
             for child in (inference.gateway, *(one.child for one in inference.workers.all))
         ]  # fmt: skip
@@ -173,7 +171,7 @@ class DaemonOperations:
         found += [
             {
                 "name": f"{trainer.name} {trainer.job}".strip(), "pid": trainer.pid,
-                "state": "running", "restarts": 0, "rss_bytes": _rss(trainer.pid),
+                "state": "running", "restarts": 0, "rss_bytes": resident_bytes(trainer.pid),
                 "sandbox": trainer.sandbox,
             }
             for trainer in self._parts.trainers.processes()
@@ -484,14 +482,6 @@ class DaemonOperations:
     def _name(self, site: SiteId) -> str:
         claims = self._claims(site)
         return str(claims.name) if claims is not None else short(site)
-
-
-def _rss(pid: int | None) -> int:
-    if pid is None:
-        return 0
-    with contextlib.suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
-    return 0
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from agent.config.settings import ServingPart
 from agent.daemon.child import Callbacks, Child
 from agent.drivers import oom
 from agent.drivers.blobs import BlobStore
+from agent.drivers.memory import resident_bytes
 from agent.drivers.shared_memory import ALIGNMENT, SharedSlots, doorbell_pair
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import Digest
@@ -73,6 +74,8 @@ def worker_plan(serving: ServingPart, hardware: Hardware, site_name: str) -> Wor
     ]  # fmt: skip
     if serving.sessions_bytes:
         arguments += ["--sessions-bytes", str(serving.sessions_bytes)]
+    if serving.gpu_memory_bytes:
+        arguments += ["--gpu-memory-bytes", str(serving.gpu_memory_bytes)]
     if serving.worker_memory_bytes:
         arguments += ["--memory-bytes", str(serving.worker_memory_bytes)]
     return WorkerPlan(
@@ -101,6 +104,8 @@ class Worker:
         """As it said when it was up; for a person."""
         self.providers: set[str] = set()
         """Execution providers that its models have really got."""
+        self.passed_over: dict[bytes, tuple[str, tuple[str, ...]]] = {}
+        """Models that run on another provider than is wanted first: on which, and why."""
         self.memory: SharedSlots | None = None
         self.oom_kills = 0
         """Of the machine, when this process was up."""
@@ -174,6 +179,12 @@ class Workers:
             for worker in self.all
             if not worker.is_running
         ]
+        found += dict.fromkeys(
+            f"a model runs on {provider}: {reason}"
+            for worker in self.all
+            for provider, reasons in worker.passed_over.values()
+            for reason in reasons
+        )
         if loose := next((w.sandbox for w in self.all if "none" in w.sandbox), ""):
             found.append(f"the model worker is not confined: {loose}")
         return found
@@ -203,6 +214,10 @@ class Workers:
              [int(one.index in up) for one in self.all]),
             ("atoll_worker_restarts_total", "counter", "Times that its process was started again",
              [one.child.restarts for one in self.all]),
+            ("atoll_worker_memory_bytes", "gauge", "Resident memory of its process",
+             [resident_bytes(one.child.pid) for one in self.all]),
+            ("atoll_worker_fallbacks", "gauge", "Models not on the execution provider wanted first",
+             [len(one.passed_over) for one in self.all]),
         )  # fmt: skip
         lines = []
         for name, kind, text, values in figures:
@@ -275,6 +290,7 @@ class Workers:
                 worker = self.all[index]
                 worker.runtime, worker.sandbox = message.runtime, message.sandbox
                 worker.providers.clear()
+                worker.passed_over.clear()
                 worker.oom_kills = oom.kills()
                 told = worker.child.name, message.runtime, message.sandbox
                 _log.info("%s: %s, sandbox %s", *told)
@@ -296,6 +312,9 @@ class Workers:
         for reason in message.passed_over:
             _log.warning("a model runs on %s: %s", message.providers[0], reason)
         self.all[index].providers.add(message.providers[0])
+        self.all[index].passed_over.pop(message.key, None)
+        if message.passed_over:
+            self.all[index].passed_over[message.key] = message.providers[0], message.passed_over
         is_first, loads = self._pool.loaded(index, message.key)
         self._tell_holding(index)  # before the view that calls it ready
         if is_first:
@@ -323,6 +342,7 @@ class Workers:
         self._pool.withdraw(key)
         for index in self._pool.up:
             self._tell_holding(index)
+            self.all[index].passed_over.pop(key, None)
             self.all[index].child.post(inside.TO_WORKER.pack(inside.UnloadModel(key)))
 
     def _carry_out(self, loads: Sequence[Load]) -> None:

@@ -3,6 +3,9 @@
 from bisect import bisect_left
 from collections.abc import Iterator
 
+REQUEST_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""For requests and their parts: models of a millisecond and of a second are told apart alike."""
+
 
 class Histogram:
     """Of seconds, since the start."""

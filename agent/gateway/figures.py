@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.drivers.histogram import REQUEST_BOUNDS_S, Histogram
+
 FAILURES = {503: "REJECTED", 499: "CANCELED", 504: "CANCELED", 500: "BACKEND"}
 """Status to Triton's ``reason`` label; anything else is OTHER."""
 MODELS_MAX = 1000
@@ -26,6 +28,12 @@ _COUNTERS: Mapping[str, Family] = {
     "queue_us": ("nv_inference_queue_duration_us", "counter", "Time before the work began"),
     "run_us": ("nv_inference_compute_infer_duration_us", "counter", "Time inside the model"),
 }
+_TIMES: tuple[tuple[str, str], ...] = (
+    ("atoll_model_request_seconds", "Time from a request's arrival to its answer"),
+    ("atoll_model_queue_seconds", "Time of a request before its work began here"),
+    ("atoll_model_compute_seconds", "Time of a request inside the model here"),
+)
+_BATCHES = "atoll_model_runs_total"
 
 
 @dataclass(slots=True)
@@ -41,6 +49,10 @@ class ModelFigures:
     failures: Counter[str] = field(default_factory=Counter)
     sizes: dict[int, list[int]] = field(default_factory=dict)
     """Runs and their microseconds by how many requests shared them; bounded by a worker's slots."""
+    times: tuple[Histogram, ...] = field(
+        default_factory=lambda: tuple(Histogram(REQUEST_BOUNDS_S) for _ in _TIMES)
+    )
+    """As ``_TIMES``."""
 
     def succeeded(
         self, request_us: int, queue_us: int, run_us: int, together: int, *, is_first: bool
@@ -59,6 +71,11 @@ class ModelFigures:
         self.request_us += request_us
         self.queue_us += queue_us
         self.run_us += run_us
+        whole, queue, compute = self.times
+        whole.note(request_us / 1e6)
+        if run_us:
+            queue.note(queue_us / 1e6)
+            compute.note(run_us / 1e6)
 
     def failed(self, status: int) -> None:
         """One request was answered with an error."""
@@ -136,6 +153,7 @@ class Figures:
             for model, figures in self._models.items()
             for reason, count in figures.failures.items()
         )
+        lines += self._render_times()
         lines += self._render_applications()
         name = "atoll_routing_total"
         lines += (f"# HELP {name} Decisions about other sites", f"# TYPE {name} counter")
@@ -156,6 +174,17 @@ class Figures:
             lines += (f"# HELP {name} {help_text}", f"# TYPE {name} gauge", f"{name} {gauge:g}")
         return "\n".join(lines) + "\n"
 
+    def _render_times(self) -> Iterator[str]:
+        for place, (name, help_text) in enumerate(_TIMES):
+            yield from (f"# HELP {name} {help_text}", f"# TYPE {name} histogram")
+            for model, figures in self._models.items():
+                yield from figures.times[place].lines(name, f"{_pairs(model)},")
+        yield f"# HELP {_BATCHES} Runs of the model by how many requests shared them"
+        yield f"# TYPE {_BATCHES} counter"
+        for model, figures in self._models.items():
+            for size, (runs, _) in figures.sizes.items():
+                yield f'{_BATCHES}{{{_pairs(model)},requests="{size}"}} {runs}'
+
     def _render_applications(self) -> Iterator[str]:
         for column, help_text in (
             ("requests", "Inference requests by application"),
@@ -173,7 +202,11 @@ class Figures:
 
 def _labels(model: tuple[str, str], reason: str | None = None) -> str:
     extra = "" if reason is None else f',reason="{reason}"'
-    return f'{{model="{_escape(model[0])}",version="{_escape(model[1])}"{extra}}}'
+    return f"{{{_pairs(model)}{extra}}}"
+
+
+def _pairs(model: tuple[str, str]) -> str:
+    return f'model="{_escape(model[0])}",version="{_escape(model[1])}"'
 
 
 def _escape(text: str) -> str:

@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from agent.drivers.histogram import Histogram
+from agent.drivers.histogram import REQUEST_BOUNDS_S, Histogram
 from agent.serving.admission import OTHERS
 from agent.serving.fair import APPLICATIONS_MAX, PARTS, Priority
 
-BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 WAIT = "atoll_queue_seconds"
 REFUSED = "atoll_refused_total"
 
@@ -26,7 +25,7 @@ class Waits:
         waits = self._waits[priority]
         found = waits.get(application)
         if found is None:
-            found = waits.setdefault(self._named(application), Histogram(BUCKETS_S))
+            found = waits.setdefault(self._named(application), Histogram(REQUEST_BOUNDS_S))
         found.note(wait_us / 1e6)
 
     def refuse(self, application: str, priority: Priority) -> None:

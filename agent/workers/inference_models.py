@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from agent.foundation.errors import AtollError, Busy, Malformed
 from agent.serving.batching import ROWS_MAX, Sizes
@@ -106,9 +107,19 @@ class Models:
     """Loads, lets go and loads again, in a thread of its own."""
 
     def __init__(
-        self, runner: Runner, memory: Memory, budget_bytes: int, *, rows_max: int = ROWS_MAX
+        self,
+        runner: Runner,
+        memory: Memory,
+        budget_bytes: int,
+        *,
+        rows_max: int = ROWS_MAX,
+        gpu_memory_bytes: int = 0,
     ) -> None:
-        """Bounds of all sessions' memory together (one always may stay) and of a batch."""
+        """Bounds of all sessions' memory together (one always may stay) and of a batch.
+
+        ``gpu_memory_bytes``: of the GPU, for each session; 0 = as much as it wants.
+        """
+        self._build = partial(ModelSession, gpu_memory_bytes=gpu_memory_bytes)
         self._runner, self._memory, self._budget_bytes = runner, memory, budget_bytes
         self._rows_max = rows_max
         self._known: dict[bytes, _Known] = {}
@@ -220,7 +231,9 @@ class Models:
     def _open(self, source: Source) -> _Opened:
         before = self._memory.held_bytes()
         content = source.read()
-        session, passed = open_session(content, source.name, source.version, source.providers)
+        session, passed = open_session(
+            content, source.name, source.version, source.providers, build=self._build
+        )
         size = len(content)
         del content
         cost_bytes = max(size, self._memory.held_bytes() - before - size)

@@ -46,6 +46,10 @@ REASON_CHARS_MAX = 600
 
 _OPTIONS = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
 """Of providers: device memory grows by what is asked for, not by doubling."""
+_MEMORY_OPTIONS = {
+    "CUDAExecutionProvider": "gpu_mem_limit", "TensorrtExecutionProvider": "trt_max_workspace_size",
+}  # fmt: skip
+"""Of providers: what bounds the device memory of one session (of TensorRT: its work space)."""
 _IN_A_NODE = "returned while running"
 _OF_THE_MACHINE = ("allocate memory", "bad_alloc", "CUDA", "CUDNN", "CUBLAS", "TensorRT", "TRT")
 """In texts of failed nodes: memory or an accelerator failed, whatever the input."""
@@ -70,8 +74,16 @@ class Terminated(AtollError):
 class ModelSession:
     """A session that takes requests from several threads at once."""
 
-    def __init__(self, model: bytes, name: str, version: str, providers: Sequence[str]) -> None:
-        """Create the session and run a warm-up.
+    def __init__(
+        self,
+        model: bytes,
+        name: str,
+        version: str,
+        providers: Sequence[str],
+        *,
+        gpu_memory_bytes: int = 0,
+    ) -> None:
+        """Create the session and run a warm-up; ``gpu_memory_bytes`` 0: as much as it wants.
 
         Raises:
             LoadRefused: the bytes are no model, it lies in several files, it needs types that cannot
@@ -85,7 +97,7 @@ class ModelSession:
             self._session = ort.InferenceSession(
                 model,
                 sess_options=_options(),
-                providers=_providers(providers),
+                providers=_providers(providers, gpu_memory_bytes),
                 enable_fallback=0,  # to other providers in silence, also in the middle of serving
             )
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions share no base
@@ -257,11 +269,19 @@ def _options() -> Any:
     return options
 
 
-def _providers(wanted: Sequence[str]) -> list[str | tuple[str, dict[str, str]]]:
+def _providers(
+    wanted: Sequence[str], gpu_memory_bytes: int
+) -> list[str | tuple[str, dict[str, str]]]:
     """Those that the build has, in the wanted order, with options; the CPU always comes last."""
     built = set(ort.get_available_providers())
-    chosen = [name for name in wanted if name in built and name != CPU_PROVIDER]
-    return [*((name, _OPTIONS.get(name, {})) for name in chosen), CPU_PROVIDER]
+    chosen: list[str | tuple[str, dict[str, str]]] = []
+    for name in wanted:
+        if name in built and name != CPU_PROVIDER:
+            options = dict(_OPTIONS.get(name, {}))
+            if gpu_memory_bytes and name in _MEMORY_OPTIONS:
+                options[_MEMORY_OPTIONS[name]] = str(gpu_memory_bytes)
+            chosen.append((name, options))
+    return [*chosen, CPU_PROVIDER]
 
 
 def _specs(arguments: Sequence[Any], role: str) -> tuple[TensorSpec, ...]:

@@ -122,6 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="runs at once; 0 = cores - 1")
     parser.add_argument("--memory-bytes", type=int, default=0, help="0 = unbounded")
     parser.add_argument("--sessions-bytes", type=int, default=0, help="0 = 40 % of the machine")
+    parser.add_argument("--gpu-memory-bytes", type=int, default=0, help="of one model; 0 = any")
     parser.add_argument("--workers", type=int, default=1, help="that share those bytes")
     parser.add_argument("--batch-rows-max", type=int, default=ROWS_MAX, help="1 = no batches")
     given = parser.parse_args(arguments)
@@ -139,7 +140,10 @@ def main(arguments: list[str] | None = None) -> int:
     runner = Runner(threads)
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     budget_bytes = given.sessions_bytes or round(SESSIONS_PART * machine_bytes)
-    models = Models(runner, memory, budget_bytes // given.workers, rows_max=given.batch_rows_max)
+    models = Models(
+        runner, memory, budget_bytes // given.workers, rows_max=given.batch_rows_max,
+        gpu_memory_bytes=given.gpu_memory_bytes,
+    )  # fmt: skip
     worker = ModelWorker(channel, runner, models)
     try:
         channel.send(FROM_WORKER.pack(WorkerReady(os.getpid(), RUNTIME, sandbox[:1000])))

@@ -1,7 +1,6 @@
 """The demo's sites: five state folders, five loopback addresses, five real daemons."""
 
 import contextlib
-import os
 import secrets
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.cli.client import AdminClient
+from agent.drivers.memory import resident_bytes
 from agent.foundation.errors import AtollError
 
 T = TypeVar("T")
@@ -247,6 +247,4 @@ def memory_bytes(pid: int) -> int:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) << 10
-    with contextlib.suppress(OSError, ValueError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    return 0
+    return resident_bytes(pid)

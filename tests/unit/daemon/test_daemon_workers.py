@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -322,3 +323,33 @@ def test_each_of_several_gpus_has_a_worker_that_sees_no_other(
     assert plan(ServingPart(), threads=31, accelerators=1).devices == ("",)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert plan(ServingPart(), threads=31, accelerators=2).devices == ("2", "5")
+
+
+async def test_a_model_that_falls_back_to_another_provider_is_an_alarm_until_it_is_gone(
+    rig: Rig,
+) -> None:
+    await rig.says(0, READY)
+    key = await rig.load()
+    reason = "CUDAExecutionProvider: no CUDA-capable device is detected"
+    await rig.says(0, replace(loaded(key), passed_over=(reason,)))
+    monitored = rig.workers.render().splitlines()
+    assert f"a model runs on CPU: {reason}" in rig.workers.troubles
+    assert 'atoll_worker_fallbacks{worker="0"} 1' in monitored
+    rig.workers.model(UnloadModel(key))
+    async with asyncio.timeout(5):
+        while rig.held()[0]:  # noqa: ASYNC110 - the code under test has no event
+            await asyncio.sleep(0.005)
+    assert not any(reason in text for text in rig.workers.troubles)
+    await rig.workers.stop()
+
+
+async def test_the_memory_of_each_worker_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.daemon.workers.resident_bytes", lambda _: 4096)
+    assert 'atoll_worker_memory_bytes{worker="0"} 4096' in rig.workers.render().splitlines()
+    await rig.workers.stop()
+
+
+def test_a_bound_of_the_gpus_memory_is_passed_on() -> None:
+    assert "--gpu-memory-bytes" not in plan(ServingPart(), threads=1).arguments
+    found = plan(ServingPart(gpu_memory_bytes=1 << 30), threads=1).arguments
+    assert found[found.index("--gpu-memory-bytes") + 1] == str(1 << 30)

@@ -1,4 +1,5 @@
 import gc
+import os
 import subprocess
 import sys
 
@@ -66,3 +67,8 @@ def test_a_burst_of_large_buffers_is_given_back() -> None:
         [sys.executable, "-c", BURST], check=True, capture_output=True, text=True, timeout=30
     )
     assert int(done.stdout) < 2048, "10 MiB were used five times, with small objects between"
+
+
+def test_the_memory_of_a_process_is_told_and_one_that_is_gone_has_none() -> None:
+    assert memory.resident_bytes(os.getpid()) > 1 << 20
+    assert memory.resident_bytes(None) == memory.resident_bytes(2**22 + 1) == 0

@@ -48,6 +48,22 @@ def test_a_run_that_several_shared_is_one_execution() -> None:
     ]
 
 
+def test_times_of_each_model_are_histograms_and_runs_are_counted_by_size() -> None:
+    figures = Figures()
+    model = figures.of("m", "1")
+    model.succeeded(4000, 600, 2000, 2, is_first=True)
+    model.succeeded(4000, 600, 2000, 2, is_first=False)
+    model.succeeded(30_000, 0, 0, 1, is_first=True)  # by another site
+    lines = figures.render([]).splitlines()
+    labels = 'model="m",version="1"'
+    assert f'atoll_model_request_seconds_bucket{{{labels},le="0.005"}} 2' in lines
+    assert f"atoll_model_request_seconds_count{{{labels}}} 3" in lines
+    assert f"atoll_model_request_seconds_sum{{{labels}}} 0.038000" in lines
+    assert f'atoll_model_queue_seconds_bucket{{{labels},le="0.001"}} 2' in lines
+    assert f"atoll_model_compute_seconds_count{{{labels}}} 2" in lines
+    assert f'atoll_model_runs_total{{{labels},requests="2"}} 1' in lines
+
+
 def test_label_values_are_bounded() -> None:
     figures = Figures()
     for number in range(MODELS_MAX + 10):

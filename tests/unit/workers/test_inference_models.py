@@ -131,9 +131,9 @@ def test_a_model_that_kills_the_process_when_it_comes_back_can_be_blamed(
     noted: list[dict[int, bytes | None]] = []
     inner = inference_providers.open_session
 
-    def open_session(*given: Any) -> Any:
+    def open_session(*given: Any, **named: Any) -> Any:
         noted.append(dict(notes.running))
-        return inner(*given)
+        return inner(*given, **named)
 
     monkeypatch.setattr(inference_models, "open_session", open_session)
     assert tape.cold([work(b"a")])

@@ -235,3 +235,23 @@ def test_a_model_that_runs_long_is_clocked_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("agent.workers.inference_session.time.perf_counter", lambda: now)
     assert inference_session._clocked(run) == 500_000
     assert now == 0.5
+
+
+def test_the_gpus_memory_is_bounded_by_each_providers_own_option(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which options a real GPU honours was never tried on one."""
+    wanted = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(
+        "agent.workers.inference_session.ort.get_available_providers", lambda: wanted
+    )
+    arena = {"arena_extend_strategy": "kSameAsRequested"}
+    assert inference_session._providers(wanted, 0) == [
+        (wanted[0], {}), (wanted[1], arena), wanted[2],
+    ]  # fmt: skip
+    assert inference_session._providers(wanted, 1024) == [
+        (wanted[0], {"trt_max_workspace_size": "1024"}),
+        (wanted[1], {**arena, "gpu_mem_limit": "1024"}),
+        wanted[2],
+    ]
+    assert "gpu_mem_limit" not in inference_session._OPTIONS[wanted[1]], "each call has its own"
