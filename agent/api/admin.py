@@ -49,9 +49,10 @@ import orjson
 from aiohttp import web
 
 from agent.api import unix_socket
+from agent.api.bodies import Json, answer, read_object
 from agent.api.job_spec import parse_job_spec
 from agent.api.names import LABEL, NAME
-from agent.api.operations import Json, Operations, TokenRequest
+from agent.api.operations import Operations, TokenRequest
 from agent.foundation.errors import (
     AtollError,
     Busy,
@@ -186,7 +187,7 @@ class _Api:
                 UsageError("the request is too large", why=f"the bound is {BODY_BYTES_MAX:,} bytes")
             )
         except web.HTTPException as error:
-            return _json(
+            return answer(
                 {"error": {"what": f"{request.method} {request.path}: {error.reason}", "why": "",
                            "mend": "the command line and the agent may be of different versions"}},
                 error.status,
@@ -195,7 +196,7 @@ class _Api:
             raise  # the operator hung up
         except Exception:  # noqa: BLE001 - one defect must not cost the operator the other answers
             _log.exception("admin request %s %s failed", request.method, request.path)
-            return _json(
+            return answer(
                 {"error": {"what": f"{request.method} {request.path} failed",
                            "why": "a defect in the agent; its log has the details",
                            "mend": "journalctl -u atoll"}},
@@ -215,22 +216,22 @@ class _Api:
 
     # --- reading ---------------------------------------------------------------------------------
     async def _status(self, _: web.Request) -> web.Response:
-        return _json(self._operations.status())
+        return answer(self._operations.status())
 
     async def _members(self, _: web.Request) -> web.Response:
-        return _json({"members": self._operations.members()})
+        return answer({"members": self._operations.members()})
 
     async def _peers(self, _: web.Request) -> web.Response:
-        return _json({"peers": self._operations.peers()})
+        return answer({"peers": self._operations.peers()})
 
     async def _models(self, _: web.Request) -> web.Response:
-        return _json({"models": self._operations.models()})
+        return answer({"models": self._operations.models()})
 
     async def _jobs(self, _: web.Request) -> web.Response:
-        return _json({"jobs": self._operations.jobs()})
+        return answer({"jobs": self._operations.jobs()})
 
     async def _job(self, request: web.Request) -> web.Response:
-        return _json(await self._operations.job(request.match_info["job"]))
+        return answer(await self._operations.job(request.match_info["job"]))
 
     async def _explain(self, request: web.Request) -> web.Response:
         model = _named(request.query.get("model", ""))
@@ -238,14 +239,14 @@ class _Api:
         for label in residency:
             if not LABEL.fullmatch(label):
                 raise UsageError(f"{label!r} is no jurisdiction")
-        return _json(self._operations.explain(model, residency))
+        return answer(self._operations.explain(model, residency))
 
     async def _doctor(self, _: web.Request) -> web.Response:
-        return _json({"checks": await self._operations.doctor()})
+        return answer({"checks": await self._operations.doctor()})
 
     async def _stamp(self, _: web.Request) -> web.Response:
         stamp = self._operations.stamp()
-        return _json({"wall_ms": stamp.wall_ms, "count": stamp.count, **self._operations.clock()})
+        return answer({"wall_ms": stamp.wall_ms, "count": stamp.count, **self._operations.clock()})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
         if len(self._watchers) >= WATCHERS_MAX:
@@ -268,7 +269,7 @@ class _Api:
             try:
                 first = await anext(items)  # a wrong id is a plain 404, so look before the header
             except StopAsyncIteration:
-                return _json({"error": {"what": "the stream ended", "why": "", "mend": ""}}, 503)
+                return answer({"error": {"what": "the stream ended", "why": "", "mend": ""}}, 503)
             # Left in reverse order: the step that waits inside ``items`` ends before it is closed.
             lines = await stack.enter_async_context(contextlib.aclosing(_lines(items)))
             try:
@@ -283,8 +284,8 @@ class _Api:
 
     # --- changing --------------------------------------------------------------------------------
     async def _draft(self, request: web.Request) -> web.Response:
-        job = await self._operations.draft_job(parse_job_spec(await _body(request)))
-        return _json(
+        job = await self._operations.draft_job(parse_job_spec(await read_object(request)))
+        return answer(
             {
                 "id": job.id,
                 "committee": [site.hex() for site in job.committee],
@@ -293,14 +294,14 @@ class _Api:
         )
 
     async def _submit(self, request: web.Request) -> web.Response:
-        given = (await _body(request)).get("documents")
+        given = (await read_object(request)).get("documents")
         if not isinstance(given, list) or not 0 < len(given) <= DOCUMENTS_PER_REQUEST_MAX:
             raise UsageError(f"documents: expected a list of 1 to {DOCUMENTS_PER_REQUEST_MAX}")
         try:
             documents = [base64.b64decode(text, validate=True) for text in given]
         except (binascii.Error, TypeError, ValueError):
             raise UsageError("documents: expected base64 text") from None
-        return _json({"results": await self._operations.submit(documents)})
+        return answer({"results": await self._operations.submit(documents)})
 
     async def _blob(self, request: web.Request) -> web.Response:
         size = request.content_length
@@ -312,46 +313,46 @@ class _Api:
             raise Busy("too many uploads at once", why=f"the bound is {UPLOADS_MAX}")
         self._uploads += 1
         try:
-            return _json(await self._operations.store_blob(_upload(request, size)))
+            return answer(await self._operations.store_blob(_upload(request, size)))
         finally:
             self._uploads -= 1
 
     async def _token(self, request: web.Request) -> web.Response:
-        body = await _body(request)
+        body = await read_object(request)
         wanted = _token_request(body)
-        return _json({"token": await self._operations.create_token(wanted)})
+        return answer({"token": await self._operations.create_token(wanted)})
 
     async def _renew(self, _: web.Request) -> web.Response:
-        return _json(await self._operations.renew())
+        return answer(await self._operations.renew())
 
     async def _release(self, request: web.Request) -> web.Response:
-        model = (await _body(request)).get("model")
+        model = (await read_object(request)).get("model")
         if not isinstance(model, str):
             raise UsageError("model: expected name:version")
-        return _json(await self._operations.release_model(model))
+        return answer(await self._operations.release_model(model))
 
     async def _load(self, request: web.Request) -> web.Response:
         await self._operations.control_model(await _model(request), is_load=True)
-        return _json({})
+        return answer({})
 
     async def _unload(self, request: web.Request) -> web.Response:
         await self._operations.control_model(await _model(request), is_load=False)
-        return _json({})
+        return answer({})
 
     async def _draining(self, request: web.Request) -> web.Response:
-        draining = (await _body(request)).get("draining")
+        draining = (await read_object(request)).get("draining")
         if not isinstance(draining, bool):
             raise UsageError("draining: expected true or false")
         await self._operations.set_draining(draining)
-        return _json({"draining": draining})
+        return answer({"draining": draining})
 
     async def _leave(self, _: web.Request) -> web.Response:
         await self._operations.leave()
-        return _json({})
+        return answer({})
 
     async def _stop(self, _: web.Request) -> web.Response:
         await self._operations.stop()
-        return _json({})
+        return answer({})
 
 
 async def _lines(items: AsyncIterator[Json]) -> AsyncGenerator[bytes]:
@@ -387,19 +388,8 @@ async def _upload(request: web.Request, size: int) -> AsyncIterator[bytes]:
         raise Malformed("the upload broke off", why=f"{received:,} of {size:,} bytes")
 
 
-async def _body(request: web.Request) -> Mapping[str, Any]:
-    data = await request.read()
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise UsageError("the request's body is not JSON", why=str(error)) from None
-    if not isinstance(value, dict):
-        raise UsageError("the request's body is not a JSON object")
-    return value
-
-
 async def _model(request: web.Request) -> str:
-    return _named((await _body(request)).get("model"))
+    return _named((await read_object(request)).get("model"))
 
 
 def _named(model: object) -> str:
@@ -455,13 +445,9 @@ def _status_of(error: AtollError) -> int:
 
 
 def _failure(error: AtollError) -> web.Response:
-    response = _json(
+    response = answer(
         {"error": {"what": error.what, "why": error.why, "mend": error.mend}}, _status_of(error)
     )
     if isinstance(error, Busy):
         response.headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return response
-
-
-def _json(value: Json, status: int = 200) -> web.Response:
-    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")

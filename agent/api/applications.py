@@ -10,14 +10,13 @@ POST    /1/applications/revoke      ``{"name"}`` -> the token's row
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import orjson
 from aiohttp import web
 
+from agent.api.bodies import Json, answer, read_object
 from agent.api.names import NAME
 from agent.foundation.errors import UsageError
 from agent.serving.access import check_scopes
 
-Json = dict[str, Any]
 LIFE_S = (60.0, 10 * 365 * 86_400.0)
 """Ten years is a mistyped unit rather than a plan; without any limit is for ``life_s`` 0 to say."""
 
@@ -62,10 +61,10 @@ def routes(operations: ApplicationOperations) -> list[web.RouteDef]:
     """To be added to the admin server."""
 
     async def show(_: web.Request) -> web.Response:
-        return _json({"tokens": operations.tokens()})
+        return answer({"tokens": operations.tokens()})
 
     async def create(request: web.Request) -> web.Response:
-        body = await _body(request, {"name", "scopes", "life_s"})
+        body = await read_object(request, {"name", "scopes", "life_s"})
         scopes = body.get("scopes")
         if not isinstance(scopes, list) or not all(isinstance(one, str) for one in scopes):
             raise UsageError("scopes: expected a list of scopes")
@@ -74,10 +73,10 @@ def routes(operations: ApplicationOperations) -> list[web.RouteDef]:
             raise UsageError(
                 f"life_s: {life_s!r}", why=f"expected {low:g} to {high:g} seconds, or 0: no end"
             )
-        return _json(await operations.create(_name(body), check_scopes(scopes), float(life_s)))
+        return answer(await operations.create(_name(body), check_scopes(scopes), float(life_s)))
 
     async def revoke(request: web.Request) -> web.Response:
-        return _json(await operations.revoke(_name(await _body(request, {"name"}))))
+        return answer(await operations.revoke(_name(await read_object(request, {"name"}))))
 
     return [
         web.get("/1/applications/tokens", show),
@@ -91,21 +90,3 @@ def _name(body: Mapping[str, Any]) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UsageError(f"name: {name!r:.80} is not the name of an application")
     return name
-
-
-async def _body(request: web.Request, known: set[str]) -> Mapping[str, Any]:
-    try:
-        value = orjson.loads(await request.read())
-    except orjson.JSONDecodeError as error:
-        raise UsageError("the request's body is not JSON", why=str(error)) from None
-    if not isinstance(value, dict):
-        raise UsageError("the request's body is not a JSON object")
-    if unknown := sorted(set(value) - known):
-        raise UsageError(
-            f"unknown key {unknown[0]!r:.80}", why=f"known: {', '.join(sorted(known))}"
-        )
-    return value
-
-
-def _json(value: Json) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")

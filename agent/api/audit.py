@@ -11,16 +11,15 @@ GET     /1/audit/witnessed   ``?site=HEX``: what this site has witnessed of anot
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import orjson
 from aiohttp import web
 
+from agent.api.bodies import Json, answer
 from agent.api.names import LABEL
 from agent.foundation.errors import UsageError
 from agent.foundation.ids import SiteId
 
-Json = dict[str, Any]
 SITE_HEX_CHARS = 64
 
 
@@ -72,20 +71,20 @@ def routes(operations: AuditOperations) -> list[web.RouteDef]:
     """To be added to the admin server."""
 
     async def verify(_: web.Request) -> web.Response:
-        return _json(await operations.verify())
+        return answer(await operations.verify())
 
     async def report(request: web.Request) -> web.Response:
         period = Period(_number(request, "since", 0.0), _number(request, "until", math.inf))
         label = request.query.get("jurisdiction", "")
         if label and not LABEL.fullmatch(label):
             raise UsageError(f"jurisdiction: {label!r:.80} is none (such as DE)")
-        return _json({"rows": await operations.report(period, label)})
+        return answer({"rows": await operations.report(period, label)})
 
     async def entries(request: web.Request) -> web.Response:
-        return _json(await operations.entries(int(_number(request, "after", 0.0))))
+        return answer(await operations.entries(int(_number(request, "after", 0.0))))
 
     async def proof(_: web.Request) -> web.Response:
-        return _json(await operations.proof())
+        return answer(await operations.proof())
 
     async def witnessed(request: web.Request) -> web.Response:
         text = request.query.get("site", "")
@@ -95,7 +94,7 @@ def routes(operations: AuditOperations) -> list[web.RouteDef]:
             site = SiteId(b"")
         if len(text) != SITE_HEX_CHARS or not site:
             raise UsageError(f"site: {text!r:.80} is not the id of a site")
-        return _json(await operations.witnessed(site))
+        return answer(await operations.witnessed(site))
 
     handlers = (verify, report, entries, proof, witnessed)
     return [web.get(f"/1/audit/{handler.__name__}", handler) for handler in handlers]
@@ -110,7 +109,3 @@ def _number(request: web.Request, name: str, default: float) -> float:
     if not value >= 0:
         raise UsageError(f"{name}: {text!r:.40} is not a number from 0 on")
     return value
-
-
-def _json(value: Json) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")

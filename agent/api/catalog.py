@@ -9,15 +9,13 @@ Keys of a document: kind, name, wall_ms, count (its stamp), author (hex), body (
 ``wire.documents.BODIES``). They are submitted at ``POST /1/documents``.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import orjson
 from aiohttp import web
 
+from agent.api.bodies import Json, answer
 from agent.foundation.errors import UsageError
 from agent.wire.documents import KINDS, Key
-
-Json = dict[str, Any]
 
 
 class CatalogOperations(Protocol):
@@ -42,12 +40,12 @@ def routes(operations: CatalogOperations) -> list[web.RouteDef]:
     async def show(request: web.Request) -> web.Response:
         kind = request.query.get("kind", "")
         _check_kind(kind, "", *KINDS)
-        return _json({"documents": operations.documents(kind, request.query.get("name", ""))})
+        return answer({"documents": operations.documents(kind, request.query.get("name", ""))})
 
     async def history(request: web.Request) -> web.Response:
         kind, name = request.query.get("kind", ""), request.query.get("name", "")
         _check_kind(kind, *KINDS)
-        return _json({"history": await operations.history(Key(kind, name))})
+        return answer({"history": await operations.history(Key(kind, name))})
 
     return [web.get("/1/documents", show), web.get("/1/documents/history", history)]
 
@@ -55,7 +53,3 @@ def routes(operations: CatalogOperations) -> list[web.RouteDef]:
 def _check_kind(kind: str, *known: str) -> None:
     if kind not in known:
         raise UsageError(f"kind: {kind!r:.80} is none", why=f"known: {', '.join(KINDS)}")
-
-
-def _json(value: Json) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")

@@ -11,12 +11,11 @@ Rules:
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
 from agent.wire.documents import Job, Stamp
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, assert_never
+from typing import Protocol, assert_never
 
-import orjson
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from agent.api.bodies import Json, answer, read_object
 from agent.foundation.errors import UsageError
 from agent.foundation.ids import ID_BYTES, SiteId, short
 from agent.identity.certificates import issuer_end, key_id
@@ -37,7 +37,6 @@ from agent.identity.trust_entries import (
     read_entry,
 )
 
-Json = dict[str, Any]
 ENTRIES_PER_REQUEST_MAX = 64
 """An operator's change is one entry."""
 NAMES_SHOWN_MAX = 200
@@ -75,14 +74,14 @@ def routes(operations: TrustOperations) -> list[web.RouteDef]:
     """To be added to the admin server."""
 
     async def show(_: web.Request) -> web.Response:
-        return _json(operations.trust())
+        return answer(operations.trust())
 
     async def entries(_: web.Request) -> web.Response:
         found = operations.trust_entries()
-        return _json({"entries": [base64.b64encode(entry).decode() for entry in found]})
+        return answer({"entries": [base64.b64encode(entry).decode() for entry in found]})
 
     async def submit(request: web.Request) -> web.Response:
-        given = (await _body(request)).get("entries")
+        given = (await read_object(request)).get("entries")
         if not isinstance(given, list) or not 0 < len(given) <= ENTRIES_PER_REQUEST_MAX:
             raise UsageError(f"entries: expected a list of 1 to {ENTRIES_PER_REQUEST_MAX}")
         try:
@@ -90,10 +89,10 @@ def routes(operations: TrustOperations) -> list[web.RouteDef]:
         except (binascii.Error, TypeError, ValueError):
             raise UsageError("entries: expected base64 text") from None
         reasons = await operations.submit_trust(decoded)
-        return _json({"results": [{"accepted": not why, "reason": why} for why in reasons]})
+        return answer({"results": [{"accepted": not why, "reason": why} for why in reasons]})
 
     async def issuer_request(request: web.Request) -> web.Response:
-        given = (await _body(request)).get("site", "")
+        given = (await read_object(request)).get("site", "")
         site = None
         if given:
             try:
@@ -103,7 +102,7 @@ def routes(operations: TrustOperations) -> list[web.RouteDef]:
             if len(site) != ID_BYTES:
                 raise UsageError("site: expected the 64 hex digits of a site's id")
         packed = await operations.issuer_request(site)
-        return _json({"request": base64.b64encode(packed).decode()})
+        return answer({"request": base64.b64encode(packed).decode()})
 
     return [
         web.get("/1/trust", show),
@@ -111,20 +110,6 @@ def routes(operations: TrustOperations) -> list[web.RouteDef]:
         web.post("/1/trust/entries", submit),
         web.post("/1/trust/issuer-request", issuer_request),
     ]
-
-
-async def _body(request: web.Request) -> Mapping[str, Any]:
-    try:
-        value = orjson.loads(await request.read())
-    except orjson.JSONDecodeError as error:
-        raise UsageError("the request's body is not JSON", why=str(error)) from None
-    if not isinstance(value, dict):
-        raise UsageError("the request's body is not a JSON object")
-    return value
-
-
-def _json(value: Json) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")
 
 
 # --- what the log says, for a person or a script -------------------------------------------------

@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, print_table
 from agent.cli.signing import load_signer, submit_bodies, submit_packed, unpack_body
 from agent.cli.site_files import admin_client
+from agent.cli.text_files import read_text
 from agent.foundation.errors import NotFound, UsageError
 from agent.wire.documents import Body, Deployment, Job, Key, Stamp, Unknown
 
@@ -146,19 +146,7 @@ def _read(path: Path) -> dict[Key, Body]:
         UsageError: it cannot be read, or asks for nothing or too much.
         ConfigError: with every problem and its line.
     """
-    try:
-        if str(path) == "-":
-            text = sys.stdin.read(FILE_BYTES_MAX + 1)
-        else:
-            with path.open("rb") as file:
-                text = file.read(FILE_BYTES_MAX + 1).decode()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8", mend="save it as UTF-8") from None
-    if len(text) > FILE_BYTES_MAX:
-        raise UsageError(f"{path} is too long", why=f"the bound is {FILE_BYTES_MAX} bytes")
-    found = read(text, str(path))
+    found = read(read_text(path, FILE_BYTES_MAX), str(path))
     if not 0 < len(found) <= DOCUMENTS_PER_FILE_MAX:
         raise UsageError(
             f"{path} has {len(found)} documents",

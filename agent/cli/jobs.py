@@ -12,6 +12,7 @@ from typing import Any
 from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, print_table
 from agent.cli.site_files import admin_client
+from agent.cli.text_files import read_text
 from agent.foundation.errors import Unreachable, UsageError
 
 SPEC_BYTES_MAX = 1 << 20
@@ -29,7 +30,7 @@ def submit(asked: argparse.Namespace) -> int:
     from agent.foundation.toml_lines import positions  # noqa: PLC0415
     from agent.wire.documents import Job  # noqa: PLC0415
 
-    text = _read(asked)
+    text = read_text(Path(asked.file), SPEC_BYTES_MAX)
     raw = _parsed(asked, text)
     lines = {path[0]: line for path, line in positions(text).items() if len(path) == 1}
     parse_job_spec(raw, lines)  # says all that is wrong before the agent is even asked
@@ -127,20 +128,6 @@ def _instant(unix_s: float | None) -> str:
     if unix_s is None:
         return "-"
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _read(asked: argparse.Namespace) -> str:
-    try:
-        with Path(asked.file).open("rb") as file:
-            data = file.read(SPEC_BYTES_MAX + 1)
-    except OSError as error:
-        raise UsageError(f"{asked.file} cannot be read", why=str(error.strerror)) from error
-    if len(data) > SPEC_BYTES_MAX:
-        raise UsageError(f"{asked.file} is too long", why=f"the bound is {SPEC_BYTES_MAX:,} bytes")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{asked.file} is not TOML", why=str(error)) from None
 
 
 def _parsed(asked: argparse.Namespace, text: str) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 from agent.cli.output import print_json, print_table
+from agent.cli.text_files import read_text
 from agent.foundation.errors import UsageError
 from agent.routing.policy_cases import outcome, read
 
@@ -15,7 +15,8 @@ FILE_BYTES_MAX = 4 << 20
 def test(asked: argparse.Namespace) -> int:
     """Print what the filter says of each case; 1 if any is not as expected."""
     outcomes = [
-        outcome(name, case) for name, case in read(_text(asked.cases), str(asked.cases)).items()
+        outcome(name, case)
+        for name, case in read(read_text(asked.cases, FILE_BYTES_MAX), str(asked.cases)).items()
     ]
     if not outcomes:
         raise UsageError(
@@ -33,17 +34,3 @@ def test(asked: argparse.Namespace) -> int:
     if wrong:
         print(f"{len(wrong)} of {len(outcomes)} cases are not as expected.")
     return 1 if wrong else 0
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-        text = data.decode()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8", mend="save it as UTF-8") from None
-    if len(data) > FILE_BYTES_MAX:
-        raise UsageError(f"{path} is too long", why=f"the bound is {FILE_BYTES_MAX} bytes")
-    return text

@@ -8,7 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 
-from agent.api.applications import Json
+from agent.api.bodies import Json
 from agent.config.settings import ListenPart
 from agent.daemon.listening import shown
 from agent.drivers.clock import wall_s

@@ -2,7 +2,7 @@
 
 import base64
 
-from agent.api.catalog import Json
+from agent.api.bodies import Json
 from agent.catalog.catalog import Catalog
 from agent.catalog.history import TABLE
 from agent.drivers.sqlite_library import Database

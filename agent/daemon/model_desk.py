@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from agent.api.operations import Json
+from agent.api.bodies import Json
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.outside import Outside

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import agent
+from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
-from agent.api.operations import Json, TokenRequest
+from agent.api.operations import TokenRequest
 from agent.catalog.clock import DIFFERS_MS
 from agent.daemon.applications import ApplicationDesk
 from agent.daemon.driver import Driver

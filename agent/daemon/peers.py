@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from agent.api.operations import Json
+from agent.api.bodies import Json
 from agent.daemon.listening import shown
 from agent.drivers.mdns import Mdns
 from agent.foundation.ids import SiteId

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, assert_never
 
-from agent.api.operations import Json
+from agent.api.bodies import Json
 from agent.daemon.joining import Joining
 from agent.drivers import keystore
 from agent.drivers.clock import monotonic_s, wall, wall_s

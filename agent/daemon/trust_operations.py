@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.api.trust import Json, day, report
+from agent.api.bodies import Json
+from agent.api.trust import day, report
 from agent.daemon.driver import Driver
 from agent.daemon.issuing import Issuing
 from agent.daemon.outside import Outside

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
-from agent.api.audit import Json, Period
+from agent.api.audit import Period
+from agent.api.bodies import Json
 from agent.audit.chain import START, AuditEntry, Head, decoded
 from agent.audit.witness import (
     RECEIPTS,

@@ -20,8 +20,9 @@ from aiohttp import web
 
 from agent.api import admin
 from agent.api.admin import AdminServer
+from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
-from agent.api.operations import Json, Operations, TokenRequest
+from agent.api.operations import Operations, TokenRequest
 from agent.foundation.errors import (
     AtollError,
     Busy,

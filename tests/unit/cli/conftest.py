@@ -11,8 +11,9 @@ import pytest
 from trust_desk import PASS, Desk
 
 from agent.api.admin import AdminServer
+from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
-from agent.api.operations import Json, Operations, TokenRequest
+from agent.api.operations import Operations, TokenRequest
 from agent.api.trust import routes
 from agent.cli.main import main
 from agent.drivers import keystore

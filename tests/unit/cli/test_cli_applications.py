@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from agent.api.admin import AdminServer
-from agent.api.applications import Json, routes
+from agent.api.applications import routes
+from agent.api.bodies import Json
 from agent.cli.client import AdminClient
 from agent.foundation.errors import NotFound, UsageError
 

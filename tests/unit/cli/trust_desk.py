@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agent.api.trust import Json, report
+from agent.api.bodies import Json
+from agent.api.trust import report
 from agent.drivers.clock import wall
 from agent.drivers.keystore import SiteKeys
 from agent.foundation.errors import AtollError, NotFound

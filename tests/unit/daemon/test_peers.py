@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from agent.api.operations import Json
+from agent.api.bodies import Json
 from agent.daemon.peers import counters, peer_rows
 from agent.drivers.interfaces import Address, Choice, Interface
 from agent.drivers.mdns import Mdns
