@@ -230,6 +230,24 @@ class ServingPart:
             " pay. 1: never."
         ),
     ] = 64
+    batch_delay_ms: Annotated[
+        float,
+        Between(0.0, 1000.0),
+        Doc(
+            "How long a request may wait for others to run with, milliseconds; only where running"
+            " together is measured to pay, and never while a request for another model waits. It"
+            " trades latency for throughput on an accelerator that single requests leave idle."
+        ),
+    ] = 0.0
+    batch_preferred: Annotated[
+        tuple[int, ...],
+        AtMost(8),
+        Each(Between(2, 64)),
+        Doc(
+            "Numbers of requests that run together best, such as those of a TensorRT profile: one"
+            " that is reached ends the waiting, and is not exceeded. Empty: any number."
+        ),
+    ] = ()
     queue_max_s: Annotated[
         float,
         Between(0.0, 60.0),

@@ -72,6 +72,10 @@ def worker_plan(serving: ServingPart, hardware: Hardware, site_name: str) -> Wor
         "--workers", str(count), "--threads", str(max(1, runs // count)),
         "--batch-rows-max", str(serving.batch_rows_max),
     ]  # fmt: skip
+    if serving.batch_delay_ms:
+        arguments += ["--batch-delay-s", str(serving.batch_delay_ms / 1000)]
+    if serving.batch_preferred:
+        arguments += ["--batch-preferred", *map(str, serving.batch_preferred)]
     if serving.sessions_bytes:
         arguments += ["--sessions-bytes", str(serving.sessions_bytes)]
     if serving.gpu_memory_bytes:

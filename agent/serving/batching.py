@@ -1,10 +1,10 @@
 """Which waiting requests run together, and which rows of the result are whose.
 
 Rule: requests are joined along their first dimension only if the model was seen to treat rows apart
-(``agent.workers.inference_batching``) and all other dimensions agree. Nobody waits for company: what
-is queued when a runner is free is taken together, so that a request alone is as fast as ever and a
-queue drains at the pace of the size that pays. (Triton's dynamic batching with zero delay; a delay
-buys nothing where runs are short beside the waiting.)
+(``agent.workers.inference_batching``) and all other dimensions agree. By default nobody waits for
+company: what is queued when a runner is free is taken together, so that a request alone is as fast as
+ever and a queue drains at the pace of the size that pays. (Triton's dynamic batching with zero delay.)
+An operator whose accelerator is far from full may let the first one wait (``Company``).
 
 How many pay is measured while serving, for each model and form of input: on a CPU two small images
 may be cheaper together and four large ones dearer, on a GPU sixty-four cost as much as one.
@@ -12,6 +12,7 @@ may be cheaper together and four large ones dearer, on a GPU sixty-four cost as 
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from math import ceil
 
 from agent.serving.request import InferRequest
@@ -45,6 +46,30 @@ def rows_of(request: InferRequest) -> int:
 def form_of(request: InferRequest) -> Hashable:
     """Two requests with equal forms can be joined."""
     return frozenset((tensor.spec.name, tensor.shape[1:]) for tensor in request.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Company:
+    """What an operator asks of batches beyond what is learned; by default nothing.
+
+    Source: Triton's ``max_queue_delay_microseconds`` and ``preferred_batch_size``
+    (triton-inference-server/server ``docs/user_guide/batcher.md``).
+    """
+
+    delay_s: float = 0.0
+    """How long the first request may wait for others, from its arrival on, seconds."""
+    preferred: tuple[int, ...] = ()
+    """Numbers of requests, rising. One that is reached ends the waiting, and no more are taken than
+    the largest that is reached; where none is, all that are there."""
+
+    def taken(self, there: int, most: int) -> int:
+        """How many of ``there`` requests to run together; ``most`` pay."""
+        count = min(there, most)
+        return max((one for one in self.preferred if one <= count), default=count)
+
+    def is_enough(self, there: int, most: int) -> bool:
+        """Whether nothing is to be gained by waiting for more."""
+        return there >= most or any(one <= there for one in self.preferred)
 
 
 class Sizes:

@@ -24,7 +24,7 @@ from typing import Any
 
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import AtollError, Busy, UsageError
-from agent.serving.batching import Sizes, form_of, groups, rows_of
+from agent.serving.batching import Company, Sizes, form_of, groups, rows_of
 from agent.serving.doorbell import AnswerRing
 from agent.serving.failures import DeadlineExceeded, error_body, status_of
 from agent.serving.request import InferRequest, RequestParser
@@ -82,9 +82,16 @@ class _Prepared:
 class Runner:
     """The threads that serve; models are put in and taken out while they run."""
 
-    def __init__(self, threads: int, *, exit_process: Callable[[int], Any] = os._exit) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        company: Company = Company(),  # noqa: B008 - frozen
+        exit_process: Callable[[int], Any] = os._exit,
+    ) -> None:
         """At most ``threads`` run at once. Starts the keeper; all are daemon threads."""
         self.threads = threads
+        self._company = company
         self.models: dict[bytes, Loaded] = {}
         self.cold: Callable[[list[Work]], bool] = lambda _: False
         """Takes requests for a model that is not among ``models``, if it can bring that back."""
@@ -102,7 +109,7 @@ class Runner:
         doorbell.setblocking(True)
         slots.runners = self.threads
         link = Link(doorbell, slots, listeners=self.threads)
-        queue = WorkQueue(link, self.threads, self._rows_max)
+        queue = WorkQueue(link, self.threads, self._rows_max, self._company)
         for number in range(self.threads):
             self._start(partial(self._serve, link, queue), f"runner-{number}")
 

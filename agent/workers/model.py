@@ -24,7 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from agent.drivers.channel import BlockingChannel, exit_with_parent
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import AtollError, Malformed, Unreachable
-from agent.serving.batching import ROWS_MAX
+from agent.serving.batching import ROWS_MAX, Company
 from agent.wire.inside import (
     FROM_WORKER,
     TO_WORKER,
@@ -125,6 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpu-memory-bytes", type=int, default=0, help="of one model; 0 = any")
     parser.add_argument("--workers", type=int, default=1, help="that share those bytes")
     parser.add_argument("--batch-rows-max", type=int, default=ROWS_MAX, help="1 = no batches")
+    parser.add_argument("--batch-delay-s", type=float, default=0.0, help="wait for company")
+    parser.add_argument("--batch-preferred", type=int, nargs="+", default=(), help="batch sizes")
     given = parser.parse_args(arguments)
     exit_with_parent()
     threading.excepthook = _end_process
@@ -137,7 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
         memory_bytes=given.memory_bytes or None,
     )
     threads = given.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-    runner = Runner(threads)
+    company = Company(given.batch_delay_s, tuple(sorted(given.batch_preferred)))
+    runner = Runner(threads, company=company)
     machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     budget_bytes = given.sessions_bytes or round(SESSIONS_PART * machine_bytes)
     models = Models(

@@ -81,7 +81,9 @@ def test_a_wrong_job_is_told_whole_before_anything_is_asked(
     assert canned.bodies == []
 
 
-def test_a_file_that_is_no_text_or_no_toml_is_told(atoll: "Atoll", founded: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_or_no_toml_is_told(
+    atoll: "Atoll", founded: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "job.toml"
     path.write_bytes(b"\xff\xfe")
     assert "is not UTF-8" in atoll("job", "submit", path, "--config", founded).err

@@ -308,6 +308,12 @@ def test_threads_and_slots_are_shared_among_the_workers() -> None:
     assert found.arguments[:4] == ("--workers", "3", "--threads", "2")
 
 
+def test_the_operators_wishes_for_batches_reach_the_workers() -> None:
+    found = plan(ServingPart(batch_delay_ms=2.5, batch_preferred=(4, 8)), threads=1).arguments
+    assert found[6:] == ("--batch-delay-s", "0.0025", "--batch-preferred", "4", "8")
+    assert "--batch-delay-s" not in plan(ServingPart(), threads=1).arguments
+
+
 def test_a_small_machine_has_one_worker_and_a_large_one_several() -> None:
     assert [len(plan(ServingPart(), threads).devices) for threads in (1, 7, 8, 15, 200)] == [
         1, 1, 2, 3, 8,

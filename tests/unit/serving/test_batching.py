@@ -6,6 +6,7 @@ from agent.serving.batching import (
     FORMS_MAX,
     ROWS_MAX,
     TRY_AGAIN_RUNS,
+    Company,
     Sizes,
     form_of,
     groups,
@@ -118,3 +119,12 @@ def test_runners_share_what_waits() -> None:
     assert share(5, runners=2, rows_max=8) == 3
     assert share(50, runners=2, rows_max=8) == 8
     assert share(50, runners=1, rows_max=1) == 1
+
+
+def test_a_preferred_number_is_taken_where_one_is_reached_and_else_all() -> None:
+    company = Company(preferred=(4, 8))
+    assert [company.taken(there, 16) for there in (1, 3, 4, 7, 8, 20)] == [1, 3, 4, 4, 8, 8]
+    assert [company.is_enough(there, 16) for there in (3, 4)] == [False, True]
+    assert company.taken(20, 6) == 4, "not more than pay"
+    assert [Company().taken(there, 6) for there in (1, 5, 9)] == [1, 5, 6]
+    assert [Company().is_enough(there, 6) for there in (5, 6)] == [False, True]

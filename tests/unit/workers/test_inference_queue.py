@@ -2,11 +2,14 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from queue import SimpleQueue
 
 import pytest
 
 from agent.drivers.shared_memory import SharedSlots, doorbell_pair
+from agent.serving.batching import Company
 from agent.serving.doorbell import InferRing
 from agent.serving.fair import Priority, Turn
 from agent.workers.inference_queue import JUMP_US_MAX, WorkQueue
@@ -27,9 +30,11 @@ class Bell:
         application: int = 0,
         priority: Priority = Priority.NORMAL,
         cost_us: int = 1000,
+        asked_at: float = 0.0,
     ) -> None:
         turn = Turn(application, 1, priority, cost_us)
-        self.gateway.send(InferRing(number, 0, 0, 0, None, key, 9.0, 0.0, turn).pack())
+        ring = InferRing(number, 0, 0, 0, None, key, asked_at + 99.0, asked_at, turn)
+        self.gateway.send(ring.pack())
 
     def fill(self) -> None:
         for number, key in enumerate([b"a" * 8, b"b" * 8, b"a" * 8, b"a" * 8, b"b" * 8, b"a" * 8]):
@@ -167,3 +172,70 @@ def test_when_all_runners_wait_nobody_owes_anything(bell: Bell) -> None:
     for number in range(2, 8):
         bell.ring(number, b"x" * 8, application=number % 2)
     assert [numbers(queue.take()) for _ in range(3)] == [[2], [4], [3]], "not 3, 5, 7 first"
+
+
+PATIENT = Company(delay_s=50.0)
+"""Longer than any test: what comes back sooner did not wait for its end."""
+
+
+def takes(queue: WorkQueue, runners: int = 1) -> SimpleQueue[list[int]]:
+    """What runners take, each in its thread; an empty one when the gateway is gone."""
+    taken: SimpleQueue[list[int]] = SimpleQueue()
+
+    def take() -> None:
+        while works := queue.take():
+            taken.put(numbers(works))
+        taken.put([])
+
+    for _ in range(runners):
+        threading.Thread(target=take, daemon=True).start()
+    return taken
+
+
+def test_the_first_waits_for_company_until_there_is_enough(bell: Bell) -> None:
+    taken = takes(WorkQueue(bell.link, 2, lambda _: 3, PATIENT), runners=2)
+    for number in range(6):
+        bell.ring(number, b"a" * 8, asked_at=time.monotonic())
+    assert sorted(taken.get(timeout=5) for _ in range(2)) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_the_first_waits_no_longer_than_it_may_and_a_model_that_gains_nothing_not_at_all(
+    bell: Bell,
+) -> None:
+    queue = WorkQueue(bell.link, 1, lambda key: 8 if key == b"a" * 8 else 1, PATIENT)
+    bell.ring(0, b"a" * 8, asked_at=time.monotonic() - 51)
+    assert numbers(queue.take()) == [0]
+    bell.ring(1, b"b" * 8, asked_at=time.monotonic())
+    assert numbers(queue.take()) == [1]
+
+
+def test_the_first_waits_no_more_when_another_model_is_asked_for(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 8, PATIENT)
+    bell.ring(0, b"a" * 8, asked_at=time.monotonic())
+    bell.ring(1, b"a" * 8)
+    taken = takes(queue)
+    bell.ring(2, b"b" * 8)
+    assert [taken.get(timeout=5) for _ in range(2)] == [[0, 1], [2]]
+
+
+def test_a_gateway_that_is_gone_ends_the_waiting(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 8, PATIENT)
+    bell.ring(0, b"a" * 8, asked_at=time.monotonic())
+    taken = takes(queue)
+    bell.gateway.shutdown(socket.SHUT_RDWR)
+    assert [taken.get(timeout=5) for _ in range(2)] == [[0], []]
+
+
+def test_a_preferred_number_ends_the_waiting_and_is_not_exceeded(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 8, Company(50.0, (2, 4)))
+    for number in range(7):
+        bell.ring(number, b"a" * 8, asked_at=time.monotonic())
+    assert [numbers(queue.take()) for _ in range(2)] == [[0, 1, 2, 3], [4, 5]]
+
+
+def test_a_preferred_number_is_not_exceeded_where_nobody_waits_either(bell: Bell) -> None:
+    queue = WorkQueue(bell.link, 1, lambda _: 8, Company(preferred=(4,)))
+    bell.fill()
+    bell.ring(6, b"a" * 8)
+    bell.ring(7, b"a" * 8)
+    assert [numbers(queue.take()) for _ in range(3)] == [[0, 2, 3, 5], [1, 4], [6, 7]]
