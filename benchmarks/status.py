@@ -12,6 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 STATUS = ROOT / "docs" / "status.md"
 BEGIN, END = "<!-- figures: made by benchmarks/status.py -->", "<!-- end of figures -->"
 
+RUNS_TOLD_MAX = 9
+"""More than these are told by their number, the least and the greatest; the results file has all."""
+
 
 def main() -> int:
     """Rewrite the figures; 0 if that was possible."""
@@ -44,8 +47,13 @@ def _line(row: dict[str, Any]) -> str:
         f"{'held' if row['held'] else '**missed**'}"
     )
     peer = "" if row["peer_value"] is None else f"{row['peer']}: {row['peer_value']} {row['unit']}"
-    runs = ", ".join(str(value) for value in row["runs"])
-    return f"| {row['name']} | {row['value']} {row['unit']} | {runs} | {goal} | {peer} |"
+    runs = row["runs"]
+    told = (
+        f"{len(runs)}: {min(runs)} to {max(runs)}"
+        if len(runs) > RUNS_TOLD_MAX
+        else ", ".join(map(str, runs))
+    )
+    return f"| {row['name']} | {row['value']} {row['unit']} | {told} | {goal} | {peer} |"
 
 
 if __name__ == "__main__":

@@ -32,13 +32,14 @@ from agent.gateway.inference import (
     read_question,
     read_request_id,
 )
-from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
+from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, LOST_HEADER, SERVED_BY_HEADER
 from agent.gateway.openapi import OPERATIONS, Operation, document
 from agent.gateway.precedence import application_of, priority_of
 from agent.gateway.repository import PUSH, Repository, read_parameters
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
 from agent.serving.failures import (
+    RequestLost,
     ScopeLacking,
     TooLarge,
     Unauthenticated,
@@ -87,6 +88,8 @@ def _error(status: int, text: str, error: AtollError | None = None) -> web.Respo
         response.headers[WWW_AUTHENTICATE] = error.challenge
     elif status in (429, 503):
         response.headers[RETRY_HEADER] = "1"
+    if isinstance(error, RequestLost):
+        response.headers[LOST_HEADER] = "true"
     return response
 
 

@@ -19,6 +19,7 @@ from agent.gateway.elsewhere import ATTEMPTS_MAX, RETRY_HEADER, Elsewhere
 from agent.gateway.members import (
     HOPS_HEADER,
     ID_HEADER,
+    LOST_HEADER,
     RESIDENCY_HEADER,
     SERVED_BY_HEADER,
     MemberAnswer,
@@ -39,7 +40,7 @@ from agent.routing.policy import (
     resolve,
 )
 from agent.serving.access import LOCAL
-from agent.serving.failures import status_of, told_in
+from agent.serving.failures import RequestLost, status_of, told_in
 from agent.serving.fair import Priority, Turn
 from agent.serving.request import HEADER_NAME, header_length
 from agent.serving.trace import SPAN_BYTES, Trace
@@ -48,12 +49,9 @@ from agent.wire.inside import KnownModel, RemoteSite
 WORKERS_LOST_MAX = 2
 """A request that has lost so many workers is unlucky, or why: it goes to no third, and no other site."""
 REQUEST_ID_CHARS_MAX = 64
+UNAVAILABLE = 503
 
 _ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
-
-
-class RequestLost(Unreachable):
-    """Workers have ended with the request in them; it is not tried again."""
 
 
 class Audit(Protocol):
@@ -211,8 +209,6 @@ class Inference:
             return await self._run_here(asked)
         try:
             return await self._run_here(asked)
-        except RequestLost:
-            raise
         except (Busy, Unreachable) as error:
             try:
                 return await self._run_elsewhere(asked)
@@ -267,7 +263,7 @@ class Inference:
             state.waits.note(ticket.application, asked.priority, reply.queue_us)
         finally:
             admission.release(ticket, run_us)
-        if reply.status == 503:  # noqa: PLR2004 - the worker lacks the model or memory
+        if reply.status == UNAVAILABLE:  # the worker lacks the model or memory
             raise Busy("the model worker cannot take the request now", why="it is changing models")
         return Answered(
             status=reply.status,
@@ -347,6 +343,8 @@ class Inference:
             body=asked.body,
             deadline=asked.deadline,
         )
+        if answer.status == UNAVAILABLE and LOST_HEADER in answer.headers:
+            raise RequestLost(f"site {remote.name}: {told_in(answer.body)}")
         return Answered(
             status=answer.status,
             body=answer.body,

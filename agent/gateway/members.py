@@ -33,6 +33,8 @@ ID_HEADER = "Atoll-Request-Id"
 DEADLINE_HEADER = "Atoll-Deadline-Ms"
 RESIDENCY_HEADER = "Atoll-Residency"
 SERVED_BY_HEADER = "Atoll-Served-By"
+LOST_HEADER = "Atoll-Request-Lost"
+"""On a 503: the request ended a model worker (``RequestLost``), so no other site should try it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,10 @@ class DeadlineExceeded(AtollError):
     """The request's own time limit passed before its answer was there."""
 
 
+class RequestLost(AtollError):
+    """Workers have ended with the request in them: neither they nor another site get it again."""
+
+
 class Unauthenticated(UsageError):
     """A token is missing, or the one given is not valid."""
 
@@ -68,6 +72,7 @@ _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (NotFound, 404),
     (Refused, 403),
     (Busy, 503),
+    (RequestLost, 503),
     (UsageError, 400),
     (Malformed, 400),
     (Unreachable, 503),

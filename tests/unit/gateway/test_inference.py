@@ -13,7 +13,6 @@ from agent.gateway.inference import (
     Answered,
     Asked,
     Inference,
-    RequestLost,
     read_deadline,
     read_question,
     read_request_id,
@@ -21,6 +20,7 @@ from agent.gateway.inference import (
 from agent.gateway.members import MemberAnswer
 from agent.gateway.site import Limits, SiteState
 from agent.gateway.worker_link import Reply, WorkerGone
+from agent.serving.failures import RequestLost, status_of
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
 from agent.wire.records import Served
 
@@ -139,6 +139,22 @@ async def test_a_member_that_lies_about_its_answer_has_not_answered(
     asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
     with pytest.raises(Unreachable, match="site other answers nonsense"):
         await inference.answer(asked)
+
+
+async def test_what_has_ended_a_worker_of_another_site_is_given_to_no_third(
+    state: SiteState,
+) -> None:
+    members = Mock(under_way={}, is_avoided=lambda _: False)
+    lost = MemberAnswer(503, {"Atoll-Request-Lost": "true"}, b'{"error":"it has stopped"}')
+    members.call = AsyncMock(return_value=lost)
+    third = replace(REMOTE, site=SiteId(b"3" * 32), name="third")
+    state.replace_view(replace(VIEW, local=(), sites=(REMOTE, third)))
+    question = read_question(state, "m", None, {}, None)
+    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
+    with pytest.raises(RequestLost, match=r"site (other|third): it has stopped") as raised:
+        await Inference(state, members, Willing()).answer(asked)
+    assert status_of(raised.value) == 503
+    assert members.call.await_count == 1
 
 
 def worker(
