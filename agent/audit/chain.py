@@ -39,15 +39,17 @@ _Text = Annotated[str, AtMost(200)]
 class Decision:
     """What is about to leave the site, and why it may."""
 
-    kind: Literal["forward", "blob", "update", "parameters", "other"]
+    kind: Literal["forward", "blob", "update", "parameters", "other", "outcome"]
+    """``outcome``: how a former one ended, with the same subject, receiver and label."""
     subject: _Text
     """Request id, blob digest or job and round: what a person would look for."""
     receiver: Site
     label: Jurisdictions
     """Jurisdictions in which it may be held; empty = anywhere."""
     bytes: Counter
+    """What leaves; of an outcome, what came back."""
     detail: _Text = ""
-    """Model name and version, or the policy that allowed it."""
+    """Model name and version; of an outcome, the HTTP status or what else became of it."""
 
 
 @dataclass(frozen=True, slots=True)

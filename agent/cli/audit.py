@@ -103,10 +103,21 @@ def report(asked: argparse.Namespace) -> int:
         if (day := getattr(asked, name)) is not None:
             query[name] = str(day.timestamp())
     rows: list[dict[str, Any]] = admin_client(asked).get("/1/audit/report", **query)["rows"]
-    columns = ("kind", "label", "receiver", "jurisdiction", "entries", "bytes", "allowed")
+    columns = (
+        "kind",
+        "label",
+        "receiver",
+        "jurisdiction",
+        "entries",
+        "bytes",
+        "answered",
+        "bytes back",
+        "allowed",
+    )
     plain = [
         (row["kind"], ",".join(row["label"]) or "anywhere", row["name"], row["jurisdiction"],
-         row["entries"], row["bytes"], "yes" if row["is_within"] else "NO")
+         row["entries"], row["bytes"], row["answered"] if row["kind"] == "forward" else "-",
+         row["bytes_back"], "yes" if row["is_within"] else "NO")
         for row in rows
     ]  # fmt: skip
     if asked.json:
@@ -116,7 +127,7 @@ def report(asked: argparse.Namespace) -> int:
         writer.writerow(columns)
         writer.writerows(plain)
     else:
-        shown = [(*one[:5], size(one[5]), one[6]) for one in plain]
+        shown = [(*one[:5], size(one[5]), one[6], size(one[7]), one[8]) for one in plain]
         print_table(columns, shown, nothing="Nothing with that label has left this site.")
     return 0 if all(row["is_within"] for row in rows) else 1
 

@@ -41,6 +41,10 @@ class Audit(Protocol):
         """The decision's entry is durable; ``AtollError`` if not."""
         ...
 
+    def note(self, outcome: Decision, at_ms: int) -> None:
+        """How one ended is written down soon."""
+        ...
+
 
 class Control(Protocol):
     """What is needed of ``agent.daemon.model_desk.ModelDesk``."""
@@ -121,6 +125,12 @@ class Inference:
                 self._applications_taken(message.call)
             case inside.AuditForward():
                 self._spawn(self._audit(message))
+            case inside.AuditOutcome():
+                outcome = Decision(
+                    "outcome", message.request[:200], message.receiver, message.label,
+                    message.bytes, message.outcome[:200],
+                )  # fmt: skip
+                self._audit_log.note(outcome, int(wall_s() * 1000))
             case inside.FiguresAsked():
                 answer = inside.ControlFigures(self.figures())
                 self.gateway.post(inside.TO_GATEWAY.pack(answer))

@@ -6,13 +6,13 @@ Also what an operator asks of it (implements ``agent.api.audit``).
 import asyncio
 import base64
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from agent.api.audit import Period
 from agent.api.bodies import Json
-from agent.audit.chain import START, AuditEntry, Head, decoded
+from agent.audit.chain import START, AuditEntry, Decision, Head, decoded
 from agent.audit.witness import (
     RECEIPTS,
     TELL_EVERY_S,
@@ -51,8 +51,29 @@ ASKED_MAX = 64
 RESTATED_MAX = 10_000
 """Lines of a report; receivers times labels, not entries."""
 
+ANSWERED = "200"
+
 _log = logging.getLogger("atoll.audit")
 Handle = Callable[[SiteId, Call], Awaitable[Reply]]
+
+
+@dataclass(slots=True)
+class _Sum:
+    """One line of a report."""
+
+    entries: int = 0
+    bytes: int = 0
+    answered: int = 0
+    """Those of which the log tells that a good answer came."""
+    bytes_back: int = 0
+
+    def add(self, decision: Decision) -> None:
+        if decision.kind == "outcome":
+            self.answered += decision.detail == ANSWERED
+            self.bytes_back += decision.bytes
+        else:
+            self.entries += 1
+            self.bytes += decision.bytes
 
 
 class Witnessing:
@@ -192,25 +213,26 @@ class Witnessing:
 
     async def report(self, period: Period, jurisdiction: str) -> list[Json]:
         """See ``AuditOperations.report``."""
-        sums: Counter[tuple[str, tuple[str, ...], SiteId]] = Counter()
-        counts: Counter[tuple[str, tuple[str, ...], SiteId]] = Counter()
+        sums: dict[tuple[str, tuple[str, ...], SiteId], _Sum] = {}
         async for entry in self._entries():
             decision = entry.decision
             is_meant = not jurisdiction or jurisdiction in decision.label
             if is_meant and period.has(entry.at_ms / 1000):
-                key = (str(decision.kind), decision.label, decision.receiver)
-                if key in counts or len(counts) < RESTATED_MAX:
-                    counts[key] += 1
-                    sums[key] += decision.bytes
+                is_outcome = decision.kind == "outcome"
+                kind = "forward" if is_outcome else str(decision.kind)
+                key = (kind, decision.label, decision.receiver)
+                if key in sums or len(sums) < RESTATED_MAX:
+                    sums.setdefault(key, _Sum()).add(decision)
         rows = []
-        for key, count in sorted(counts.items()):
+        for key, total in sorted(sums.items()):
             kind, label, receiver = key
             identity = self._site.roll.get(receiver)
             place = identity.claims.jurisdiction if identity is not None else ""
             rows.append(
                 {"kind": kind, "label": list(label), "receiver": receiver.hex(),
-                 "name": self._name(receiver), "jurisdiction": place, "entries": count,
-                 "bytes": sums[key], "is_within": not label or place in label}
+                 "name": self._name(receiver), "jurisdiction": place, "entries": total.entries,
+                 "bytes": total.bytes, "answered": total.answered, "bytes_back": total.bytes_back,
+                 "is_within": not label or place in label}
             )  # fmt: skip
         return rows
 

@@ -3,9 +3,13 @@
 Entries are chained in the order in which they are committed, so only one commit of the chain is under
 way; what arrives meanwhile is chained and committed together (group commit once more). A commit that
 fails takes the chain back to what is on disk, and every decision in it is refused.
+
+How a decision ended is noted afterwards. Nobody waits for that, so it goes with the next commit, or
+with one of its own a moment later: a commit for each would hold up the decisions that come meanwhile.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
 from typing import Final
@@ -21,6 +25,11 @@ from agent.foundation.writes import Scalar, Write
 WAITING_MAX: Final = 2048
 """Decisions that may wait for the disk: a fifth of a second at the slowest rate measured."""
 
+NOTES_MAX: Final = 1024
+"""So many are written at once, whoever waits."""
+NOTE_DELAY_S: Final = 1.0
+"""What a power cut may cost of them: the decisions themselves are on disk."""
+
 _LAST: Final = "SELECT sequence, entry, hash FROM audit ORDER BY sequence DESC LIMIT 1"
 _PAGE: Final = (
     "SELECT sequence, entry, hash FROM audit WHERE sequence > ? ORDER BY sequence LIMIT ?"
@@ -28,7 +37,9 @@ _PAGE: Final = (
 PAGE_ROWS: Final = 1000
 """About 10 ms of the store's thread."""
 
-_Waiting = tuple[Decision, int, "asyncio.Future[Head]"]
+_log = logging.getLogger(__name__)
+
+_Waiting = tuple[Decision, int, "asyncio.Future[Head] | None"]
 
 
 class AuditLog:
@@ -41,6 +52,8 @@ class AuditLog:
         self._notary = notary
         self._chain = AuditChain(notary=notary, head=head)
         self._waiting: list[_Waiting] = []
+        self._notes: list[_Waiting] = []
+        self._note_timer: asyncio.TimerHandle | None = None
         self._writer: asyncio.Task[None] | None = None
         self._durable = head
 
@@ -77,9 +90,24 @@ class AuditLog:
             )
         done: asyncio.Future[Head] = asyncio.get_running_loop().create_future()
         self._waiting.append((decision, at_ms, done))
+        self._start()
+        return await done
+
+    def note(self, outcome: Decision, at_ms: int) -> None:
+        """Chain how a decision ended, soon; lost where the disk fails, which is logged."""
+        self._notes.append((outcome, at_ms, None))
+        if len(self._notes) >= NOTES_MAX:
+            self._start()
+        elif self._note_timer is None:
+            loop = asyncio.get_running_loop()
+            self._note_timer = loop.call_later(NOTE_DELAY_S, self._start)
+
+    def _start(self) -> None:
+        if self._note_timer is not None:
+            self._note_timer.cancel()
+            self._note_timer = None
         if self._writer is None:
             self._writer = asyncio.create_task(self._write_all(), name="audit-log")
-        return await done
 
     async def findings(self, *known: Head) -> list[str]:
         """Verify the whole chain, and that it still contains ``known``; empty if it is sound."""
@@ -102,15 +130,18 @@ class AuditLog:
             after = rows[-1][0]
 
     async def close(self) -> None:
-        """Wait until nothing is being written."""
+        """Wait until everything is written."""
+        if self._notes:
+            self._start()
         if self._writer is not None:
             await self._writer
 
     async def _write_all(self) -> None:
         """Commit batch after batch until nobody waits."""
         try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
+            while self._waiting or self._notes:
+                batch = self._notes + self._waiting
+                self._notes, self._waiting = [], []
                 await self._write_batch(batch)
         finally:
             self._writer = None
@@ -126,15 +157,18 @@ class AuditLog:
             await self._store.commit(writes)
         except BaseException as error:
             self._chain.rewind(self._durable)
-            for _, _, done in batch:
-                if not done.done():
+            for outcome, _, done in batch:
+                if done is None:
+                    _log.error("not in the audit log: %s of %s: %s",
+                               outcome.detail, outcome.subject, error)  # fmt: skip
+                elif not done.done():
                     done.set_exception(error)
             if isinstance(error, Exception):
                 return  # told to everybody whose decision it was
             raise
         self._durable = heads[-1]
         for (_, _, done), head in zip(batch, heads, strict=True):
-            if not done.done():
+            if done is not None and not done.done():
                 done.set_result(head)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from agent.wire.inside import (
     AttachWorker,
     Audited,
     AuditForward,
+    AuditOutcome,
     BlobLabel,
     CertificateRenewed,
     ControlFigures,
@@ -46,6 +48,8 @@ FIGURES_TIMEOUT_S = 0.25
 """Whoever reads counters is not to wait longer for those of a control process that stands still."""
 REPOSITORY_TIMEOUT_S = 58.0
 """Longer than the control process waits for a model; clients give up after 60 s."""
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -165,6 +169,16 @@ class Control:
             self._audits.pop(call, None)
         if error:
             raise Unreachable("the request may not leave without an audit entry", why=error)
+
+    def outcome(
+        self, request_id: str, receiver: SiteId, label: tuple[str, ...], size: int, text: str
+    ) -> None:
+        """Have written down what became of a forward; nobody waits for it."""
+        told = AuditOutcome(request_id, receiver, label, size, text)
+        try:
+            self._channel.post(FROM_GATEWAY.pack(told))
+        except (Busy, Unreachable) as error:
+            _log.warning("no audit entry of the outcome of %s: %s", request_id, error)
 
     async def repository(self, model: str, who: str, *, is_load: bool) -> None:
         """Have a model loaded or unloaded here; returns when it is so and the view shows it.

@@ -50,6 +50,7 @@ WORKERS_LOST_MAX = 2
 """A request that has lost so many workers is unlucky, or why: it goes to no third, and no other site."""
 REQUEST_ID_CHARS_MAX = 64
 UNAVAILABLE = 503
+OUTCOME_CHARS_MAX = 200
 
 _ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
 
@@ -67,6 +68,12 @@ class Audit(Protocol):
         trace: str,
     ) -> None:
         """Return when the entry is on disk; ``Unreachable`` if it cannot be written."""
+        ...
+
+    def outcome(
+        self, request_id: str, receiver: SiteId, label: tuple[str, ...], size: int, text: str
+    ) -> None:
+        """Have written down soon what became of it: the answer's bytes, and its status or a reason."""
         ...
 
 
@@ -334,15 +341,23 @@ class Inference:
             headers[PRIORITY_HEADER] = str(int(asked.priority))
         if question.residency:
             headers[RESIDENCY_HEADER] = ",".join(question.residency)
-        answer = await self._elsewhere.call(
-            verdict,
-            asked.model.key,
-            "POST",
-            f"/v2/models/{asked.model.name}/versions/{asked.model.version}/infer",
-            headers=headers,
-            body=asked.body,
-            deadline=asked.deadline,
-        )
+        size, told = 0, "given up"  # the caller is gone, or another site was faster
+        try:
+            answer = await self._elsewhere.call(
+                verdict,
+                asked.model.key,
+                "POST",
+                f"/v2/models/{asked.model.name}/versions/{asked.model.version}/infer",
+                headers=headers,
+                body=asked.body,
+                deadline=asked.deadline,
+            )
+            size, told = len(answer.body), str(answer.status)
+        except AtollError as error:
+            told = str(error)[:OUTCOME_CHARS_MAX]
+            raise
+        finally:
+            self._audit.outcome(asked.id, remote.site, question.residency, size, told)
         if answer.status == UNAVAILABLE and LOST_HEADER in answer.headers:
             raise RequestLost(f"site {remote.name}: {told_in(answer.body)}")
         return Answered(

@@ -200,6 +200,19 @@ class AuditForward:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditOutcome:
+    """What became of an ``AuditForward``, with the same request, receiver and label."""
+
+    request: Text
+    receiver: Site
+    label: Jurisdictions
+    bytes: Counter
+    """Of the answer."""
+    outcome: Text
+    """HTTP status, or in a few words why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class RepositoryAsked:
     """An application wants a model of the catalog loaded or unloaded here; ``RepositoryAnswered``."""
 
@@ -348,6 +361,7 @@ FROM_GATEWAY = Tagged(
         4: RepositoryAsked,
         5: ApplicationsTaken,
         6: FiguresAsked,
+        7: AuditOutcome,
     }
 )
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})

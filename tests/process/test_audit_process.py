@@ -55,9 +55,16 @@ def test_what_left_is_reported_by_label_and_receiver(sites: tuple[Daemon, Daemon
     (labelled,) = berlin.json("audit", "report", "--jurisdiction", "DE")["rows"]
     assert labelled["entries"] == REQUESTS - 1
     assert labelled["is_within"]
+
+    def outcomes() -> tuple[int, int]:
+        (row,) = berlin.json("audit", "report", "--jurisdiction", "DE")["rows"]
+        return row["answered"], row["bytes_back"]
+
+    wait_for(lambda: outcomes()[0] == REQUESTS - 1, 10, "outcomes", [berlin])
+    assert outcomes()[1] > (REQUESTS - 1) * 214, "a number for each label"
     assert berlin.json("audit", "report", "--until", "2020-01-01")["rows"] == []
     table = berlin.cli("audit", "report", "--csv").stdout.splitlines()
-    assert table[0] == "kind,label,receiver,jurisdiction,entries,bytes,allowed"
+    assert table[0] == "kind,label,receiver,jurisdiction,entries,bytes,answered,bytes back,allowed"
 
 
 def test_a_sound_log_is_witnessed_and_proves_itself_on_another_machine(

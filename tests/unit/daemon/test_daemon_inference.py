@@ -27,6 +27,7 @@ VIEW = inside.View(SITE, "berlin", "DE", False, (), (), (), (), ())
 class Audit:
     def __init__(self) -> None:
         self.written: list[Decision] = []
+        self.noted: list[Decision] = []
         self.fault: StoreFault | None = None
 
     async def write(self, decision: Decision, at_ms: int) -> object:
@@ -35,6 +36,10 @@ class Audit:
             raise self.fault
         self.written.append(decision)
         return None
+
+    def note(self, outcome: Decision, at_ms: int) -> None:
+        assert at_ms > 0
+        self.noted.append(outcome)
 
 
 class Rig:
@@ -107,6 +112,11 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     assert "the disk is full" in bad.error
     (entry,) = rig.audit.written
     assert (entry.subject, entry.detail) == ("r-1", "m:1 trace 4bf9")
+
+
+async def test_what_became_of_a_request_is_noted(rig: Rig) -> None:
+    rig.from_gateway(inside.AuditOutcome("r-1", SITE, ("DE",), 7, "200"))
+    assert rig.audit.noted == [Decision("outcome", "r-1", SITE, ("DE",), 7, "200")]
 
 
 async def test_what_came_of_a_load_is_answered_with_the_status_of_its_error(rig: Rig) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.audit.chain import START, Decision, Head
+from agent.audit.chain import START, Decision, Head, decoded
 from agent.drivers import audit_log
 from agent.drivers.audit_log import AuditLog
 from agent.drivers.store import Store
@@ -115,4 +115,69 @@ async def test_a_damaged_row_is_told_by_its_number(tmp_path: Path) -> None:
         await log.write(decision(n), n)
     await store.commit([Put("audit", {"sequence": 2, "entry": b"garbage", "hash": bytes(32)})])
     assert "audit entry 2" in (await log.findings())[0]
+    await store.close()
+
+
+def outcome(n: int) -> Decision:
+    return Decision("outcome", f"request {n}", ME, (), n, "200")
+
+
+async def kinds(log: AuditLog) -> list[str]:
+    return [decoded(row).decision.kind async for rows in log.pages() for row in rows]
+
+
+async def test_an_outcome_goes_with_the_next_decision_and_holds_up_none(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "atoll.db")
+    log = await AuditLog.open(store, site=ME, notary=Seal())
+    await log.write(decision(1), 1)
+    log.note(outcome(1), 2)
+    assert await kinds(log) == ["forward"]
+    await log.write(decision(2), 3)
+    assert await kinds(log) == ["forward", "outcome", "forward"]
+    log.note(outcome(2), 4)
+    await log.close()
+    assert await kinds(log) == ["forward", "outcome", "forward", "outcome"]
+    assert await log.findings(log.head) == []
+    await store.close()
+
+
+@pytest.mark.parametrize(("name", "value"), [("NOTE_DELAY_S", 0.0), ("NOTES_MAX", 1)])
+async def test_an_outcome_is_written_soon_though_no_decision_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: float
+) -> None:
+    monkeypatch.setattr(audit_log, name, value)
+    store = await Store.open(tmp_path / "atoll.db")
+    log = await AuditLog.open(store, site=ME, notary=Seal())
+    commit, committed = store.commit, asyncio.Event()
+
+    async def watched(writes: Sequence[Write]) -> None:
+        await commit(writes)
+        committed.set()
+
+    monkeypatch.setattr(store, "commit", watched)
+    log.note(outcome(1), 1)
+    async with asyncio.timeout(5):
+        await committed.wait()
+    await log.close()
+    assert await kinds(log) == ["outcome"]
+    await store.close()
+
+
+async def test_an_outcome_that_cannot_be_written_is_told_and_leaves_no_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await Store.open(tmp_path / "atoll.db")
+    log = await AuditLog.open(store, site=ME, notary=Seal())
+    commit = store.commit
+
+    async def full(_: Sequence[Write]) -> None:
+        raise StoreFault("the disk is full")
+
+    monkeypatch.setattr(store, "commit", full)
+    log.note(outcome(1), 1)
+    await log.close()
+    assert "not in the audit log: 200 of request 1: the disk is full" in caplog.text
+    monkeypatch.setattr(store, "commit", commit)
+    await log.write(decision(2), 2)
+    assert await log.findings(log.head) == []
     await store.close()
