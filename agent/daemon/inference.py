@@ -8,6 +8,7 @@ from typing import Protocol, assert_never
 
 from agent.audit.chain import Decision
 from agent.daemon.child import Callbacks, Child
+from agent.daemon.once_keys import OnceKeys
 from agent.daemon.workers import WorkerPlan, Workers
 from agent.drivers.blobs import BlobStore
 from agent.drivers.channel import Channel
@@ -68,6 +69,7 @@ class Inference:
         plan: WorkerPlan,
         blobs: BlobStore,
         audit: Audit,
+        once_keys: OnceKeys,
         view: Callable[[], inside.View],
         applications: Callable[[], tuple[inside.ApplicationToken, ...]],
         feed: Feed,
@@ -77,6 +79,7 @@ class Inference:
 
         ``plan``: of the model workers. ``applications``: the tokens that are valid now.
         """
+        self._once_keys = once_keys
         self._audit_log, self._view, self._feed, self._spawn = audit, view, feed, spawn
         self._view_timer: asyncio.TimerHandle | None = None
         self._is_view_stale = self._is_view_under_way = False
@@ -131,6 +134,10 @@ class Inference:
                     message.bytes, message.outcome[:200],
                 )  # fmt: skip
                 self._audit_log.note(outcome, int(wall_s() * 1000))
+            case inside.ClaimKey():
+                self._spawn(self._claim(message))
+            case inside.ReleaseKey():
+                self._spawn(self._once_keys.release(message.key))
             case inside.FiguresAsked():
                 answer = inside.ControlFigures(self.figures())
                 self.gateway.post(inside.TO_GATEWAY.pack(answer))
@@ -154,6 +161,15 @@ class Inference:
         except AtollError as fault:
             error = f"the audit entry cannot be written: {fault}"
         self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(message.call, error[:1000])))
+
+    async def _claim(self, message: inside.ClaimKey) -> None:
+        is_new, error = False, ""
+        try:
+            is_new = await self._once_keys.claim(message.key)
+        except AtollError as fault:
+            error = str(fault)
+        answer = inside.KeyClaimed(message.call, is_new, error[:1000])
+        self.gateway.post(inside.TO_GATEWAY.pack(answer))
 
     async def _repository(self, message: inside.RepositoryAsked) -> None:
         status, error = 200, ""

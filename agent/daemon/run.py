@@ -34,6 +34,7 @@ from agent.daemon.issuing import Issuing
 from agent.daemon.joining import Joining
 from agent.daemon.links import Links
 from agent.daemon.model_desk import ModelDesk
+from agent.daemon.once_keys import OnceKeys
 from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
 from agent.daemon.renewing import Renewing, Shown
@@ -199,7 +200,18 @@ class _Daemon:
         await trainers.tidy([job for job, one in site.workshop.machines.items() if not one.is_over])
         tokens = await ApplicationDesk.open(store, settings.listen)
         inference = outside.inference = self._kept(
-            self._inference(binds, hardware, blobs, audit, driver, trust, keys, tokens), "stop"
+            self._inference(
+                binds,
+                hardware,
+                blobs,
+                audit,
+                await OnceKeys.open(store),
+                driver,
+                trust,
+                keys,
+                tokens,
+            ),
+            "stop",
         )
         tokens.tell = inference.tell_applications
         driver.start()
@@ -281,6 +293,7 @@ class _Daemon:
         hardware: Hardware,
         blobs: BlobStore,
         audit: AuditLog,
+        once_keys: OnceKeys,
         driver: Driver,
         trust: TrustLog,
         keys: SiteKeys,
@@ -303,7 +316,7 @@ class _Daemon:
         ]  # fmt: skip
         inference = Inference(
             gateway_arguments=gateway, plan=worker_plan(serving, hardware, keys.identity.claims.name),
-            blobs=blobs, audit=audit,
+            blobs=blobs, audit=audit, once_keys=once_keys,
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,
         )  # fmt: skip

@@ -221,6 +221,9 @@ def _tables() -> Iterator[Table]:
     yield Table(
         "receipts", 1, {"witness": "BLOB", "receipt": "BLOB"}, since=5, outlives_damage=True
     )
+    yield Table(
+        "once_keys", 1, {"key": "BLOB", "sequence": "INTEGER"}, since=6, outlives_damage=True
+    )
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -259,6 +262,12 @@ def m005_witnesses(db: Database) -> None:
     _create(db, 5)
 
 
+@MIGRATIONS()
+def m006_once_keys(db: Database) -> None:
+    """Version 6: idempotency keys."""
+    _create(db, 6)
+
+
 def _create(db: Database, since: int) -> None:
     """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
@@ -274,7 +283,7 @@ def _create(db: Database, since: int) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """How many migrations there are: written to ``user_version``."""
 
 

@@ -92,7 +92,7 @@ async def serve(given: argparse.Namespace) -> None:
     members = Members(keys, callers, given.request_bytes_max)
     channel = Channel.from_descriptor(given.channel_fd)
     control = Control(channel, state)
-    inference = Inference(state, members, control)
+    inference = Inference(state, members, control, control)
     about = About(state, inference)
     repository = Repository(state, control)
     bodies = Bodies(given.request_bytes_max)

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from agent.drivers.channel import FRAME_BYTES_MAX, Channel
@@ -29,11 +30,14 @@ from agent.wire.inside import (
     AuditOutcome,
     BlobLabel,
     CertificateRenewed,
+    ClaimKey,
     ControlFigures,
     DetachWorker,
     FiguresAsked,
     GatewayReady,
+    KeyClaimed,
     KnownModel,
+    ReleaseKey,
     RepositoryAnswered,
     RepositoryAsked,
     Traffic,
@@ -52,17 +56,18 @@ REPOSITORY_TIMEOUT_S = 58.0
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+_Reply = Audited | RepositoryAnswered | KeyClaimed
 
 
 class Control:
-    """One end of the channel; implements ``inference.Audit`` and ``repository.Control``."""
+    """One end of the channel; implements ``inference.Audit``, ``once.Ledger``, ``repository.Control``."""
 
     def __init__(self, channel: Channel, state: SiteState) -> None:
         """``on_view`` may be set by whoever must follow the view."""
         self._channel = channel
         self._state = state
-        self._audits: dict[int, asyncio.Future[str]] = {}
-        self._repository: dict[int, asyncio.Future[RepositoryAnswered]] = {}
+        self._asked: dict[int, asyncio.Future[_Reply]] = {}
+        """By number of the call."""
         self._figures: asyncio.Future[str] | None = None
         self._last_figures = ""
         self._number = 0
@@ -102,6 +107,7 @@ class Control:
         | BlobLabel
         | CertificateRenewed
         | RepositoryAnswered
+        | KeyClaimed
         | ControlFigures
         | WorkerHolds,
         descriptors: list[int],
@@ -121,14 +127,12 @@ class Control:
             case DetachWorker():
                 self._state.figures.workers_lost += 1
                 self._state.detach(message.index, is_blameless=message.is_blameless)
-            case Audited():
-                _answer(self._audits.pop(message.call, None), message.error)
+            case Audited() | KeyClaimed() | RepositoryAnswered():
+                _answer(self._asked.get(message.call), message)
             case ControlFigures():
                 self._last_figures = message.text
                 _answer(self._figures, message.text)
                 self._figures = None
-            case RepositoryAnswered():
-                _answer(self._repository.pop(message.call, None), message)
 
     def _attach(self, index: int, descriptors: list[int]) -> None:
         if len(descriptors) != 2:  # noqa: PLR2004 - doorbell and memory
@@ -152,21 +156,12 @@ class Control:
         Raises:
             Unreachable: it could not be written: the request must not leave.
         """
-        self._number += 1
-        waiter: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._audits[self._number] = waiter
-        call = self._number
-        entry = AuditForward(
-            call, request_id, f"{model.name}:{model.version}", receiver, label, size, trace
-        )
-        try:
-            await self._channel.send(FROM_GATEWAY.pack(entry))
-            async with asyncio.timeout(AUDIT_TIMEOUT_S):
-                error = await waiter
-        except TimeoutError:
-            error = "it was not written in time"
-        finally:
-            self._audits.pop(call, None)
+        entry = partial(
+            AuditForward, request=request_id, model=f"{model.name}:{model.version}",
+            receiver=receiver, label=label, bytes=size, trace=trace,
+        )  # fmt: skip
+        answer = await self._ask(entry, AUDIT_TIMEOUT_S)
+        error = answer.error if isinstance(answer, Audited) else "it was not written in time"
         if error:
             raise Unreachable("the request may not leave without an audit entry", why=error)
 
@@ -186,22 +181,51 @@ class Control:
         Raises:
             AtollError: it is not; says why.
         """
-        self._number += 1
-        call = self._number
-        answered: asyncio.Future[RepositoryAnswered] = asyncio.get_running_loop().create_future()
-        self._repository[call] = answered
-        try:
-            await self._channel.send(FROM_GATEWAY.pack(RepositoryAsked(call, model, is_load, who)))
-            async with asyncio.timeout(REPOSITORY_TIMEOUT_S):
-                answer = await answered
-        except TimeoutError:
+        asked = partial(RepositoryAsked, model=model, is_load=is_load, who=who)
+        answer = await self._ask(asked, REPOSITORY_TIMEOUT_S)
+        if not isinstance(answer, RepositoryAnswered):
             raise Unreachable(
                 "the control process does not answer", why="it is busy or its disk is"
-            ) from None
-        finally:
-            self._repository.pop(call, None)
+            )
         if answer.error:
             raise error_of(answer.status, answer.error)
+
+    async def claim(self, key: bytes) -> bool:
+        """See ``agent.gateway.once.Ledger``."""
+        answer = await self._ask(partial(ClaimKey, key=key), AUDIT_TIMEOUT_S)
+        error = answer.error if isinstance(answer, KeyClaimed) else "it was not written in time"
+        if error:
+            raise Unreachable("the idempotency key cannot be written down", why=error)
+        return isinstance(answer, KeyClaimed) and answer.is_new
+
+    def release(self, key: bytes) -> None:
+        """See ``agent.gateway.once.Ledger``."""
+        try:
+            self._channel.post(FROM_GATEWAY.pack(ReleaseKey(key)))
+        except (Busy, Unreachable) as error:
+            _log.warning("an idempotency key stays claimed though nothing ran: %s", error)
+
+    async def _ask(
+        self, made: Callable[[int], AuditForward | RepositoryAsked | ClaimKey], timeout_s: float
+    ) -> _Reply | None:
+        """The answer to the message that ``made`` gives for the number of the call; None if late.
+
+        Raises:
+            Busy: the control process is behind.
+            Unreachable: it is gone.
+        """
+        self._number += 1
+        call = self._number
+        answered: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        self._asked[call] = answered
+        try:
+            await self._channel.send(FROM_GATEWAY.pack(made(call)))
+            async with asyncio.timeout(timeout_s):
+                return await answered
+        except TimeoutError:
+            return None
+        finally:
+            self._asked.pop(call, None)
 
     async def figures(self) -> str:
         """The control process's counters, or those it gave last if it does not answer at once.

@@ -87,9 +87,11 @@ class Elsewhere:
         return is_away
 
     async def ask(
-        self, question: Question, deadline: float, send: Send[AnswerT]
+        self, question: Question, deadline: float, send: Send[AnswerT], *, may_hedge: bool = True
     ) -> AnswerT | AtollError | None:
         """The first good answer; else why there is none: the last failure, or None if nobody may.
+
+        ``may_hedge``: a second site may be asked while the first may still answer.
 
         Raises:
             AtollError: a failure that another site would not mend.
@@ -112,7 +114,7 @@ class Elsewhere:
                     self._state.figures.routing["retry refused"] += 1
                     break
                 self._state.figures.routing["retried"] += 1
-            outcome = await self._first(question, found, asked, send)
+            outcome = await self._first(question, found[: None if may_hedge else 1], asked, send)
             if not isinstance(outcome, AtollError):
                 return outcome
             failure = outcome

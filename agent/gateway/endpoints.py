@@ -22,16 +22,18 @@ from agent.foundation.errors import AtollError, Busy, UsageError
 from agent.foundation.ids import SiteId
 from agent.gateway.about import About
 from agent.gateway.applications import APPLICATION, Porter, told
-from agent.gateway.bodies import Bodies
-from agent.gateway.elsewhere import RETRY_HEADER
-from agent.gateway.inference import (
+from agent.gateway.asked import (
+    REPLAYED_HEADER,
     Answered,
     Asked,
-    Inference,
     read_deadline,
+    read_once,
     read_question,
     read_request_id,
 )
+from agent.gateway.bodies import Bodies
+from agent.gateway.elsewhere import RETRY_HEADER
+from agent.gateway.inference import Inference
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, LOST_HEADER, SERVED_BY_HEADER
 from agent.gateway.openapi import OPERATIONS, Operation, document
 from agent.gateway.precedence import application_of, priority_of
@@ -305,6 +307,7 @@ class Endpoints:
                     trace=read_trace(request.headers),
                     application=application,
                     priority=priority_of(headers, header, body),
+                    once=read_once(headers) if CALLER not in request else None,
                 )
             )
 
@@ -323,4 +326,6 @@ def _response(answered: Answered) -> web.Response:
         headers[HEADER_NAME] = str(answered.json_bytes)
     if answered.retry_after is not None:
         headers[RETRY_HEADER] = answered.retry_after
+    if answered.is_replayed:
+        headers[REPLAYED_HEADER] = "true"
     return web.Response(status=answered.status, body=answered.body, headers=headers)

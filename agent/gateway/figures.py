@@ -116,6 +116,7 @@ class Figures:
         self.forwarded = 0
         self.received = 0
         self.rerun = 0
+        self.replayed = 0
         self.workers_lost = 0
         self.routing: Counter[str] = Counter(dict.fromkeys(DECISIONS, 0))
         """Decisions about other sites."""
@@ -165,6 +166,11 @@ class Figures:
             ("atoll_errors_total", "Inference requests answered with an error", self.errors),
             ("atoll_forwarded_total", "Requests answered by another site", self.forwarded),
             ("atoll_received_total", "Requests taken from other sites", self.received),
+            (
+                "atoll_replayed_total",
+                "Requests answered as before, by their idempotency key",
+                self.replayed,
+            ),
             ("atoll_rerun_total", "Requests run again because their worker ended", self.rerun),
             ("atoll_workers_lost_total", "Model workers that ended", self.workers_lost),
         )

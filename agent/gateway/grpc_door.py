@@ -24,17 +24,19 @@ from agent.drivers.served_certificate import ServedCertificate
 from agent.foundation.errors import AtollError, ConfigError
 from agent.gateway.about import About
 from agent.gateway.applications import Porter, needs, told
-from agent.gateway.grpc_crowd import CONNECTIONS_MAX, GrpcCrowd, read_peer
-from agent.gateway.grpc_messages import METHODS, SERVICE, message
-from agent.gateway.grpc_tensors import body_of, response_of
-from agent.gateway.inference import (
+from agent.gateway.asked import (
+    ONCE_HEADER,
     Answered,
     Asked,
-    Inference,
     read_deadline,
+    read_once,
     read_question,
     read_request_id,
 )
+from agent.gateway.grpc_crowd import CONNECTIONS_MAX, GrpcCrowd, read_peer
+from agent.gateway.grpc_messages import METHODS, SERVICE, message
+from agent.gateway.grpc_tensors import body_of, response_of
+from agent.gateway.inference import Inference
 from agent.gateway.members import DEADLINE_HEADER, ID_HEADER, SERVED_BY_HEADER
 from agent.gateway.precedence import PRIORITY_HEADER, application_of
 from agent.gateway.repository import Repository
@@ -61,6 +63,8 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.UNAVAILABLE,
@@ -257,6 +261,7 @@ class GrpcDoor:
         """Requests of one stream are answered in their order; an error does not end the stream."""
         headers = _headers(context)
         made = message("ModelStreamInferResponse")
+        headers.pop(ONCE_HEADER, None)  # of one request, not of all in the stream
         async for request in requests:
             try:
                 request_id = read_request_id(CIMultiDict())
@@ -297,6 +302,7 @@ class GrpcDoor:
                 trace=read_trace(headers),
                 application=application_of(application, headers),
                 priority=_priority(request, headers),
+                once=read_once(headers),
             )
             answered = await self._inference.answer(asked)
             response = _response(answered)

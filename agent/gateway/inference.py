@@ -7,14 +7,13 @@ not be reached or had no room is left out and the next one asked, within the req
 
 import asyncio
 import os
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
 from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, Busy, Refused, Unreachable, UsageError
 from agent.foundation.ids import SiteId
+from agent.gateway.asked import Answered, Asked
 from agent.gateway.elsewhere import ATTEMPTS_MAX, RETRY_HEADER, Elsewhere
 from agent.gateway.members import (
     HOPS_HEADER,
@@ -24,7 +23,9 @@ from agent.gateway.members import (
     SERVED_BY_HEADER,
     MemberAnswer,
     Members,
+    NotConnected,
 )
+from agent.gateway.once import Ledger, Once
 from agent.gateway.precedence import PRIORITY_HEADER
 from agent.gateway.remarks import Remarks
 from agent.gateway.site import SiteState
@@ -33,26 +34,19 @@ from agent.routing.explain import nobody
 from agent.routing.policy import (
     Question,
     Verdict,
-    check_received,
     judge,
     judge_local,
-    parse_residency,
-    resolve,
 )
-from agent.serving.access import LOCAL
 from agent.serving.failures import RequestLost, status_of, told_in
 from agent.serving.fair import Priority, Turn
 from agent.serving.request import HEADER_NAME, header_length
-from agent.serving.trace import SPAN_BYTES, Trace
+from agent.serving.trace import SPAN_BYTES
 from agent.wire.inside import KnownModel, RemoteSite
 
 WORKERS_LOST_MAX = 2
 """A request that has lost so many workers is unlucky, or why: it goes to no third, and no other site."""
-REQUEST_ID_CHARS_MAX = 64
 UNAVAILABLE = 503
 OUTCOME_CHARS_MAX = 200
-
-_ID_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")
 
 
 class Audit(Protocol):
@@ -77,93 +71,6 @@ class Audit(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """An inference request, read."""
-
-    id: str
-    model: KnownModel
-    question: Question
-    header: str | None
-    """``Inference-Header-Content-Length`` as given."""
-    body: bytes
-    deadline: float
-    """Monotonic seconds."""
-    application: str = LOCAL
-    """Who asks: see ``agent.gateway.applications``."""
-    priority: Priority = Priority.NORMAL
-    trace: Trace | None = None
-    """Of the caller."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What goes back to the caller."""
-
-    status: int
-    body: bytes
-    json_bytes: int | None
-    served_by: str
-    retry_after: str | None = None
-    queue_us: int = 0
-    run_us: int = 0
-    together: int = 1
-    """Requests that shared the run."""
-    is_first: bool = True
-
-
-def read_question(
-    state: SiteState,
-    name: str,
-    version: str | None,
-    headers: Mapping[str, str],
-    caller: SiteId | None,
-) -> Question:
-    """What is asked for and within which bounds; ``caller`` is the member that passed it on.
-
-    Raises:
-        NotFound: unknown model or version.
-        Refused: this site must not answer a request that was passed on to it.
-        UsageError: a header does not parse.
-        Busy: the site is starting.
-    """
-    view = state.view
-    model = resolve(view, name, version)
-    residency = parse_residency(headers.get(RESIDENCY_HEADER))
-    if caller is None:
-        return Question(model, residency)
-    question = Question(model, residency, _number(headers, HOPS_HEADER, 1), frozenset({caller}))
-    check_received(view, question, caller)
-    return question
-
-
-def read_request_id(headers: Mapping[str, str]) -> str:
-    """The caller's id for the request, or a new one."""
-    given = headers.get(ID_HEADER, "")
-    if given and len(given) <= REQUEST_ID_CHARS_MAX and _ID_CHARS.issuperset(given):
-        return given
-    return os.urandom(8).hex()
-
-
-def read_deadline(state: SiteState, headers: Mapping[str, str], header: str) -> float:
-    """When the answer is of no use any more, monotonic seconds.
-
-    Raises:
-        UsageError: the header is not a number of milliseconds.
-    """
-    allowed_ms = round(state.limits.deadline_max_s * 1000)
-    return monotonic_s() + min(_number(headers, header, allowed_ms), allowed_ms) / 1000
-
-
-def _number(headers: Mapping[str, str], header: str, default: int) -> int:
-    text = headers.get(header)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdigit() and len(text) <= len(str(1 << 53))):
-        raise UsageError(f"{header} is not a number", why=f"given {text[:40]!r}")
-    return int(text)
-
-
 def _json_bytes(remote: RemoteSite, answer: MemberAnswer) -> int | None:
     try:
         return header_length(answer.headers.get(HEADER_NAME), len(answer.body))
@@ -174,12 +81,15 @@ def _json_bytes(remote: RemoteSite, answer: MemberAnswer) -> int | None:
 class Inference:
     """Answers requests by the site's own workers and by other sites."""
 
-    def __init__(self, state: SiteState, members: Members | None, audit: Audit) -> None:
+    def __init__(
+        self, state: SiteState, members: Members | None, audit: Audit, ledger: Ledger
+    ) -> None:
         """``members`` is None on a site without identity: everything is answered here or not."""
         self._state = state
         self._audit = audit
         self._elsewhere = Elsewhere(state, members)
         self._remarks = Remarks()
+        self._once = Once(ledger)
 
     async def answer(self, asked: Asked) -> Answered:
         """The answer, of this site or another; a failed or slow one gets a line in the log.
@@ -190,7 +100,11 @@ class Inference:
         begun = monotonic_s()
         status, text = 500, "a defect"
         try:
-            answered = await self._answer(asked)
+            if asked.once is None:
+                answered = await self._answer(asked)
+            else:
+                answered = await self._once.answer(asked, lambda: self._answer(asked))
+                self._state.figures.replayed += answered.is_replayed
             status, text = answered.status, ""
             if status >= 500:  # noqa: PLR2004 - server errors
                 text = told_in(answered.body)
@@ -302,7 +216,7 @@ class Inference:
                     raise RequestLost(
                         "the model worker has stopped", why="so did the one before it"
                     ) from error
-                if error.was_running and not await link.is_blameless():
+                if error.was_running and (asked.once or not await link.is_blameless()):
                     raise RequestLost(
                         "the model worker has stopped", why="it was running this request"
                     ) from error
@@ -311,7 +225,10 @@ class Inference:
         async def send(question: Question, verdict: Verdict) -> Answered:
             return await self._pass_on(asked, question, verdict)
 
-        outcome = await self._elsewhere.ask(asked.question, asked.deadline, send)
+        is_once = asked.once is not None
+        outcome = await self._elsewhere.ask(
+            asked.question, asked.deadline, send, may_hedge=not is_once
+        )
         if isinstance(outcome, Answered):
             return outcome
         raise outcome or self._nobody(asked.question)
@@ -355,6 +272,15 @@ class Inference:
             size, told = len(answer.body), str(answer.status)
         except AtollError as error:
             told = str(error)[:OUTCOME_CHARS_MAX]
+            if (
+                asked.once
+                and isinstance(error, Unreachable)
+                and not isinstance(error, NotConnected)
+            ):
+                raise RequestLost(
+                    f"site {remote.name} has not answered",
+                    why="it may have run the request, whose idempotency key forbids a second time",
+                ) from error
             raise
         finally:
             self._audit.outcome(asked.id, remote.site, question.residency, size, told)

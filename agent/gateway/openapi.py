@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import agent
 from agent.gateway.applications import needs
+from agent.gateway.asked import ONCE_CHARS_MAX, ONCE_HEADER
 from agent.gateway.precedence import APPLICATION_HEADER, PRIORITY_HEADER
 from agent.serving.datatypes import DATATYPES
 from agent.serving.fair import APPLICATION_PATTERN, Priority
@@ -53,7 +54,7 @@ _OPERATIONS_OF_A_MODEL = (
      (*_MODEL, 504)),
     ("GET", "/stats", "statistics", "Counters of a model", "Statistics", "read", _MODEL),
     ("POST", "/infer", "infer", "Run a model", "InferResponse", "infer",
-     (*_MODEL, 408, 413, 499, 500, 504)),
+     (*_MODEL, 408, 409, 413, 422, 499, 500, 504)),
 )  # fmt: skip
 OPERATIONS: Final = (
     Operation("GET", "/v2", "server_metadata", "What this server is", "ServerMetadata", "read"),
@@ -94,7 +95,9 @@ _WORDS: Mapping[int, str] = {
     " serves the model",
     404: "There is no such model or version",
     408: "The body came too slowly",
+    409: "The request of this idempotency key was run before, or may have been",
     413: "The body is too large",
+    422: "The idempotency key was used for another request",
     499: "The client went away",
     500: "The model failed on this input",
     503: "The site cannot take the request now; Retry-After says when it may",
@@ -126,6 +129,11 @@ _TOKEN: Final = {
     " scopes that it needs one of",
 }
 _TEXT: Schema = {"type": "string"}
+_ONCE: Schema = {
+    "type": "string",
+    "pattern": f"^[A-Za-z0-9._:-]{{1,{ONCE_CHARS_MAX}}}$",
+    "description": "The model runs at most once for it; who asks the same again gets the same answer",
+}
 _NAME: Schema = {"type": "string", "minLength": 1}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _FLAG: Schema = {"type": "boolean"}
@@ -315,7 +323,12 @@ def _describe(operation: Operation, *, is_token_required: bool) -> Schema:
                 "description": f"{HEADER_NAME} bytes of JSON, then the binary tensors in order",
             }
         }
-        more = {HEADER_NAME: _TEXT, PRIORITY_HEADER: _PRIORITY, APPLICATION_HEADER: _APPLICATION}
+        more = {
+            HEADER_NAME: _TEXT,
+            PRIORITY_HEADER: _PRIORITY,
+            APPLICATION_HEADER: _APPLICATION,
+            ONCE_HEADER: _ONCE,
+        }
         described["parameters"] += [
             {"name": name, "in": "header", "schema": schema} for name, schema in more.items()
         ]

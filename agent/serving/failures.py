@@ -36,6 +36,14 @@ class RequestLost(AtollError):
     """Workers have ended with the request in them: neither they nor another site get it again."""
 
 
+class KeyReused(UsageError):
+    """An idempotency key names another request."""
+
+
+class KeySpent(AtollError):
+    """The request of an idempotency key was run, or may have been, and its answer is not there."""
+
+
 class Unauthenticated(UsageError):
     """A token is missing, or the one given is not valid."""
 
@@ -71,6 +79,8 @@ _STATUS: tuple[tuple[type[AtollError], int], ...] = (
     (Unauthenticated, 401),
     (NotFound, 404),
     (Refused, 403),
+    (KeyReused, 422),
+    (KeySpent, 409),
     (Busy, 503),
     (RequestLost, 503),
     (UsageError, 400),

@@ -14,6 +14,8 @@ from agent.wire.schema import AtMost, Length, Range, Tagged
 
 Text = Annotated[str, AtMost(1000)]
 ModelKey = Annotated[bytes, Length(8)]
+IdempotencyKey = Annotated[bytes, Length(16)]
+"""Digest of an application and its key."""
 KNOWN_MAX = 256
 """Entries of what was learned of other sites; more than anybody reads of ``atoll route explain``."""
 Milliseconds = Annotated[float, Range(0.0, 1e9)]
@@ -125,6 +127,15 @@ class Audited:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyClaimed:
+    """The key of ``call`` is on disk (``error`` empty), or nothing may be done in its name."""
+
+    call: Counter
+    is_new: bool
+    error: Text
+
+
+@dataclass(frozen=True, slots=True)
 class RepositoryAnswered:
     """What came of ``RepositoryAsked``; the view that shows it was sent before."""
 
@@ -197,6 +208,21 @@ class AuditForward:
     bytes: Counter
     trace: Text = ""
     """Id of the caller's trace; empty if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimKey:
+    """A request with this idempotency key is about to be run: write it down, answer ``KeyClaimed``."""
+
+    call: Counter
+    key: IdempotencyKey
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseKey:
+    """The request of a claimed key did not run."""
+
+    key: IdempotencyKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +377,7 @@ TO_GATEWAY = Tagged(
         8: Applications,
         9: ControlFigures,
         10: WorkerHolds,
+        11: KeyClaimed,
     }
 )
 FROM_GATEWAY = Tagged(
@@ -362,6 +389,8 @@ FROM_GATEWAY = Tagged(
         5: ApplicationsTaken,
         6: FiguresAsked,
         7: AuditOutcome,
+        8: ClaimKey,
+        9: ReleaseKey,
     }
 )
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})

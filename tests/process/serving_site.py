@@ -35,15 +35,18 @@ from agent.wire.inside import (
     AttachWorker,
     Audited,
     AuditForward,
+    ClaimKey,
     ControlFigures,
     DetachWorker,
     FiguresAsked,
     GatewayReady,
+    KeyClaimed,
     KnownModel,
     LoadModel,
     LocalModel,
     ModelLoaded,
     ModelRefused,
+    ReleaseKey,
     RemoteSite,
     RepositoryAnswered,
     RepositoryAsked,
@@ -156,6 +159,7 @@ class ServingSite:
     threads: int = 1
     worker_options: tuple[str, ...] = ()
     worker: Peer | None = None
+    once_keys: set[bytes] = field(default_factory=set)
     audits: list[AuditForward] = field(default_factory=list)
     audit_error: str = ""
     asked: list[RepositoryAsked] = field(default_factory=list)
@@ -203,6 +207,11 @@ class ServingSite:
         if isinstance(message, AuditForward):
             self.audits.append(message)
             self.send(Audited(message.call, self.audit_error))
+        elif isinstance(message, ClaimKey):
+            self.send(KeyClaimed(message.call, message.key not in self.once_keys, ""))
+            self.once_keys.add(message.key)
+        elif isinstance(message, ReleaseKey):
+            self.once_keys.discard(message.key)
         elif isinstance(message, FiguresAsked):
             self.send(ControlFigures(""))
         elif isinstance(message, RepositoryAsked):

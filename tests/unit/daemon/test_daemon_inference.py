@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -49,12 +50,13 @@ class Rig:
         self.events: list[SiteEvent] = []
         self.tokens: tuple[inside.ApplicationToken, ...] = (TOKEN,)
         self.audit = Audit()
+        self.once_keys: Any = Mock(claim=AsyncMock(return_value=True), release=AsyncMock())
         self.views = 0
         self.is_changing = True
         self.tasks: set[asyncio.Task[Any]] = set()
         self.inference = Inference(
             gateway_arguments=(), plan=PLAN, blobs=BlobStore(folder, reserve_bytes=0),
-            audit=self.audit, view=self._view, applications=lambda: self.tokens,
+            audit=self.audit, once_keys=self.once_keys, view=self._view, applications=lambda: self.tokens,
             feed=self.events.append, spawn=self._spawn,
         )  # fmt: skip
         self.to_gateway: list[Any] = []
@@ -112,6 +114,18 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     assert "the disk is full" in bad.error
     (entry,) = rig.audit.written
     assert (entry.subject, entry.detail) == ("r-1", "m:1 trace 4bf9")
+
+
+async def test_an_idempotency_key_is_claimed_and_released(rig: Rig) -> None:
+    rig.from_gateway(inside.ClaimKey(4, bytes(16)))
+    await rig.settled()
+    rig.once_keys.claim.side_effect = StoreFault("the disk is full")
+    rig.from_gateway(inside.ClaimKey(5, bytes(16)))
+    rig.from_gateway(inside.ReleaseKey(bytes(16)))
+    await rig.settled()
+    assert rig.to_gateway[0] == inside.KeyClaimed(4, True, "")
+    assert "the disk is full" in rig.to_gateway[1].error
+    rig.once_keys.release.assert_awaited_once_with(bytes(16))
 
 
 async def test_what_became_of_a_request_is_noted(rig: Rig) -> None:

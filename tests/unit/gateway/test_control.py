@@ -95,4 +95,4 @@ async def test_a_load_that_is_not_answered_ends_with_an_error(
     monkeypatch.setattr(control_module, "REPOSITORY_TIMEOUT_S", 0.01)
     with pytest.raises(Unreachable, match="does not answer"):
         await rig.control.repository("m", "me", is_load=False)
-    assert rig.control._repository == {}
+    assert rig.control._asked == {}

@@ -9,17 +9,18 @@ from unittest.mock import AsyncMock, Mock
 
 import pytest
 
-from agent.foundation.errors import Busy, NotFound, Refused, Unreachable, UsageError
+from agent.foundation.errors import AtollError, Busy, NotFound, Refused, Unreachable, UsageError
 from agent.foundation.ids import SiteId
-from agent.gateway.inference import (
+from agent.gateway.asked import (
     Answered,
     Asked,
-    Inference,
     read_deadline,
+    read_once,
     read_question,
     read_request_id,
 )
-from agent.gateway.members import MemberAnswer
+from agent.gateway.inference import Inference
+from agent.gateway.members import MemberAnswer, NotConnected
 from agent.gateway.site import Limits, SiteState
 from agent.gateway.worker_link import Reply, WorkerGone
 from agent.serving.failures import RequestLost, status_of
@@ -53,6 +54,19 @@ class NoAudit:
 
     def outcome(self, *_: object) -> None:
         raise AssertionError("nothing has left")
+
+
+class NoKeys:
+    async def claim(self, key: bytes) -> bool:
+        raise AssertionError(key)
+
+    def release(self, key: bytes) -> None:
+        raise AssertionError(key)
+
+
+class Keys(NoKeys):
+    async def claim(self, key: bytes) -> bool:
+        return len(key) == 16
 
 
 @pytest.fixture
@@ -116,7 +130,7 @@ def test_a_request_id_is_kept_if_it_is_harmless() -> None:
 
 
 async def test_without_other_sites_the_error_says_what_removed_this_one(state: SiteState) -> None:
-    inference = Inference(state, None, NoAudit())
+    inference = Inference(state, None, NoAudit(), NoKeys())
     question = read_question(state, "m", None, {}, None)
     asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
     with pytest.raises(Unreachable, match="home: model worker is restarting"):
@@ -148,7 +162,7 @@ async def test_a_member_that_lies_about_its_answer_has_not_answered(
     members = Mock(under_way={}, is_avoided=lambda _: False)
     members.call = AsyncMock(return_value=MemberAnswer(200, headers, b"{}"))
     state.replace_view(replace(VIEW, local=(), sites=(REMOTE,)))
-    inference = Inference(state, members, Willing())
+    inference = Inference(state, members, Willing(), NoKeys())
     question = read_question(state, "m", None, {}, None)
     asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
     with pytest.raises(Unreachable, match="site other answers nonsense"):
@@ -173,7 +187,7 @@ async def test_what_becomes_of_a_request_that_left_is_written_down(
     question = read_question(state, "m", None, {}, None)
     asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
     with contextlib.suppress(Unreachable, asyncio.CancelledError):
-        await Inference(state, members, audit).answer(asked)
+        await Inference(state, members, audit, NoKeys()).answer(asked)
     assert audit.outcomes == [outcome]
 
 
@@ -188,7 +202,7 @@ async def test_what_has_ended_a_worker_of_another_site_is_given_to_no_third(
     question = read_question(state, "m", None, {}, None)
     asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1)
     with pytest.raises(RequestLost, match="site other: it has stopped") as raised:
-        await Inference(state, members, Willing()).answer(asked)
+        await Inference(state, members, Willing(), NoKeys()).answer(asked)
     assert status_of(raised.value) == 503
     assert members.call.await_count == 1
 
@@ -209,10 +223,10 @@ def worker(
 ANSWER = Reply(200, 2, b"{}", 0, 1, 1, is_first=True)
 
 
-async def answered(state: SiteState) -> Answered:
+async def answered(state: SiteState, once: str | None = None) -> Answered:
     question = read_question(state, "m", None, {}, None)
-    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 5)
-    return await Inference(state, None, NoAudit()).answer(asked)
+    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 5, once=once)
+    return await Inference(state, None, NoAudit(), Keys()).answer(asked)
 
 
 async def test_what_was_with_a_worker_that_ends_is_run_by_another(state: SiteState) -> None:
@@ -250,3 +264,47 @@ async def test_what_may_have_ended_its_worker_takes_no_other_along_and_what_wait
         with pytest.raises(RequestLost, match="it was running this request"):
             await answered(state)
     assert other.infer.called is is_rerun
+
+
+async def test_with_an_idempotency_key_what_a_worker_had_begun_is_run_by_no_other(
+    state: SiteState,
+) -> None:
+    state.workers = {0: worker(0, WorkerGone(was_running=False)), 1: worker(1, ANSWER)}
+    assert (await answered(state, "k")).status == 200
+    state.workers = {0: worker(0, WorkerGone(was_running=True)), 1: worker(1, ANSWER)}
+    with pytest.raises(RequestLost, match="it was running this request"):
+        await answered(state, "k")
+
+
+@pytest.mark.parametrize(
+    ("failure", "error"),
+    [(Unreachable("it is gone"), RequestLost), (NotConnected("it is gone"), Unreachable)],
+)
+async def test_with_an_idempotency_key_a_site_that_may_have_run_it_is_the_last(
+    state: SiteState, failure: Unreachable, error: type[AtollError]
+) -> None:
+    members = Mock(under_way={}, is_avoided=lambda _: False)
+    members.call = AsyncMock(side_effect=failure)
+    third = replace(REMOTE, site=SiteId(b"3" * 32), name="third", rtt_ms=900.0)
+    state.replace_view(replace(VIEW, local=(), sites=(REMOTE, third)))
+    question = read_question(state, "m", None, {}, None)
+    asked = Asked("r", question.model, question, None, b"{}", time.monotonic() + 1, once="k")
+    claims = Mock(claim=AsyncMock(return_value=True))
+    with pytest.raises(error):
+        await Inference(state, members, Mock(forward=AsyncMock()), claims).answer(asked)
+    is_run = error is RequestLost
+    assert members.call.await_count == (1 if is_run else 2)
+    assert claims.release.called is not is_run
+
+
+@pytest.mark.parametrize(
+    ("given", "key"), [(None, None), ("a-1", "a-1"), ('"a-1"', "a-1"), ("x" * 128, "x" * 128)]
+)
+def test_an_idempotency_key_is_read_plain_or_quoted(given: str | None, key: str | None) -> None:
+    assert read_once({} if given is None else {"Idempotency-Key": given}) == key
+
+
+@pytest.mark.parametrize("given", ["", '""', '"', "a b", "ä", "x" * 129, "a\tb"])
+def test_what_is_no_idempotency_key_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="Idempotency-Key is no key"):
+        read_once({"Idempotency-Key": given})
