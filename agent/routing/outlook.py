@@ -2,9 +2,10 @@
 
 Pure: time (monotonic seconds) and randomness are passed in.
 
-- **Lateness** of a site and model: how much later than round trip and service time it answered. Two
-  late answers in a row count at once, timely ones little by little (Finagle's peak EWMA; that goes by
-  one answer, which on a network that loses 1 % keeps senders away from the right site). Gossip says what a
+- **Lateness** of a site and model: how much later than round trip and service time it answered, or had
+  not answered when the sender waited no longer. ``LATE_IN_A_ROW`` count at once, timely ones little by
+  little (Finagle's peak EWMA; that goes by one answer, which on a network that loses 1 % keeps senders away
+  from the right site: an answer of ten packets is late one time in ten). Gossip says what a
   site thinks of itself; this says what a request met, so while it is new it stands in the place of the
   gossiped queue, and fades into it.
 - **Breaker** of a site: closed; open for a while after a failure to connect or ``FAILURES_MAX``
@@ -33,6 +34,7 @@ BREAKERS_MAX: Final = 1024
 """Sites with trouble that are remembered, the same."""
 FADE_S: Final = 10.0
 """Time constant of lateness: Finagle's default; a few rounds of gossip bring fresh loads by then."""
+LATE_IN_A_ROW: Final = 3
 FAILURES_MAX: Final = 5
 OPEN_S: Final = 5.0
 OPEN_S_MAX: Final = 60.0
@@ -62,8 +64,8 @@ Breaker = Literal["closed", "open", "half-open"]
 @dataclass(slots=True)
 class _Lateness:
     late_ms: float
-    told_ms: float
-    """Of the last answer alone."""
+    told_ms: tuple[float, ...]
+    """Of the last answers, each alone."""
     at_s: float
     most_ms: float
     """An estimate of the lateness that one answer in twenty exceeds."""
@@ -202,11 +204,7 @@ class Outlook:
     ) -> None:
         """It answered ``took_ms`` after it was asked; ``idle_ms`` are round trip and service."""
         self.reached(site)
-        former = self._lateness.get((site, key))
-        late_ms = told_ms = took_ms - idle_ms
-        if former is not None:  # one late answer among timely ones was a packet that got lost
-            late_ms = min(told_ms, former.told_ms)
-        self._late(site, key, idle_ms, late_ms, told_ms, now_s)
+        self._late(site, key, idle_ms, took_ms - idle_ms, now_s)
 
     def reached(self, site: SiteId) -> None:
         """It answered, whatever it said: its breaker closes; a rest that it asked for goes on."""
@@ -235,31 +233,25 @@ class Outlook:
         if (found := self._troubles.get(site)) is not None:
             found.is_tried = False
         if waited_ms > idle_ms:
-            late_ms = waited_ms - idle_ms
-            self._late(site, key, idle_ms, late_ms, late_ms, now_s)
+            self._late(site, key, idle_ms, waited_ms - idle_ms, now_s)
 
     def rests(self, site: SiteId, retry_after_s: float, now_s: float) -> None:
         """It has no room and names when to ask again."""
         wait_s = min(max(retry_after_s, 0.0), RETRY_AFTER_S_MAX)
         self._trouble(site).busy_until_s = now_s + wait_s
 
-    def _late(
-        self,
-        site: SiteId,
-        key: bytes,
-        idle_ms: float,
-        late_ms: float,
-        told_ms: float,
-        now_s: float,
-    ) -> None:
-        most_ms = max(told_ms, idle_ms)
+    def _late(self, site: SiteId, key: bytes, idle_ms: float, told_ms: float, now_s: float) -> None:
         found = self._lateness.pop((site, key), None)
+        former_ms = (0.0,) if found is None else found.told_ms  # a new one begins as if timely
+        all_told_ms = (*former_ms, told_ms)[-LATE_IN_A_ROW:]
+        late_ms = min(all_told_ms)  # a late answer among timely ones was a packet that got lost
+        most_ms = max(told_ms, idle_ms)
         if found is not None:
             if late_ms < found.late_ms:
                 late_ms += found.weight(now_s) * (1 - NEWS) * (found.late_ms - late_ms)
             step_ms = NEWS * max(idle_ms, 1.0)
             most_ms = found.most_ms + step_ms * ((told_ms > found.most_ms) - LATER_SHARE)
-        self._lateness[site, key] = _Lateness(late_ms, told_ms, now_s, most_ms)
+        self._lateness[site, key] = _Lateness(late_ms, all_told_ms, now_s, most_ms)
         if len(self._lateness) > LATENESS_MAX:
             del self._lateness[next(iter(self._lateness))]
 

@@ -16,7 +16,7 @@ from agent.gateway import elsewhere as module
 from agent.gateway.elsewhere import Elsewhere
 from agent.gateway.members import MemberAnswer, NotConnected
 from agent.gateway.site import Limits, SiteState
-from agent.routing.outlook import Outlook
+from agent.routing.outlook import LATE_IN_A_ROW, Outlook
 from agent.routing.policy import Question, Verdict, judge_local
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
 from agent.wire.records import Served
@@ -170,12 +170,23 @@ async def test_the_time_that_a_new_connection_took_is_not_held_against_a_site(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.elsewhere.candidates(IN_DE)[0][0]
-    now = iter([0.0, 0.5, 0.5, 1.0, 1.5, 1.5])
-    for is_cold, name in ((True, "s1"), (False, "s2")):
-        world.members.call = AsyncMock(return_value=MemberAnswer(200, {}, b"", is_cold))
-        monkeypatch.setattr(module, "monotonic_s", lambda: next(now))
-        await world.elsewhere.call(first, KEY, "POST", "/", headers={}, body=b"", deadline=60.0)
-        assert world.elsewhere.candidates(IN_DE)[0][0].name == name
+    now_s, is_cold = 0.0, True
+
+    async def slow(*_: object, **__: object) -> MemberAnswer:
+        nonlocal now_s
+        now_s += 0.5
+        return MemberAnswer(200, {}, b"", is_cold)
+
+    async def ask_often() -> str:
+        for _ in range(LATE_IN_A_ROW):
+            await world.elsewhere.call(first, KEY, "POST", "/", headers={}, body=b"", deadline=60.0)
+        return world.elsewhere.candidates(IN_DE)[0][0].name
+
+    world.members.call = slow
+    monkeypatch.setattr(module, "monotonic_s", lambda: now_s)
+    assert await ask_often() == "s1"
+    is_cold = False
+    assert await ask_often() == "s2"
 
 
 async def test_a_request_leaves_home_only_for_a_clear_gain(world: World) -> None:

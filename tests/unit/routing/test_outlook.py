@@ -8,7 +8,14 @@ import pytest
 
 from agent.foundation.ids import SiteId
 from agent.routing import outlook as module
-from agent.routing.outlook import FAILURES_MAX, OPEN_S, OPEN_S_MAX, RETRY_AFTER_S_MAX, Outlook
+from agent.routing.outlook import (
+    FAILURES_MAX,
+    LATE_IN_A_ROW,
+    OPEN_S,
+    OPEN_S_MAX,
+    RETRY_AFTER_S_MAX,
+    Outlook,
+)
 from agent.routing.policy import ALLOWED, Removal, Verdict
 from agent.wire.inside import PairKnown, PeerKnown, RemoteSite
 
@@ -35,23 +42,38 @@ def order(outlook: Outlook, now_s: float, *verdicts: Verdict) -> list[str]:
     return [one.name for one, _ in outlook.order(KEY, verdicts or (ONE, TWO), {}, now_s)]
 
 
-def test_a_late_answer_counts_at_once_and_fades(outlook: Outlook) -> None:
+def late(outlook: Outlook, took_ms: float) -> None:
+    """So many late answers of the first site that it is no chance."""
+    for _ in range(LATE_IN_A_ROW):
+        outlook.answered(ONE.site, KEY, 15.0, took_ms, 0)
+
+
+def test_late_answers_in_a_row_count_at_once_and_fade(outlook: Outlook) -> None:
     assert order(outlook, 0) == ["s1", "s2"]
-    outlook.answered(ONE.site, KEY, 15.0, 500.0, 0)
+    late(outlook, 500.0)
     assert order(outlook, 0) == ["s2", "s1"]
     assert order(outlook, 60) == ["s1", "s2"]
 
 
-def test_one_late_answer_among_timely_ones_is_chance_and_two_are_not(outlook: Outlook) -> None:
+def test_a_late_answer_or_two_among_timely_ones_are_chance_and_more_are_not(
+    outlook: Outlook,
+) -> None:
     outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
+    for took_ms in (500.0, 400.0):
+        outlook.answered(ONE.site, KEY, 15.0, took_ms, 0)
+        assert order(outlook, 0) == ["s1", "s2"]
+    outlook.given_up(ONE.site, KEY, 15.0, 600.0, 0)
+    assert order(outlook, 0) == ["s2", "s1"]
+    assert outlook.predict(KEY, ONE, 0, 0).queue_ms == 385.0, "the least of them"
+
+
+def test_the_first_answer_of_a_site_may_be_late_by_chance_too(outlook: Outlook) -> None:
     outlook.answered(ONE.site, KEY, 15.0, 500.0, 0)
     assert order(outlook, 0) == ["s1", "s2"]
-    outlook.answered(ONE.site, KEY, 15.0, 400.0, 0)
-    assert order(outlook, 0) == ["s2", "s1"]
 
 
 def test_one_timely_answer_does_not_wipe_out_a_late_one(outlook: Outlook) -> None:
-    outlook.answered(ONE.site, KEY, 15.0, 1015.0, 0)
+    late(outlook, 1015.0)
     outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
     assert 800 < outlook.predict(KEY, ONE, 0, 0).queue_ms < 1000
 
@@ -127,7 +149,7 @@ def test_lateness_stands_in_the_place_of_the_gossiped_queue_and_fades_into_it(
     assert ONE.remote is not None
     loaded = replace(ONE, remote=replace(ONE.remote, load=0.5))
     assert outlook.predict(KEY, loaded, 1, 0).queue_ms == 50.0
-    outlook.answered(ONE.site, KEY, 15.0, 215.0, 0)
+    late(outlook, 215.0)
     assert outlook.predict(KEY, loaded, 1, 0).queue_ms == 210.0
     assert 50.0 < outlook.predict(KEY, loaded, 1, 30).queue_ms < 60.0
 
@@ -159,7 +181,8 @@ def test_memory_is_bounded(outlook: Outlook, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_sender_that_waited_in_vain_turns_to_another(outlook: Outlook) -> None:
-    outlook.given_up(ONE.site, KEY, 15.0, 400.0, 0)
+    for _ in range(LATE_IN_A_ROW):
+        outlook.given_up(ONE.site, KEY, 15.0, 400.0, 0)
     assert order(outlook, 0) == ["s2", "s1"]
 
 
@@ -174,7 +197,7 @@ def test_patience_is_what_nineteen_of_twenty_answers_need(outlook: Outlook) -> N
 def test_what_was_learned_can_be_told_and_is_worth_telling_only_for_a_while(
     outlook: Outlook,
 ) -> None:
-    outlook.answered(ONE.site, KEY, 15.0, 515.0, 0)
+    late(outlook, 515.0)
     outlook.failed(TWO.site, 0, is_connected=False)
     assert outlook.known(1.0) == (
         (PeerKnown(TWO.site, "open", OPEN_S - 1.0),),
