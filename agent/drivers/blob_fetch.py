@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, assert_never
 
 from agent.distribution.fetch import (
@@ -10,13 +11,18 @@ from agent.distribution.fetch import (
     ChunkArrived,
     ChunkFailed,
     Complete,
+    Drop,
     Failed,
     Fetch,
     FetchEffect,
     FetchEvent,
+    Look,
+    Looked,
+    LookFailed,
     RequestChunk,
     SourceAdded,
 )
+from agent.distribution.holding import Holding
 from agent.distribution.manifest import Manifest, parse
 from agent.foundation.errors import (
     AtollError,
@@ -42,7 +48,7 @@ MANIFEST_STAGGER_S: Final = 0.5
 class ChunkSource(Protocol):
     """Another site, as a place from which chunks come.
 
-    Both methods raise ``NotFound`` if it does not have that, and ``Unreachable`` or another
+    All methods raise ``NotFound`` if it does not have that, and ``Unreachable`` or another
     ``RemoteFault`` if it does not answer properly. Answers are checked by whoever asked.
     """
 
@@ -53,6 +59,10 @@ class ChunkSource(Protocol):
 
     async def manifest(self, digest: Digest) -> bytes:
         """The encoded manifest of the blob."""
+        ...
+
+    async def held(self, digest: Digest) -> Holding:
+        """Which chunks it has now."""
         ...
 
     async def chunk(self, digest: Digest, index: int) -> bytes:
@@ -96,7 +106,8 @@ class BlobFetch:
         self._sources: dict[str, ChunkSource] = {}
         self._events: asyncio.Queue[FetchEvent | Exception] = asyncio.Queue()
         """Bounded by the requests under way and ``SOURCES_MAX``."""
-        self._requests: set[asyncio.Task[None]] = set()
+        self._requests: dict[asyncio.Task[None], str] = {}
+        """What is under way, and from which source."""
         self._task: asyncio.Task[None] | None = None
         self._on_end: Callable[[], object] = lambda: None
         self._waiting = 0
@@ -155,7 +166,7 @@ class BlobFetch:
         for task in self._requests:
             task.cancel()
         if self._requests:
-            await asyncio.wait(self._requests)
+            await asyncio.wait(tuple(self._requests))
 
     # --- the manifest ----------------------------------------------------------------------------
     async def _manifest(self) -> bytes:
@@ -202,21 +213,7 @@ class BlobFetch:
         loop = asyncio.get_running_loop()
         machine = Fetch(chunks=len(manifest.chunks), held=held, rng=self._rng, now=loop.time())
         effects: list[FetchEffect] = machine.step(Woke(), loop.time())
-        while True:
-            for effect in effects:
-                match effect:
-                    case RequestChunk():
-                        task = asyncio.create_task(self._request(manifest, effect))
-                        self._requests.add(task)
-                        task.add_done_callback(self._requests.discard)
-                    case Complete():
-                        return
-                    case Failed():
-                        raise Unreachable(
-                            f"blob {short(self._digest)} could not be fetched", why=effect.reason
-                        )
-                    case _:
-                        assert_never(effect)
+        while not any(self._carry_out(manifest, effect) for effect in effects):
             event: FetchEvent | Exception = Woke()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(machine.wake_at()):
@@ -225,8 +222,46 @@ class BlobFetch:
                 raise event
             effects = machine.step(event, loop.time())
 
-    async def _request(self, manifest: Manifest, request: RequestChunk) -> None:
-        self._events.put_nowait(await self._outcome(manifest, request))
+    def _carry_out(self, manifest: Manifest, effect: FetchEffect) -> bool:
+        """Whether that was the last; ``Unreachable`` if the fetch has failed."""
+        match effect:
+            case RequestChunk():
+                self._begin(effect.source, partial(self._outcome, manifest, effect))
+            case Look():
+                self._begin(effect.source, partial(self._seen, effect.source))
+            case Drop():
+                for task, source in self._requests.items():
+                    if source == effect.source:
+                        task.cancel()
+            case Complete():
+                return True
+            case Failed():
+                raise Unreachable(
+                    f"blob {short(self._digest)} could not be fetched", why=effect.reason
+                )
+            case _:
+                assert_never(effect)
+        return False
+
+    def _begin(self, source: str, ask: Callable[[], Awaitable[FetchEvent | Exception]]) -> None:
+        async def report() -> None:
+            self._events.put_nowait(await ask())
+
+        task = asyncio.create_task(report())
+        self._requests[task] = source
+        task.add_done_callback(self._requests.pop)
+
+    async def _seen(self, source: str) -> FetchEvent | Exception:
+        try:
+            async with asyncio.timeout(CHUNK_TIMEOUT_S):
+                holding = await self._sources[source].held(self._digest)
+        except (NotFound, Corruption):
+            return Looked(source, 0)
+        except (AtollError, OSError) as error:
+            return LookFailed(source, str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - as in ``_outcome``
+            return error
+        return Looked(source, holding.mask, holding.readers, holding.place)
 
     async def _outcome(self, manifest: Manifest, request: RequestChunk) -> FetchEvent | Exception:
         source, index = request.source, request.index

@@ -96,10 +96,18 @@ class BlobFiles:
             temporary.unlink(missing_ok=True)
         synced(self.manifests)
 
+    def map_path(self, digest: Digest) -> Path:
+        """Which chunks of a partial blob are there, a bit for each: a hint for whoever gives them away.
+
+        It is not flushed, and may be of before a crash: a chunk is checked when it is read.
+        """
+        return self.partial / f"{name_of(digest)}.map"
+
     def promote(self, file: Path, digest: Digest) -> None:
         """A flushed file becomes the blob's data, durably."""
         file.rename(self.data / name_of(digest))
         synced(self.data)
+        self.map_path(digest).unlink(missing_ok=True)
 
 
 class Incoming:
@@ -184,6 +192,8 @@ class PartialFile:
         self._digest = digest
         self._path = files.partial / name_of(digest)
         self._file: BinaryIO | None = None
+        self._map: BinaryIO | None = None
+        self._bits = bytearray()
         self._is_closed = False
         self._lock = threading.Lock()
         """A thread may still be writing when the fetch is given up and its file closed."""
@@ -207,6 +217,11 @@ class PartialFile:
                 self._file = os.fdopen(descriptor, "r+b", 0)
                 self._file.truncate(manifest.bytes)
                 held = set(_sound_chunks(self._file, manifest))
+                self._map = self._files.map_path(self._digest).open("wb", 0)
+                self._bits = bytearray(-(-len(manifest.chunks) // 8))
+                for index in held:
+                    self._bits[index // 8] |= 1 << index % 8
+                _write_all(self._map, self._bits)
         except OSError as error:
             raise fault_of(error, f"blob {short(self._digest)} cannot be fetched") from error
         lacking = sum(manifest.length(i) for i in range(len(manifest.chunks)) if i not in held)
@@ -224,9 +239,17 @@ class PartialFile:
             try:
                 self._file.seek(manifest.offset(index))
                 _write_all(self._file, data)
+                self._note(index)
             except OSError as error:
                 raise fault_of(error, f"blob {short(self._digest)} cannot be fetched") from error
         return True
+
+    def _note(self, index: int) -> None:
+        """The chunk may be given away from now on."""
+        assert self._map is not None
+        self._bits[index // 8] |= 1 << index % 8
+        self._map.seek(index // 8)
+        self._map.write(self._bits[index // 8 : index // 8 + 1])
 
     def publish(self) -> None:
         """All chunks are there: flush, rename, flush the directory."""
@@ -253,6 +276,9 @@ class PartialFile:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+            if self._map is not None:
+                self._map.close()
+                self._map = None
 
 
 def name_of(digest: Digest) -> str:
@@ -272,7 +298,7 @@ def _free_bytes(path: Path) -> int:
     return facts.f_bavail * facts.f_frsize
 
 
-def _write_all(file: BinaryIO, data: bytes) -> None:
+def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]

@@ -137,6 +137,23 @@ class BlobStore:
                 )
         raise NotFound(f"chunk {index} of blob {short(digest)} is not here yet")
 
+    def read_map(self, digest: Digest) -> bytes:
+        """Which chunks are here, as ``agent.distribution.holding`` has them; of a partial blob a hint.
+
+        Raises:
+            NotFound: nothing of the blob is here, or nobody is fetching it.
+            Corruption: as ``read_manifest``.
+        """
+        count = len(self.manifest(digest).chunks)
+        if self.is_held(digest):
+            return ((1 << count) - 1).to_bytes(-(-count // 8), "little")
+        try:
+            return self._files.map_path(digest).read_bytes()[: -(-count // 8)]
+        except FileNotFoundError:
+            raise absent(digest) from None
+        except OSError as error:
+            raise fault_of(error, f"blob {short(digest)} cannot be read") from error
+
     def list(self) -> "list[Digest]":
         """All blobs that are held completely, in no order."""
         with contextlib.suppress(FileNotFoundError):
@@ -272,10 +289,15 @@ class BlobStore:
 
         def unlink() -> None:
             # Data first: a manifest without data is harmless, data without a manifest is not.
-            for folder in (self._files.data, self._files.partial, self._files.manifests):
+            files = self._files
+            for path in (
+                *(folder / name_of(digest) for folder in (files.data, files.partial)),
+                files.map_path(digest),
+                files.manifests / name_of(digest),
+            ):
                 try:
-                    (folder / name_of(digest)).unlink()
-                    synced(folder)
+                    path.unlink()
+                    synced(path.parent)
                 except FileNotFoundError:
                     continue
                 except OSError as error:

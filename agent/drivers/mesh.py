@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from agent.distribution.holding import HOLDING_BYTES_MAX, Holding, parse_holding
 from agent.drivers import tls
 from agent.drivers.clock import wall
 from agent.drivers.door import Door, Familiar
@@ -369,6 +370,12 @@ class RemoteBlobs:
         return await self._client.get_blob_part(
             self._site, self._endpoint, path, MESH_BODY_BYTES_MAX
         )
+
+    async def held(self, digest: Digest) -> Holding:
+        """Which chunks it has now."""
+        path = f"/blobs/{digest.hex()}/held"
+        data = await self._client.get_blob_part(self._site, self._endpoint, path, HOLDING_BYTES_MAX)
+        return parse_holding(data)
 
     async def chunk(self, digest: Digest, index: int) -> bytes:
         """One chunk."""

@@ -1,40 +1,51 @@
 """Blobs for members: manifests and chunks, within their residency label.
 
 Rule: a blob that the view does not list does not exist, whoever asks; one that it lists goes only to
-members whose certificate places them inside its label.
+members whose certificate places them inside its label. A blob that is being fetched is given as far as
+it has come.
 """
 
 import asyncio
+from collections import OrderedDict
 from pathlib import Path
 
 from aiohttp import web
 
+from agent.distribution.holding import READERS_MAX, Holding, encode_holding
 from agent.drivers.blobs import BlobStore
+from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import Corruption, NotFound, Refused, UsageError
-from agent.foundation.ids import ID_BYTES, Digest, short
+from agent.foundation.ids import ID_BYTES, Digest, SiteId, short
 from agent.gateway.endpoints import CALLER
 from agent.gateway.members import Callers
 from agent.gateway.site import SiteState
 from agent.routing.policy import is_within
 
+READER_S = 10.0
+"""Without a question for so long a site reads no more: a fetch looks at its sources each second."""
+BLOBS_MAX = 64
+"""Blobs whose readers are told apart at a time."""
 READS_AT_ONCE = 8
 """Disk reads under way: beyond it chunks wait here rather than in the executor's queue."""
 _BYTES = "application/octet-stream"
 
 
 class BlobEndpoints:
-    """``GET /blobs/<hex>/manifest`` and ``GET /blobs/<hex>/chunks/<index>`` on the data port."""
+    """``GET /blobs/<hex>/manifest``, ``.../held`` and ``.../chunks/<index>`` on the data port."""
 
     def __init__(self, state: SiteState, callers: Callers, directory: Path) -> None:
         self._state = state
         self._callers = callers
         self._store = BlobStore(directory)
+        self._readers: OrderedDict[Digest, dict[SiteId, float]] = OrderedDict()
+        """When each site has asked for a part of a blob last; the blob asked for last is the last."""
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
     def routes(self) -> list[web.RouteDef]:
         """For the data port only."""
         return [
             web.get("/blobs/{digest}/manifest", self.manifest),
+            web.get("/blobs/{digest}/held", self.held),
             web.get("/blobs/{digest}/chunks/{index}", self.chunk),
         ]
 
@@ -44,6 +55,16 @@ class BlobEndpoints:
         async with self._reads:
             data = await asyncio.to_thread(self._store.read_manifest, digest)
         return web.Response(body=data, content_type=_BYTES)
+
+    async def held(self, request: web.Request) -> web.Response:
+        """Which chunks are here, and who is reading."""
+        digest = self._allowed(request)
+        async with self._reads:
+            chunks = await asyncio.to_thread(self._store.read_map, digest)
+        readers = self._readers[digest]
+        active = sorted(site for site, at in readers.items() if at > monotonic_s() - READER_S)
+        body = encode_holding(Holding(chunks, len(active), active.index(request[CALLER])))
+        return web.Response(body=body, content_type=_BYTES)
 
     async def chunk(self, request: web.Request) -> web.Response:
         """One chunk, checked against the manifest when it was read."""
@@ -77,4 +98,15 @@ class BlobEndpoints:
                 why=f"it may be held in {', '.join(label)}, the site is in "
                 f"{identity.claims.jurisdiction}",
             )
+        self._reads_now(digest, identity.site)
         return digest
+
+    def _reads_now(self, digest: Digest, site: SiteId) -> None:
+        readers = self._readers.setdefault(digest, {})
+        self._readers.move_to_end(digest)
+        if len(self._readers) > BLOBS_MAX:
+            self._readers.popitem(last=False)
+        readers.pop(site, None)
+        readers[site] = monotonic_s()
+        if len(readers) > READERS_MAX:
+            del readers[next(iter(readers))]

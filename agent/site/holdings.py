@@ -195,8 +195,7 @@ class Holdings:
     def label(self, effect: job.Label) -> None:
         """A job says where a blob may go."""
         self.labels[effect.digest] = effect.residency
-        if effect.digest in self.held:  # told at once: an offer of it may follow
-            self._emit(effect)
+        self._emit(effect)  # told at once: an offer of it may follow
 
     def forget(self, digest: Digest) -> None:
         """Remove a job's blob, unless a model or another job needs the same bytes."""

@@ -22,11 +22,8 @@ def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
         )
         for key, item in sorted(site.shelf.items.items())
     )  # fmt: skip
-    blobs = tuple(
-        BlobLabel(digest, residency)
-        for digest, residency in sorted(site.labels.items())
-        if digest in site.held
-    )
+    # Also of blobs that are not here yet: what has come of them is given to others meanwhile.
+    blobs = tuple(BlobLabel(*one) for one in sorted(site.labels.items()))
     return View(
         site.me, claims.name, claims.jurisdiction, site.is_draining, local, _known(site),
         _sites(site), blobs, revoked,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.distribution.holding import Holding
 from agent.drivers.blobs import BlobStore
 from agent.foundation.errors import NotFound
 from agent.foundation.ids import Digest
@@ -20,6 +21,7 @@ CHUNKS = 40
 FETCHER = """
 import asyncio, sys
 from pathlib import Path
+from agent.distribution.holding import Holding
 from agent.drivers.blobs import BlobStore
 
 class Source:
@@ -27,6 +29,8 @@ class Source:
     store = BlobStore(Path(sys.argv[1]))
     async def manifest(self, digest):
         return self.store.read_manifest(digest)
+    async def held(self, digest):
+        return Holding(self.store.read_map(digest))
     async def chunk(self, digest, index):
         print(index, flush=True)
         await asyncio.sleep(0.02)
@@ -59,6 +63,9 @@ class Source:
 
     async def manifest(self, digest: Digest) -> bytes:
         return self.store.read_manifest(digest)
+
+    async def held(self, digest: Digest) -> Holding:
+        return Holding(self.store.read_map(digest))
 
     async def chunk(self, digest: Digest, index: int) -> bytes:
         self.asked += 1

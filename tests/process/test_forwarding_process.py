@@ -20,6 +20,7 @@ import psutil
 import pytest
 from serving_site import ServingSite, found, image_model, join, open_site
 
+from agent.distribution.holding import Holding, parse_holding
 from agent.drivers import keystore, tls
 from agent.drivers.blobs import BlobStore
 from agent.wire.inside import BlobLabel, KnownModel, model_key
@@ -272,12 +273,20 @@ async def test_blobs_go_only_where_their_label_lets_them(cluster: Cluster) -> No
         for index in range(3)
     ]
     assert b"".join(data for _, data in chunks) == content
+    status, told = member_get(berlin, cluster.paris, f"/blobs/{digest.hex()}/held")
+    assert (status, parse_holding(told)) == (200, Holding(b"\x07"))
+    status, told = member_get(cluster.munich.keys, cluster.paris, f"/blobs/{digest.hex()}/held")
+    both = sorted([cluster.berlin.keys.site, cluster.munich.keys.site])
+    place = both.index(cluster.munich.keys.site)
+    assert (status, parse_holding(told)) == (200, Holding(b"\x07", readers=2, place=place))
     for path, expected in {
         f"/blobs/{digest.hex()}/chunks/3": 404,
         f"/blobs/{digest.hex()}/chunks/-1": 400,
         f"/blobs/{secret.hex()}/manifest": 403,
+        f"/blobs/{secret.hex()}/held": 403,
         f"/blobs/{secret.hex()}/chunks/0": 403,
         f"/blobs/{unlisted.hex()}/manifest": 404,
+        f"/blobs/{unlisted.hex()}/held": 404,
         "/blobs/..%2f..%2fetc/manifest": 400,
         "/blobs/00/manifest": 400,
     }.items():

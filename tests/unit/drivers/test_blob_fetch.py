@@ -6,6 +6,8 @@ from random import Random
 
 import pytest
 
+from agent.distribution.fetch import SHARED_CHUNKS_MIN
+from agent.distribution.holding import Holding
 from agent.distribution.manifest import build, encode
 from agent.drivers import blob_fetch, blob_files
 from agent.drivers.blobs import BlobStore, ChunkSource
@@ -32,6 +34,9 @@ class FromStore:
     async def manifest(self, digest: Digest) -> bytes:
         return self.store.read_manifest(digest)
 
+    async def held(self, digest: Digest) -> Holding:
+        return Holding(self.store.read_map(digest))
+
     async def chunk(self, digest: Digest, index: int) -> bytes:
         if self.gate is not None and self.sent >= 3:
             self.waiting += 1
@@ -54,6 +59,9 @@ class Forger(FromStore):
 
 class Dead(FromStore):
     async def manifest(self, _digest: Digest) -> bytes:
+        raise Unreachable("no route")
+
+    async def held(self, _digest: Digest) -> Holding:
         raise Unreachable("no route")
 
     async def chunk(self, _digest: Digest, _index: int) -> bytes:
@@ -191,27 +199,71 @@ async def test_two_callers_share_one_fetch(
 
 
 async def test_sites_that_fetch_at_once_serve_each_other(tmp_path: Path) -> None:
-    """Five sites, one origin (the real effect is measured in distribution/test_fetch)."""
+    """Five sites, one origin (what that saves at scale: simulation/test_fetch_world)."""
     there = BlobStore(tmp_path / "origin")
-    digest = await there.put_bytes(DATA)
+    chunks = 2 * SHARED_CHUNKS_MIN
+    digest = await there.put_bytes(b"".join(bytes([n]) * CHUNK_BYTES for n in range(chunks)))
 
-    class Slow(FromStore):
-        async def chunk(self, digest: Digest, index: int) -> bytes:
-            await asyncio.sleep(0.01)
-            return await super().chunk(digest, index)
+    class Origin(FromStore):
+        place = 0
 
-    start = Slow(there, "origin")
+        async def held(self, digest: Digest) -> Holding:
+            return Holding(self.store.read_map(digest), 5, self.place)
+
     stores = [BlobStore(tmp_path / f"s{n}", rng=Random(n)) for n in range(5)]
     peers: Sequence[FromStore] = [FromStore(store, f"s{n}") for n, store in enumerate(stores)]
+    origins = [Origin(there, "origin") for _ in stores]
+    for place, origin in enumerate(origins):
+        origin.place = place
     await asyncio.gather(
         *[
             store.fetch(digest, [start, *[peer for peer in peers if peer.store is not store]])
-            for store in stores
+            for store, start in zip(stores, origins, strict=True)
         ]
     )
     assert all(store.is_held(digest) for store in stores)
-    assert start.sent < 5 * CHUNKS
-    assert sum(peer.sent for peer in peers) > CHUNKS / 2
+    assert sum(origin.sent for origin in origins) <= 2 * chunks
+    assert sum(peer.sent for peer in peers) >= 3 * chunks
+
+
+async def test_what_has_come_of_a_blob_can_be_told_and_given_and_its_map_goes_with_it(
+    tmp_path: Path, origin: tuple[FromStore, Digest]
+) -> None:
+    start, digest = origin
+    start.gate = asyncio.Event()
+    store = sink(tmp_path)
+    with pytest.raises(NotFound):
+        store.read_map(digest)
+    fetching = asyncio.create_task(store.fetch(digest, [start]))
+    await start.is_held_up.wait()
+    told = Holding(store.read_map(digest)).mask
+    assert told.bit_count() == 3
+    for index in range(CHUNKS):
+        if told >> index & 1:
+            assert store.read_chunk(digest, index) == DATA[index * CHUNK_BYTES :][:CHUNK_BYTES]
+    start.gate.set()
+    await fetching
+    assert Holding(store.read_map(digest)).mask == (1 << CHUNKS) - 1
+    await store.remove(digest)
+    assert [path for path in (tmp_path / "here").rglob("*") if path.is_file()] == []
+
+
+async def test_a_map_of_before_a_crash_is_made_anew(
+    tmp_path: Path, origin: tuple[FromStore, Digest]
+) -> None:
+    start, digest = origin
+    start.gate = asyncio.Event()
+    store = sink(tmp_path)
+    fetching = asyncio.create_task(store.fetch(digest, [start]))
+    await start.is_held_up.wait()
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    (file,) = (tmp_path / "here" / "partial").glob("*.map")
+    file.write_bytes(b"\xff" * 100)
+    start.gate.set()
+    await sink(tmp_path).fetch(digest, [start])
+    assert start.sent == CHUNKS, "nothing was asked twice, nothing that lacks was believed"
 
 
 async def test_a_blob_larger_than_allowed_is_refused_before_any_data(
