@@ -11,7 +11,7 @@ from agent.foundation.ids import SiteId
 from agent.foundation.machine import Woke
 from agent.membership.member import State
 from agent.wire.gossip import GossipMessage
-from agent.wire.records import Endpoint, Served, Signed, SiteRecord
+from agent.wire.records import Endpoint, Served, Signed, SiteRecord, Trial
 
 
 # --- events --------------------------------------------------------------------------------------
@@ -68,6 +68,7 @@ class LocalChanged:
     capacity: float | None = None
     serving: tuple[Served, ...] | None = None
     catalog: bytes | None = None
+    trials: tuple[Trial, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

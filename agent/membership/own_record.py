@@ -19,6 +19,7 @@ _SAID = attrgetter(
     *(one.name for one in fields(SiteRecord) if one.name not in ("sequence", "coordinate"))
 )
 """What a record says but for its number and its place."""
+_MEASURED = attrgetter("load"), attrgetter("serving"), attrgetter("trials")
 
 
 class OwnRecord:
@@ -50,6 +51,7 @@ class OwnRecord:
             capacity=wanted.capacity if change.capacity is None else change.capacity,
             serving=wanted.serving if change.serving is None else change.serving,
             catalog=wanted.catalog if change.catalog is None else change.catalog,
+            trials=wanted.trials if change.trials is None else change.trials,
         )
         if self._is_urgent():
             self._due_at = max(now, self._published_at + self._settings.record_interval_s)
@@ -60,7 +62,7 @@ class OwnRecord:
 
     def publish(self, now: float) -> None:
         """Make and sign the next record from all waiting changes."""
-        if self._wanted.load != self.record.load or self._wanted.serving != self.record.serving:
+        if any(told(self._wanted) != told(self.record) for told in _MEASURED):
             self._load_at = now
         self._next(self.record.sequence + 1, self.record.incarnation, now)
 
@@ -102,10 +104,13 @@ class OwnRecord:
             or now.capacity != wanted.capacity
             or now.catalog != wanted.catalog
             or _named(now) != _named(wanted)
+            or _staged(now) != _staged(wanted)
         )
 
     def _is_notable(self) -> bool:
         if abs(self._wanted.load - self.record.load) >= self._settings.load_step:
+            return True
+        if self._wanted.trials != self.record.trials:  # they count in powers of two
             return True
         pairs = zip(self.record.serving, self._wanted.serving, strict=True)
         return any(self._is_slower_or_faster(told, is_) for told, is_ in pairs)
@@ -118,6 +123,11 @@ class OwnRecord:
 def is_quiet(before: SiteRecord, after: SiteRecord) -> bool:
     """Whether ``after`` says nothing new but where its site lies: worth a sync, not a rumor."""
     return bool(_SAID(before) == _SAID(after))
+
+
+def _staged(record: SiteRecord) -> list[tuple[bytes, int]]:
+    """How far rollouts are; how many requests that took is another matter."""
+    return [(trial.rollout, trial.stage) for trial in record.trials]
 
 
 def _named(record: SiteRecord) -> list[tuple[bytes, bool]]:

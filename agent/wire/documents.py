@@ -19,6 +19,8 @@ from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Site
 from agent.wire.schema import AtMost, Length, Range, Tagged, omitted
 
 KIND_CHARS_MAX = 16
+GOLDEN_CHARS_MAX = 24 << 10
+"""Of a golden question with its answer; the document has 32 KiB in all."""
 BlobDigest = Annotated[Digest, Length(32)]
 
 
@@ -36,6 +38,38 @@ class ModelVersion:
     """Jurisdictions in which the model may be held and run; empty = anywhere."""
     source: Annotated[str, AtMost(256)] = ""
     """For a person: a file name, or the job and round that made it."""
+    golden: Annotated[str, AtMost(GOLDEN_CHARS_MAX)] = omitted("")
+    """JSON: a request of the Open Inference Protocol with ``outputs``, the tensors it must be answered
+    with. A site at which the model answers otherwise does not serve it. Empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """How a new version takes the place of the one before it (``catalog/rollout.py``)."""
+
+    previous: Name = ""
+    """The version that serves until a site's turn has come; empty: everywhere at once."""
+    attempt: Counter = 0
+    """Rises when a version is to be tried (again): what was told of an earlier attempt counts no more."""
+    waves: Annotated[tuple[Annotated[float, Range(0.0, 100.0)], ...], AtMost(8)] = (
+        5.0,
+        25.0,
+        100.0,
+    )
+    """Per cent of the sites, cumulative and ascending; the first wave has one site at least, and what
+    the last one leaves follows in one more."""
+    observe_s: Annotated[float, Range(1.0, 604_800.0)] = 60.0
+    """How long each site must have served the version, with every gate held, before it counts."""
+    error_rate_max: Annotated[float, Range(0.0, 1.0)] = 0.01
+    """Share of requests that this version may fail (status 500 or 504), at each site."""
+    p99_ms_max: Annotated[float, Range(0.0, 1e6)] = 0.0
+    """Of the time a request takes at a site; 0: not judged."""
+    p99_ratio_max: Annotated[float, Range(0.0, 1000.0)] = 0.0
+    """The same as a multiple of the previous version's at that site; 0: not judged."""
+    requests_min: Counter = 0
+    """So many the sites of a wave must have answered together before the next one begins."""
+    is_paused: bool = False
+    """No further site begins; those that have begun go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +92,8 @@ class Deployment:
     """Only on sites with one."""
     memory_bytes_min: Counter = omitted(0)
     """Only on sites with so much memory."""
+    rollout: Rollout | None = omitted(None)
+    """In waves; None: everywhere at once."""
 
 
 @dataclass(frozen=True, slots=True)

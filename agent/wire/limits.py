@@ -21,6 +21,9 @@ MEMBERS_MAX = 10_000
 SERVING_PER_RECORD_MAX = 24
 """Keeps a record below RUMOR_BYTES_MAX."""
 
+TRIALS_PER_RECORD_MAX = 6
+"""Rollouts that a site takes part in at a time; for the same reason."""
+
 DOCUMENT_BYTES_MAX = 32 << 10
 """A catalog document is a decision, not data."""
 

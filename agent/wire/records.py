@@ -6,10 +6,16 @@ roles are not here: they are in the issuer-signed certificate (see ``Passport``)
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Annotated, Literal
 
 from agent.foundation.ids import SiteId
-from agent.wire.limits import NAME_CHARS_MAX, RUMOR_BYTES_MAX, SERVING_PER_RECORD_MAX
+from agent.wire.limits import (
+    NAME_CHARS_MAX,
+    RUMOR_BYTES_MAX,
+    SERVING_PER_RECORD_MAX,
+    TRIALS_PER_RECORD_MAX,
+)
 from agent.wire.schema import AtMost, Length, Range, Tagged, omitted
 
 Identifier = Annotated[bytes, Length(32)]
@@ -44,6 +50,51 @@ class Served:
     """The site has it and will not serve it (it says why itself); the pusher need not wait."""
 
 
+class Stage(IntEnum):
+    """How far one site is in a rollout; what a site does not mention, it waits for."""
+
+    WAITING = 0
+    TRYING = 1
+    """It is to serve the new version, or does, and is being observed."""
+    PASSED = 2
+    ENDED = 3
+    """Passed, and so had everybody alive: the previous version is not kept any more."""
+    FAILED = 4
+    """A gate did not hold: the previous version serves, here and everywhere."""
+    STOPPED = 5
+    """Another site failed: the previous version serves."""
+    ALONE = 6
+    """A gate did not hold after the rollout had ended elsewhere: only here the previous one serves."""
+    UNABLE = 7
+    """The site takes no part: it cannot serve the version, or its operator does not want it there."""
+
+
+class Gate(IntEnum):
+    """Which gate did not hold."""
+
+    NONE = 0
+    REFUSED = 1
+    """It cannot be loaded, or its golden question is answered wrongly."""
+    CRASH = 2
+    ERRORS = 3
+    LATENCY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a site says of its part in one rollout: the evidence by which others go on or go back."""
+
+    rollout: Annotated[bytes, Length(8)]
+    """``catalog.rollout.rollout_id``."""
+    stage: Stage
+    requests: Annotated[int, Range(0, 2**32 - 1)] = omitted(0)
+    """Answered or failed by the new version here since it began, a power of two at most as large."""
+    errors: Annotated[int, Range(0, 2**32 - 1)] = omitted(0)
+    p99_ms: Annotated[int, Range(0, 2**32 - 1)] = omitted(0)
+    """0: too few requests to say."""
+    gate: Gate = omitted(Gate.NONE)
+
+
 @dataclass(frozen=True, slots=True)
 class SiteRecord:
     """What a site says of itself.
@@ -70,6 +121,8 @@ class SiteRecord:
     """Where the site lies in the network (``membership/coordinates.py``); empty: not told."""
     mark: Annotated[bytes, AtMost(8)] = omitted(b"")
     """Random, new at each start: two marks at one boot epoch are two processes with one key."""
+    trials: Annotated[tuple[Trial, ...], AtMost(TRIALS_PER_RECORD_MAX)] = omitted(())
+    """Rollouts in which the site has a part."""
 
 
 @dataclass(frozen=True, slots=True)

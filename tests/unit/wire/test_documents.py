@@ -32,6 +32,7 @@ class NewerDeployment:
     jurisdictions: tuple[str, ...] = ()
     accelerator: str = ""
     memory_bytes_min: int = 0
+    rollout: None = None
     colour: str = "green"
 
 

@@ -5,7 +5,12 @@ import pytest
 from agent.foundation.ids import Digest, SiteId
 from agent.wire import documents, gossip, mesh, records
 from agent.wire.inside import FROM_GATEWAY, FROM_WORKER, TO_GATEWAY, TO_WORKER, model_key
-from agent.wire.limits import PACKET_BYTES_MAX, RUMOR_BYTES_MAX, SERVING_PER_RECORD_MAX
+from agent.wire.limits import (
+    PACKET_BYTES_MAX,
+    RUMOR_BYTES_MAX,
+    SERVING_PER_RECORD_MAX,
+    TRIALS_PER_RECORD_MAX,
+)
 from agent.wire.schema import Tagged
 
 CALLS = [
@@ -46,9 +51,12 @@ def test_messages_inside_a_site_have_one_tag_each() -> None:
 def test_the_largest_record_is_a_rumor_that_fits_one_packet() -> None:
     endpoint = records.Endpoint("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255", 65_535, 65_535)
     served = tuple(records.Served(bytes([i]) * 8, 2**40) for i in range(SERVING_PER_RECORD_MAX))
+    failed = records.Trial(
+        b"r" * 8, records.Stage.FAILED, 2**31, 2**31, 2**31, records.Gate.LATENCY
+    )
     record = records.SiteRecord(
         SiteId(b"s" * 32), 2**62, 2**32 - 1, 2**62, "draining", endpoint, 1e5, 1e5, served,
-        b"c" * 8,
+        b"c" * 8, b"p" * 19, b"m" * 8, (failed,) * TRIALS_PER_RECORD_MAX,
     )  # fmt: skip
     body = records.STATEMENTS.pack(record)
     assert len(body) <= RUMOR_BYTES_MAX
