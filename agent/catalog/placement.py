@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from agent.catalog.replicas import Candidate, holders
 from agent.foundation.ids import SiteId
+from agent.identity.claims import Claims
 from agent.wire.documents import Deployment, ModelVersion
 from agent.wire.inside import model_key
 
@@ -23,6 +24,11 @@ class Place:
     region: str
     tier: str
     jurisdiction: str
+
+
+def place_of(claims: Claims) -> Place:
+    """Where a site is, by its certificate."""
+    return Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,11 @@ def unable(placed: Sequence[Placement]) -> dict[bytes, str]:
 def may_hold(residency: Sequence[str], jurisdiction: str) -> bool:
     """Whether a jurisdiction is in a residency label; an empty label allows any."""
     return not residency or jurisdiction in residency
+
+
+def is_meant(deployment: Deployment, model: ModelVersion, place: Place) -> bool:
+    """Whether a deployment means a site, by what everybody knows of it: not by what it can do."""
+    return not _elsewhere(deployment, place) and may_hold(model.residency, place.jurisdiction)
 
 
 def _judged(

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, assert_never
 
 from agent.audit.chain import Decision
+from agent.catalog.gates import Counts
 from agent.daemon.child import Callbacks, Child
 from agent.daemon.once_keys import OnceKeys
 from agent.daemon.workers import WorkerPlan, Workers
@@ -146,7 +147,10 @@ class Inference:
             case inside.Traffic():
                 self.traffic = message
                 load = message.in_flight / message.slots if message.slots else 0.0
-                self._feed(LoadMeasured(load, dict(message.service)))
+                counts = {
+                    one.key: Counts(one.requests, one.errors, one.times) for one in message.counted
+                }
+                self._feed(LoadMeasured(load, dict(message.service), counts))
             case _:
                 assert_never(message)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from agent.catalog.history import TABLE as FORMER
+from agent.catalog.rollout import Standing
 from agent.config.rules import split_host_port
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import wall
@@ -20,7 +21,7 @@ from agent.federation.history import Counted
 from agent.federation.job import Restored
 from agent.federation.participant import Update
 from agent.federation.value import Contributions, JobValue
-from agent.foundation.errors import AtollError
+from agent.foundation.errors import AtollError, Malformed
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.writes import Delete, Put, Write
 from agent.membership.coordinates import Coordinate
@@ -29,7 +30,7 @@ from agent.site.overrides import Override
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY, Stored
 from agent.wire.documents import Document, Key, Stamp
 from agent.wire.mesh import Introduction
-from agent.wire.records import Passport, Signed
+from agent.wire.records import Gate, Passport, Signed, Stage
 from agent.wire.schema import unpack
 
 Row = dict[str, Any]
@@ -100,6 +101,7 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
     """Everything durable, decoded; an undecodable row is reported and left out."""
     tables = (
         "peers", "documents", "jobs", "register", "updates", "rounds", "models", "overrides",
+        "rollouts",
     )  # fmt: skip
     rows = {name: await store.read(_everything(name)) for name in tables}
     peers = _decoded(
@@ -117,6 +119,7 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
         jobs=_jobs(rows, blobs, held),
         crashes={row["key"]: row["crashes"] for row in rows["models"]},
         overrides=tuple(map(_override, rows["overrides"])),
+        rollouts=dict(_decoded(rows["rollouts"], _part)),
         blobs=held,
         coordinate=await _coordinate(store),
         barred_because=await barred_because(store, me),
@@ -125,6 +128,14 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
 
 def _override(row: Row) -> Override:
     return Override(row["name"], row["version"], bool(row["is_served"]), row["who"], row["at_s"])
+
+
+def _part(row: Row) -> tuple[str, tuple[bytes, Standing]]:
+    try:
+        standing = Standing(Stage(row["stage"]), Gate(row["gate"]), row["reason"])
+    except ValueError as error:
+        raise Malformed(f"rollout of {row['model']}", why=str(error)) from None
+    return row["model"], (row["rollout"], standing)
 
 
 async def _history(store: Store) -> tuple[tuple[Key, int, Stamp], ...]:

@@ -379,6 +379,7 @@ class Workers:
                 self._plan.site_name,
                 sha256,
                 self._plan.providers,
+                version.golden,
             )
             if self.all[load.worker].child.post(inside.TO_WORKER.pack(message), (descriptor,)):
                 self._pool.sent(load)

@@ -224,6 +224,19 @@ def _tables() -> Iterator[Table]:
     yield Table(
         "once_keys", 1, {"key": "BLOB", "sequence": "INTEGER"}, since=6, outlives_damage=True
     )
+    yield Table(
+        "rollouts",
+        1,
+        {
+            "model": "TEXT",
+            "rollout": "BLOB",
+            "stage": "INTEGER",
+            "gate": "INTEGER",
+            "reason": "TEXT",
+        },
+        since=7,
+        outlives_damage=True,
+    )
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -268,6 +281,12 @@ def m006_once_keys(db: Database) -> None:
     _create(db, 6)
 
 
+@MIGRATIONS()
+def m007_rollouts(db: Database) -> None:
+    """Version 7: parts in rollouts."""
+    _create(db, 7)
+
+
 def _create(db: Database, since: int) -> None:
     """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
@@ -283,7 +302,7 @@ def _create(db: Database, since: int) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 6
+SCHEMA_VERSION: Final = 7
 """How many migrations there are: written to ``user_version``."""
 
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from agent.serving.access import Access
 from agent.serving.failures import error_of
 from agent.wire.inside import (
     FROM_GATEWAY,
+    KNOWN_MAX,
     TO_GATEWAY,
     Applications,
     ApplicationsTaken,
@@ -32,6 +33,7 @@ from agent.wire.inside import (
     CertificateRenewed,
     ClaimKey,
     ControlFigures,
+    Counted,
     DetachWorker,
     FiguresAsked,
     GatewayReady,
@@ -251,6 +253,15 @@ class Control:
                     former = traffic
             await asyncio.sleep(TRAFFIC_EVERY_S)
 
+    def _counted(self) -> Iterator[Counted]:
+        if not self._state.has_view:
+            return
+        for model in self._state.view.local:
+            tally = self._state.tallies.get(model.key)
+            if model.is_counted and tally is not None:
+                times = tuple(tally.times.counts)
+                yield Counted(model.key, tally.requests, tally.errors, times)
+
     def _traffic(self) -> Traffic:
         state = self._state
         figures: Figures = state.figures
@@ -266,6 +277,7 @@ class Control:
             wait_us=round(state.admission.wait_s(state.runners) * 1e6),
             peers=peers,
             pairs=pairs,
+            counted=tuple(self._counted())[:KNOWN_MAX],
         )
 
 

@@ -5,10 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.catalog.gates import BOUNDS_S
 from agent.drivers.histogram import REQUEST_BOUNDS_S, Histogram
 
 FAILURES = {503: "REJECTED", 499: "CANCELED", 504: "CANCELED", 500: "BACKEND"}
 """Status to Triton's ``reason`` label; anything else is OTHER."""
+VERSIONS_FAULT = (500, 504)
+"""Statuses that speak against a model version: it failed, or did not end in time."""
 MODELS_MAX = 1000
 """Label values are bounded: counters of models beyond this are added up under one name."""
 APPLICATIONS_MAX = 300
@@ -97,6 +100,26 @@ class ModelFigures:
             {"batch_size": size, "compute_infer": {"count": runs, "ns": total_us * 1000}}
             for size, (runs, total_us) in sorted(self.sizes.items())
         ]
+
+
+class Tally:
+    """Requests that one model version has run at this site, for those who judge it."""
+
+    __slots__ = ("errors", "requests", "times")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.errors = 0
+        self.times = Histogram(BOUNDS_S)
+
+    def note(self, status: int, took_s: float, *, is_lost: bool = False) -> None:
+        """One request has run, or was lost with a worker; what the caller or the load did is no matter."""
+        if status in VERSIONS_FAULT or is_lost:
+            self.requests += 1
+            self.errors += 1
+        elif status == 200:  # noqa: PLR2004 - answered
+            self.requests += 1
+            self.times.note(took_s)
 
 
 @dataclass(slots=True)

@@ -179,7 +179,7 @@ class Inference:
             raise
         run_us = None
         try:
-            reply = await self._ask_workers(asked, header_bytes, ticket.turn)
+            reply = await self._counted(asked, header_bytes, ticket.turn)
             run_us = reply.run_us // reply.together  # its part of the runner's time
             state.waits.note(ticket.application, asked.priority, reply.queue_us)
         finally:
@@ -196,6 +196,21 @@ class Inference:
             together=reply.together,
             is_first=reply.is_first,
         )
+
+    async def _counted(self, asked: Asked, header_bytes: int | None, turn: Turn) -> Reply:
+        """As ``_ask_workers``; what became of it counts for or against the model version."""
+        begun, status, is_lost = monotonic_s(), 0, False
+        try:
+            reply = await self._ask_workers(asked, header_bytes, turn)
+            status = reply.status
+        except AtollError as error:
+            status, is_lost = status_of(error), isinstance(error, RequestLost)
+            raise
+        else:
+            return reply
+        finally:
+            if (tally := self._state.tallies.get(asked.model.key)) is not None:
+                tally.note(status, monotonic_s() - begun, is_lost=is_lost)
 
     async def _ask_workers(self, asked: Asked, header_bytes: int | None, turn: Turn) -> Reply:
         """The answer of the least busy worker, or of another if that one ends meanwhile.

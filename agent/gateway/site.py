@@ -11,7 +11,7 @@ from random import Random
 from agent.drivers.lag import LoopLag
 from agent.foundation.errors import Busy, Unreachable
 from agent.foundation.ids import Digest, SiteId
-from agent.gateway.figures import Figures
+from agent.gateway.figures import Figures, Tally
 from agent.gateway.waits import Waits
 from agent.gateway.worker_link import WorkerLink
 from agent.routing.outlook import Outlook
@@ -48,6 +48,8 @@ class SiteState:
             queue_max_s=limits.queue_max_s, waiting_max=WAITING_MAX, weights=limits.weights
         )
         self.figures = Figures()
+        self.tallies: dict[bytes, Tally] = {}
+        """Of the models that this site is to serve, by key."""
         self.waits = Waits()
         self.outlook = Outlook(Random())  # noqa: S311 - a choice among equals
         self.access: Access | None = None
@@ -90,6 +92,7 @@ class SiteState:
         for model in view.local:
             self.admission.seed(model.key, model.service_us)
         self.admission.forget(set(self._local))
+        self.tallies = {key: self.tallies.get(key) or Tally() for key in self._local}
 
     def local(self, key: bytes) -> LocalModel | None:
         """A model that this site is to serve."""

@@ -5,8 +5,9 @@ Events and effects of the parts (membership, federation) that pass through uncha
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from agent.catalog.gates import Counts
 from agent.federation import events as job
 from agent.federation.events import JobEvent
 from agent.foundation.ids import Digest, JobId, SiteId
@@ -186,6 +187,8 @@ class LoadMeasured:
 
     load: float
     service_us: Mapping[bytes, int]
+    counts: Mapping[bytes, Counts] = field(default_factory=dict)
+    """Requests of the versions that a rollout is about, since the gateway started."""
 
 
 @dataclass(frozen=True, slots=True)

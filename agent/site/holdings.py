@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from random import Random
 
 from agent.catalog.catalog import Catalog
+from agent.catalog.gates import Counts
 from agent.catalog.placement import Abilities, unable
+from agent.catalog.rollout import GONE_BACK, Standing
 from agent.federation import events as job
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
@@ -29,6 +31,7 @@ from agent.site.events import (
     SiteEffect,
 )
 from agent.site.overrides import ALL, WHO_CHARS_MAX, Override, Overrides, check_place, find
+from agent.site.rollouts import Rollouts
 from agent.site.shelf import Shelf
 from agent.site.versions import Versions
 from agent.site.workshop import Workshop
@@ -58,20 +61,25 @@ class Holdings:
         held: set[Digest],
         crashes: Mapping[bytes, int],
         overrides: Overrides,
+        rollouts: Mapping[str, tuple[bytes, Standing]],
         abilities: Abilities,
         rng: Random,
         emit: Callable[[SiteEffect], None],
         tell: Callable[[LocalChanged, float], None],
     ) -> None:
-        """``emit`` takes effects in order; ``tell`` changes this site's record."""
+        """``emit`` takes effects in order; ``tell`` changes this site's record.
+
+        ``rollouts``: as read from the database, by model.
+        """
         self._catalog, self._swim, self._roll, self._workshop = catalog, swim, roll, workshop
         self._rng, self._emit, self._tell = rng, emit, tell
         self.held = held
         self.labels: dict[Digest, tuple[str, ...]] = {}
         self.shelf = Shelf(held.__contains__, self._fetch_model, dict(crashes))
         self._place, self.overrides = claims.jurisdiction, overrides
+        self.rollouts = Rollouts(claims, catalog, self.shelf, swim, overrides, roll, rollouts)
         self.versions = Versions(
-            claims, catalog, workshop, self.shelf, swim, overrides, roll, abilities
+            claims, catalog, workshop, self.shelf, swim, overrides, roll, abilities, self.rollouts
         )
         self._look_at, self._looked_at = NEVER, -math.inf
 
@@ -79,6 +87,7 @@ class Holdings:
     def wanted_changed(self, now: float) -> None:
         """The catalog, a job's end or another site's shelf changes what is to be served here."""
         self._look_at, self._looked_at = NEVER, now
+        self._look_at_rollouts(now)
         placed = self.versions.placements()
         versions = self.versions.wanted(placed, now)
         for version in versions:
@@ -90,8 +99,27 @@ class Holdings:
             self._emit(effect)
         self.serving_changed(now)
 
+    def _look_at_rollouts(self, now: float) -> None:
+        if not (self.rollouts.parts or self.rollouts.running()):
+            return
+        before = {model: part.standing for model, part in self.rollouts.parts.items()}
+        if writes := self.rollouts.look(self.versions.placements(as_written=True), now):
+            self._emit(Persist(tuple(writes)))
+        for part in self.rollouts.parts.values():
+            standing = part.standing
+            if before.get(part.version.partition(":")[0]) != standing and standing != Standing():
+                why = f": {standing.reason}" if standing.reason else ""
+                text = f"rollout of {part.version}: this site is {standing.stage.name.lower()}{why}"
+                self._emit(Noted(text, standing.stage in GONE_BACK))
+        self._tell(LocalChanged(trials=self.rollouts.trials()), now)
+
+    def rollouts_moved(self, now: float) -> None:
+        """Something has happened that a rollout may depend on: look at it soon."""
+        self._look_at = min(self._look_at, self.rollouts.look_at(now))
+
     def others_moved(self, now: float) -> None:
         """Somebody came, went, or serves something else: replicas may have to be here, soon."""
+        self.rollouts_moved(now)
         if self.versions.has_former:
             self.wanted_changed(now)
         elif self.versions.has_replicas:
@@ -105,7 +133,7 @@ class Holdings:
     def wake_at(self) -> float:
         """When the placement of replicas is to be looked at."""
         lingers_until = max(self.versions.wake_at(), self._looked_at + LOOK_INTERVAL_S)
-        return min(self._look_at, lingers_until)
+        return min(self._look_at, lingers_until, self.rollouts.wake_at())
 
     def serving_changed(self, now: float) -> None:
         """Announce what is ready and what is refused here."""
@@ -167,8 +195,17 @@ class Holdings:
         self.wanted_changed(now)
         self._emit(Resolved(event.token, ("",)))
 
-    def measured(self, load: float, service_us: Mapping[bytes, int], now: float) -> None:
-        """Inference says how busy it is and how long its models run."""
+    def measured(
+        self,
+        load: float,
+        service_us: Mapping[bytes, int],
+        counts: Mapping[bytes, Counts],
+        now: float,
+    ) -> None:
+        """Inference says how busy it is, how long its models run, and how those on trial do."""
+        if counts:
+            self.rollouts.counted(counts)
+            self.rollouts_moved(now)
         for key, item in self.shelf.items.items():
             item.service_us = service_us.get(key, item.service_us)
         self._tell(LocalChanged(load=load), now)

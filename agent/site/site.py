@@ -133,7 +133,7 @@ class Site:
         self.holdings = holdings = Holdings(
             claims=identity.claims, catalog=self.catalog, swim=self.swim, roll=roll,
             workshop=self.workshop, held=self.held, crashes=stored.crashes,
-            overrides=Overrides(stored.overrides),
+            overrides=Overrides(stored.overrides), rollouts=stored.rollouts,
             abilities=settings.abilities, rng=rng,
             emit=self.emit, tell=self._relations.step,
         )  # fmt: skip
@@ -192,9 +192,13 @@ class Site:
                 self._outbox += self.shelf.ready(key, providers, metadata, service_us)
                 if self.versions.has_former:
                     self.holdings.wanted_changed(now)
+                self.holdings.rollouts_moved(now)
                 self.holdings.serving_changed(now)
             case ModelFailed(key, reason, is_crash):
                 self._outbox += self.shelf.failed(key, reason, is_crash=is_crash)
+                if is_crash:
+                    self.holdings.rollouts.crashed(key, reason)
+                self.holdings.rollouts_moved(now)
                 self._outbox += self.shelf.advance(now)
                 self.holdings.serving_changed(now)
             case ModelReleased(key):
@@ -206,9 +210,10 @@ class Site:
                 self._outbox += self.shelf.worker_up(now)
             case WorkerDown(reason, lost, is_any_up):
                 self._outbox += self.shelf.worker_down(reason, lost, now, is_any_up=is_any_up)
+                self.holdings.rollouts_moved(now)
                 self.holdings.serving_changed(now)
-            case LoadMeasured(load, service_us):
-                self.holdings.measured(load, service_us, now)
+            case LoadMeasured(load, service_us, counts):
+                self.holdings.measured(load, service_us, counts, now)
             case DrainRequested(is_draining):
                 self._surroundings.is_draining = is_draining
                 self._relations.step(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from agent.catalog.placement import Abilities
+from agent.catalog.rollout import Standing
 from agent.federation.job import Restored
 from agent.foundation.ids import Digest, JobId
 from agent.site.overrides import Override
@@ -31,6 +32,8 @@ class Stored:
     """How often a model (by key) took its worker down."""
     overrides: tuple[Override, ...] = ()
     """What was decided here against the catalog."""
+    rollouts: dict[str, tuple[bytes, Standing]] = field(default_factory=dict)
+    """This site's part in the rollout of a model: which one, and how far it was."""
     blobs: frozenset[Digest] = frozenset()
     """Blobs complete on disk."""
     coordinate: bytes = b""

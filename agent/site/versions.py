@@ -8,7 +8,7 @@ version never takes the working one away.
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent.catalog.catalog import Catalog
-from agent.catalog.placement import Abilities, Member, Place, Placement, placements
+from agent.catalog.placement import Abilities, Member, Placement, place_of, placements
 from agent.catalog.replicas import Lingering
 from agent.foundation.ids import SiteId
 from agent.identity.claims import Claims
@@ -17,6 +17,7 @@ from agent.membership.swim import Swim
 from agent.routing.policy import is_within
 from agent.site.overrides import Overrides
 from agent.site.published import Published, newest, published
+from agent.site.rollouts import Meant, Rollouts
 from agent.site.shelf import Shelf
 from agent.site.workshop import Workshop
 from agent.wire.documents import Deployment, Key, ModelVersion, Stamp
@@ -36,11 +37,12 @@ class Versions:
         overrides: Overrides,
         roll: Roll,
         abilities: Abilities,
+        rollouts: Rollouts,
     ) -> None:
         """All of one site; ``claims`` are its certificate's."""
         self._claims, self._catalog, self._workshop = claims, catalog, workshop
         self._shelf, self._swim, self._overrides = shelf, swim, overrides
-        self._roll, self._abilities = roll, abilities
+        self._roll, self._abilities, self._rollouts = roll, abilities, rollouts
         self._lingering = Lingering()
         self.has_former = False
         """Whether a former version waits here for its successor: look again when somebody has news."""
@@ -59,19 +61,23 @@ class Versions:
         """What this site serves: what it should (``placements``), and what was decided here."""
         place = self._claims.jurisdiction
         chosen = self._overrides.apply(self._planned(placed), self.every(), place)
+        chosen += self._kept(chosen)
         return [*chosen, *self._lingers(chosen, placed, now), *self._former(chosen)]
 
     def planned(self) -> list[ModelVersion]:
         """What catalog and jobs say that this site should serve."""
         return self._planned(self.placements())
 
-    def placements(self) -> list[Placement]:
-        """Every deployment with the verdict for this site."""
-        claims, record = self._claims, self._swim.record
-        place = Place(claims.name, claims.region, claims.tier, claims.jurisdiction)
-        me = Member(record.site, place, record.capacity, record.status == "alive")
+    def placements(self, *, as_written: bool = False) -> list[Placement]:
+        """Every deployment with the verdict for this site.
+
+        ``as_written``: of the version it names, though this site's turn in its rollout has not come.
+        """
+        record = self._swim.record
+        me = Member(record.site, place_of(self._claims), record.capacity, record.status == "alive")
         others = list(self._others()) if self.has_replicas else []
-        return placements(self._catalog, me, others, self._abilities)
+        meant = self._catalog if as_written else Meant(self._catalog, self._rollouts)
+        return placements(meant, me, others, self._abilities)
 
     @property
     def has_replicas(self) -> bool:
@@ -87,10 +93,8 @@ class Versions:
             identity, record = self._roll.get(member.site), member.record
             if identity is None or member.state not in ("alive", "suspect"):
                 continue
-            claims = identity.claims
             yield Member(
-                member.site, Place(claims.name, claims.region, claims.tier, claims.jurisdiction),
-                record.capacity, record.status == "alive",
+                member.site, place_of(identity.claims), record.capacity, record.status == "alive",
                 frozenset(one.key for one in record.serving if not one.is_refused),
                 frozenset(one.key for one in record.serving if one.is_refused),
             )  # fmt: skip
@@ -106,6 +110,17 @@ class Versions:
             and is_within(self._claims.jurisdiction, version.residency)
         ]
         return versions
+
+    def _kept(self, chosen: Sequence[ModelVersion]) -> list[ModelVersion]:
+        """Previous versions that stay at hand until their rollout has ended."""
+        present = {(v.name, v.version) for v in chosen}
+        return [
+            one
+            for one in self._rollouts.kept()
+            if (one.name, one.version) not in present
+            and not self._overrides.is_unloaded(one.name, one.version)
+            and is_within(self._claims.jurisdiction, one.residency)
+        ]
 
     def _lingers(
         self, chosen: Sequence[ModelVersion], placed: Sequence[Placement], now: float
@@ -162,7 +177,7 @@ class Versions:
         found = {version.name: version.version for version, _ in self.published()}
         for deployment in self._catalog.of_kind(Deployment):
             if deployment.is_active:
-                found[deployment.model] = deployment.version
+                found[deployment.model] = self._rollouts.answering(deployment)
         return found
 
     def _ready(self) -> set[bytes]:

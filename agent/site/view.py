@@ -14,11 +14,12 @@ RTT_STEPS = 4
 
 def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
     """The present view; the gateway replaces its former one by it."""
-    claims = site.identity.claims
+    claims, watched = site.identity.claims, site.holdings.rollouts.watched()
     local = tuple(
         LocalModel(
             key, item.version.name, item.version.version, item.stage == "ready", item.reason,
             item.version.residency, item.metadata, item.service_us,
+            key in watched,
         )
         for key, item in sorted(site.shelf.items.items())
     )  # fmt: skip

@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from agent.wire.documents import BlobDigest
+from agent.wire.documents import GOLDEN_CHARS_MAX, BlobDigest
 from agent.wire.limits import DOCUMENTS_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Port, Served, Site
 from agent.wire.schema import AtMost, Length, Range, Tagged
@@ -36,6 +36,8 @@ class LocalModel:
     metadata: Annotated[str, AtMost(65_536)]
     """Open Inference Protocol model metadata, JSON; empty until loaded."""
     service_us: Counter
+    is_counted: bool = False
+    """A rollout is about it: its requests here are told in ``Traffic``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,19 @@ class PairKnown:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Requests that one model version has run here since the gateway started."""
+
+    key: ModelKey
+    requests: Counter
+    """With the errors."""
+    errors: Counter
+    """Status 500 or 504, or lost with a worker."""
+    times: Annotated[tuple[Counter, ...], AtMost(64)]
+    """How many took up to each bound of ``catalog.gates.BOUNDS_S``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Traffic:
     """Counters since the gateway started; sent at most once a second, when changed."""
 
@@ -299,6 +314,7 @@ class Traffic:
     """Predicted wait of a request here."""
     peers: Annotated[tuple[PeerKnown, ...], AtMost(KNOWN_MAX)] = ()
     pairs: Annotated[tuple[PairKnown, ...], AtMost(KNOWN_MAX)] = ()
+    counted: Annotated[tuple[Counted, ...], AtMost(KNOWN_MAX)] = ()
 
 
 # --- control -> model worker ---------------------------------------------------------------------
@@ -323,6 +339,8 @@ class LoadModel:
     """Of the file's bytes; checked again before loading."""
     providers: tuple[Name, ...]
     """Execution providers in order of preference."""
+    golden: Annotated[str, AtMost(GOLDEN_CHARS_MAX)] = ""
+    """See ``documents.ModelVersion``."""
 
 
 @dataclass(frozen=True, slots=True)

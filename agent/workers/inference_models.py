@@ -19,6 +19,7 @@ from functools import partial
 from agent.foundation.errors import AtollError, Busy, Malformed
 from agent.serving.batching import ROWS_MAX, Sizes
 from agent.workers.inference_batching import stand_rows_apart
+from agent.workers.inference_golden import check_golden
 from agent.workers.inference_providers import open_session
 from agent.workers.inference_runner import Loaded, Runner
 from agent.workers.inference_session import ModelSession
@@ -48,6 +49,8 @@ class Source:
     version: str
     site: str
     providers: tuple[str, ...]
+    golden: str = ""
+    """See ``inference_golden``."""
 
     def read(self) -> bytes:
         """The model's bytes, which are those of its digest.
@@ -234,6 +237,7 @@ class Models:
         session, passed = open_session(
             content, source.name, source.version, source.providers, build=self._build
         )
+        check_golden(session, source.golden)
         size = len(content)
         del content
         cost_bytes = max(size, self._memory.held_bytes() - before - size)

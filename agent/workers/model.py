@@ -91,7 +91,7 @@ class ModelWorker:
         begun = time.perf_counter()
         source = Source(
             descriptor, message.sha256, message.name, message.version, message.site,
-            message.providers,
+            message.providers, message.golden,
         )  # fmt: skip
         session, passed = self._models.add(message.key, source)
         metadata = session.signature.metadata().decode()

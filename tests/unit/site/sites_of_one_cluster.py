@@ -8,6 +8,7 @@ from random import Random
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from agent.catalog.rollout import Standing
 from agent.federation import events as job
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER, Woke
@@ -51,7 +52,7 @@ from agent.site.site import Site
 from agent.site.stored import SiteSettings, Stored
 from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp
 from agent.wire.mesh import Introduction, Reply
-from agent.wire.records import Endpoint, Passport
+from agent.wire.records import Endpoint, Gate, Passport, Stage
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 OFFSET_S = NOW.timestamp() - 1000.0
@@ -272,6 +273,7 @@ def remembered(node: Node) -> Stored:
     from agent.wire.schema import unpack  # noqa: PLC0415
 
     peers, documents = {}, {}
+    rollouts: dict[str, tuple[bytes, Standing]] = {}
     registers: dict[str, Put] = {}
     for put in node.persisted:
         if put.table == "peers":
@@ -279,6 +281,10 @@ def remembered(node: Node) -> Stored:
             peers[put.row["site"]] = (passport, put.row["record"], put.row["signature"])
         elif put.table == "documents":
             documents[put.row["kind"], put.row["name"]] = put.row["document"]
+        elif put.table == "rollouts":
+            stage, gate = Stage(put.row["stage"]), Gate(put.row["gate"])
+            standing = Standing(stage, gate, str(put.row["reason"]))
+            rollouts[str(put.row["model"])] = (bytes(put.row["rollout"]), standing)  # type: ignore[arg-type]
         elif put.table == "register":
             registers[str(put.row["job"])] = put
     from agent.federation.job import Restored  # noqa: PLC0415
@@ -292,5 +298,6 @@ def remembered(node: Node) -> Stored:
         ),
         documents=tuple(unpack(Document, bytes(one)) for one in documents.values()),  # type: ignore[arg-type]
         jobs={JobId(name): Restored(register=put.row) for name, put in registers.items()},
+        rollouts=rollouts,
         blobs=frozenset(node.site.held),
     )

@@ -5,6 +5,7 @@ The messages are made from their own types, so a new call or field is lied about
 
 import types
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from random import Random
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -54,6 +55,8 @@ class Liar:
             return self._dataclass(kind)
         if kind is bool:
             return random.random() < 0.5
+        if issubclass(kind, Enum):
+            return random.choice(list(kind))
         if kind in (int, float):
             return self._number(kind, bounds)
         if kind is bytes:
