@@ -18,7 +18,7 @@ Who is alive decides how far a rollout goes, never who may hold a model (``catal
 import hashlib
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from agent.catalog.gates import NO_COUNTS, Counts, judge, told
@@ -92,6 +92,28 @@ def is_rollout(deployment: Deployment) -> bool:
         and terms is not None
         and terms.previous not in ("", deployment.version)
     )
+
+
+def continued(
+    wanted: Deployment, present: Deployment | None, established: str, attempt: int
+) -> Deployment:
+    """A deployment that is about to be signed, with what its rollout takes the place of.
+
+    Args:
+        wanted: as an operator has written it.
+        present: what the catalog says now.
+        established: the version that serves until the new one has proved itself; empty: none does.
+        attempt: a new number, for a version that is not the present one.
+    """
+    if wanted.rollout is None:
+        return wanted
+    previous = established
+    if present is not None and present.is_active and present.version == wanted.version:
+        former = present.rollout or Rollout()
+        previous, attempt = former.previous, former.attempt
+    if not previous:
+        attempt = 0
+    return replace(wanted, rollout=replace(wanted.rollout, previous=previous, attempt=attempt))
 
 
 def rollout_id(deployment: Deployment) -> bytes:

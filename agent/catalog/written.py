@@ -6,6 +6,10 @@
     version = "2"
     replicas = 3
 
+    [deployment.magika.rollout]
+    waves = [5, 25]
+    observe_s = 300
+
     [model."magika:2"]
     digest = "6f3c..."
     bytes = 3145728
@@ -22,7 +26,17 @@ from typing import Annotated, Literal
 
 from agent.foundation.ids import Digest
 from agent.foundation.toml_reading import AtMost, Between, Each, Keys, Matches, read_toml
-from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, Unknown, key_of
+from agent.wire.documents import (
+    GOLDEN_CHARS_MAX,
+    Body,
+    Deployment,
+    Job,
+    Key,
+    ModelVersion,
+    Rollout,
+    Unknown,
+    key_of,
+)
 from agent.wire.limits import BLOB_BYTES_MAX
 
 DOCUMENTS_PER_FILE_MAX = 64
@@ -39,6 +53,38 @@ _IS_PLACE = Matches(re.compile(r"[A-Z0-9][A-Z0-9-]{0,31}"), "it must be a jurisd
 
 
 @dataclass(frozen=True, slots=True)
+class Golden:
+    """The form of a golden question; whether it fits the model, the model's worker finds out."""
+
+    def problem(self, value: object) -> str | None:
+        """What is wrong with the text, or None."""
+        text = str(value)
+        if len(text) > GOLDEN_CHARS_MAX:
+            return f"has {len(text)} characters; at most {GOLDEN_CHARS_MAX} are allowed"
+        try:
+            found = json.loads(text) if text else {"inputs": [], "outputs": []}
+        except ValueError as error:
+            return f"is not JSON: {error}"
+        if isinstance(found, dict) and all(
+            isinstance(found.get(part), list) for part in ("inputs", "outputs")
+        ):
+            return None
+        return 'must be {"inputs": [...], "outputs": [...]}, tensors as in a request and its answer'
+
+
+@dataclass(frozen=True, slots=True)
+class Ascending:
+    """Numbers that only grow."""
+
+    def problem(self, value: object) -> str | None:
+        """None if they do."""
+        assert isinstance(value, tuple)
+        if list(value) == sorted(set(value)):
+            return None
+        return f"is {_spelled(value)}; each must be larger than the one before"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelTable:
     """``[model."NAME:VERSION"]``."""
 
@@ -47,6 +93,22 @@ class ModelTable:
     format: Literal["onnx"] = "onnx"
     residency: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
     source: str = ""
+    golden: Annotated[str, Golden()] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutTable:
+    """``[deployment.MODEL.rollout]``: ``wire.documents.Rollout`` but for what the command line finds out."""
+
+    waves: Annotated[tuple[float, ...], AtMost(8), Each(Between(0.0, 100.0)), Ascending()] = (
+        5.0, 25.0, 100.0,
+    )  # fmt: skip
+    observe_s: Annotated[float, Between(1.0, 604_800.0)] = 60.0
+    error_rate_max: Annotated[float, Between(0.0, 1.0)] = 0.01
+    p99_ms_max: Annotated[float, Between(0.0, 1e6)] = 0.0
+    p99_ratio_max: Annotated[float, Between(0.0, 1000.0)] = 0.0
+    requests_min: Annotated[int, Between(0, 2**31)] = 0
+    is_paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +124,7 @@ class DeploymentTable:
     accelerator: Literal["", "gpu"] = ""
     memory_bytes_min: Annotated[int, Between(0, 2**62)] = 0
     is_active: bool = True
+    rollout: RolloutTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +156,21 @@ def read(text: str, source: str) -> dict[Key, Body]:
         digest = Digest(bytes.fromhex(model.digest))
         bodies.append(
             ModelVersion(
-                name, version, digest, model.bytes, model.format, model.residency, model.source
+                name,
+                version,
+                digest,
+                model.bytes,
+                model.format,
+                model.residency,
+                model.source,
+                model.golden,
             )
         )
     for name, one in file.deployment.items():
         values = {each.name: getattr(one, each.name) for each in fields(one)}
+        if one.rollout is not None:
+            terms = {each.name: getattr(one.rollout, each.name) for each in fields(one.rollout)}
+            values["rollout"] = Rollout(**terms)
         bodies.append(Deployment(model=name, **values))
     return {key_of(body): body for body in bodies}
 
@@ -109,7 +182,11 @@ def write(body: Body) -> str:
     """
     key, table = key_of(body), table_of(body)
     lines = [f"[{key.kind}.{_spelled_key(key.name)}]"]
-    lines += [f"{name} = {_spelled(value)}" for name, value in table.items()]
+    inner = [name for name, value in table.items() if isinstance(value, dict)]
+    lines += [f"{name} = {_spelled(value)}" for name, value in table.items() if name not in inner]
+    for name in inner:
+        lines += ["", f"[{key.kind}.{_spelled_key(key.name)}.{name}]"]
+        lines += [f"{part} = {_spelled(value)}" for part, value in _parts(table[name])]
     return "\n".join(lines) + "\n"
 
 
@@ -119,10 +196,14 @@ def table_of(body: Body) -> dict[str, object]:
         plain = {
             "digest": body.manifest.hex(), "bytes": body.bytes, "format": body.format,
             "residency": body.residency, "source": body.source,
+            "golden": body.golden,
         }  # fmt: skip
         return _without_defaults(plain, ModelTable)
     if isinstance(body, Deployment):
         plain = {one.name: getattr(body, one.name) for one in fields(DeploymentTable)}
+        if body.rollout is not None:
+            terms = {one.name: getattr(body.rollout, one.name) for one in fields(RolloutTable)}
+            plain["rollout"] = _without_defaults(terms, RolloutTable)
         return _without_defaults(plain, DeploymentTable)
     if isinstance(body, Unknown):
         return {}
@@ -164,11 +245,19 @@ def _shown(value: object) -> str:
 def _spelled(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        inner = ", ".join(f"{name} = {_spelled(one)}" for name, one in value.items())
+        return f"{{{inner}}}"
     if isinstance(value, tuple):
         return f"[{', '.join(_spelled(one) for one in value)}]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(value)
+
+
+def _parts(value: object) -> list[tuple[str, object]]:
+    assert isinstance(value, dict)
+    return list(value.items())
 
 
 def _spelled_key(name: str) -> str:

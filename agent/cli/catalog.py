@@ -3,6 +3,7 @@
 import argparse
 import base64
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from agent.catalog.written import DOCUMENTS_PER_FILE_MAX, changes, read, table_of, write
 from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, print_table
+from agent.cli.rollout import continue_rollouts
 from agent.cli.signing import load_signer, submit_bodies, submit_packed, unpack_body
 from agent.cli.site_files import admin_client
 from agent.cli.text_files import read_text
@@ -28,6 +30,7 @@ def apply(asked: argparse.Namespace) -> int:
     client = admin_client(asked)
     present = _present(client)
     _check_versions(wanted, present)
+    wanted = continue_rollouts(client, wanted, present)
     differing = {key: body for key, body in wanted.items() if present.get(key) != body}
     if differing:
         submit_bodies(client, load_signer(asked), list(differing.values()))
@@ -44,8 +47,9 @@ def apply(asked: argparse.Namespace) -> int:
 
 def diff(asked: argparse.Namespace) -> int:
     """Print what ``apply`` would change; ``DIFFERS`` if it would change anything."""
-    wanted = _read(asked.file)
-    present = _present(admin_client(asked))
+    wanted, client = _read(asked.file), admin_client(asked)
+    present = _present(client)
+    wanted = continue_rollouts(client, wanted, present)
     differing = {key: body for key, body in wanted.items() if present.get(key) != body}
     if asked.json:
         print_json(
@@ -132,8 +136,13 @@ def rollback(asked: argparse.Namespace) -> int:
     if found == present:
         print(f"{key.kind} {key.name} is unchanged: it says that already")
         return 0
-    # Its bytes, not what this version understands of them: a newer one may know more fields.
-    submit_packed(client, load_signer(asked), [base64.b64decode(row["body"])])
+    if isinstance(found, Deployment) and found.rollout is not None and found.rollout.previous:
+        # Back at once: its waves were those of that time, from a version older still.
+        found = replace(found, rollout=replace(found.rollout, previous="", attempt=0))
+        submit_bodies(client, load_signer(asked), [found])
+    else:
+        # Its bytes, not what this version understands of them: a newer one may know more fields.
+        submit_packed(client, load_signer(asked), [base64.b64decode(row["body"])])
     _tell(key, present, found)
     return 0
 

@@ -5,17 +5,21 @@ import os
 import stat
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from agent.catalog.rollout import is_rollout
+from agent.catalog.written import Golden
 from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, size, span
-from agent.cli.signing import load_signer, submit_bodies
+from agent.cli.rollout import continue_rollouts
+from agent.cli.signing import load_signer, submit_bodies, unpack_body
 from agent.cli.site_files import admin_client
+from agent.cli.text_files import read_text
 from agent.foundation.errors import AtollError, NotFound, UsageError
 from agent.foundation.ids import Digest
-from agent.wire.documents import Body, Deployment, ModelVersion
+from agent.wire.documents import GOLDEN_CHARS_MAX, Deployment, ModelVersion, key_of
 from agent.wire.limits import BLOB_BYTES_MAX
 
 POLL_S = 0.2
@@ -78,36 +82,34 @@ def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
     if not (sites or is_selective(asked)):
         sites = (client.get("/1/status")["name"],)
     members = client.get("/1/members")["members"]
+    golden = "" if asked.golden is None else _golden(asked.golden)
     absent = tuple(name for name in sites if name not in {row["name"] for row in members})
     stored = client.upload("/1/blobs", file, length)
-    bodies: tuple[Body, ...] = (
-        ModelVersion(
-            name=asked.name,
-            version=asked.version,
-            manifest=Digest(bytes.fromhex(stored["digest"])),
-            bytes=stored["bytes"],
-            format="onnx",
-            residency=asked.residency,
-            source=asked.file.name[:SOURCE_CHARS_MAX],
-        ),
-        Deployment(
-            model=asked.name,
-            version=asked.version,
-            sites=sites,
-            tiers=asked.tiers,
-            regions=asked.regions,
-            replicas=asked.replicas,
-            jurisdictions=asked.jurisdictions,
-            accelerator="gpu" if asked.gpu else "",
-            memory_bytes_min=asked.memory_min,
-        ),
+    version = ModelVersion(
+        name=asked.name,
+        version=asked.version,
+        manifest=Digest(bytes.fromhex(stored["digest"])),
+        bytes=stored["bytes"],
+        format="onnx",
+        residency=asked.residency,
+        source=asked.file.name[:SOURCE_CHARS_MAX],
+        golden=golden,
     )
-    results = submit_bodies(client, signer, bodies)
+    deployment = Deployment(
+        model=asked.name,
+        version=asked.version,
+        sites=sites,
+        tiers=asked.tiers,
+        regions=asked.regions,
+        replicas=asked.replicas,
+        jurisdictions=asked.jurisdictions,
+        accelerator="gpu" if asked.gpu else "",
+        memory_bytes_min=asked.memory_min,
+    )
+    deployment = _in_waves(client, deployment)
+    results = submit_bodies(client, signer, (version, deployment))
     if not asked.json:
-        where = ", ".join(sites) or "every allowed site"
-        if asked.replicas:
-            where = f"{asked.replicas} of the allowed sites"
-        print(f"published {asked.name}:{asked.version} ({size(length)}) for {where}")
+        _say_published(asked, deployment, length)
     for name in absent:
         print(
             f"atoll: no site {name!r} is known; it serves the model once it joins", file=sys.stderr
@@ -117,13 +119,42 @@ def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
         expected = _all_of(members, asked)
         if not expected:
             print("atoll: no living site may hold it yet", file=sys.stderr)
-    if asked.no_wait or not expected:
+    if asked.no_wait or not expected or is_rollout(deployment):
         if asked.json:
             print_json({"digest": stored["digest"], "results": results})
         return 0
     if asked.gpu or asked.memory_min:  # who has that, only the sites themselves know
         expected = ()
     return _wait(client, asked, expected, stored["digest"])
+
+
+def _say_published(asked: argparse.Namespace, deployment: Deployment, length: int) -> None:
+    where = ", ".join(deployment.sites) or "every allowed site"
+    if asked.replicas:
+        where = f"{asked.replicas} of the allowed sites"
+    print(f"published {asked.name}:{asked.version} ({size(length)}) for {where}")
+    if is_rollout(deployment):
+        print(f"it comes in waves: atoll rollout status {asked.name} shows how far it is")
+
+
+def _in_waves(client: AdminClient, wanted: Deployment) -> Deployment:
+    """As the deployment that it replaces says, if that speaks of waves."""
+    key = key_of(wanted)
+    rows = client.get("/1/documents", kind=key.kind, name=key.name)["documents"]
+    former = unpack_body(rows[0]["body"]) if rows else None
+    if not isinstance(former, Deployment) or former.rollout is None:
+        return wanted
+    wanted = replace(wanted, rollout=replace(former.rollout, is_paused=False))
+    settled = continue_rollouts(client, {key: wanted}, {key: former})[key]
+    assert isinstance(settled, Deployment)
+    return settled
+
+
+def _golden(path: Path) -> str:
+    text = read_text(path, GOLDEN_CHARS_MAX).strip()
+    if why := Golden().problem(text):
+        raise UsageError(f"{path} is no golden question", why=f"it {why}")
+    return text
 
 
 def is_selective(asked: argparse.Namespace) -> bool:

@@ -276,6 +276,10 @@ def _models(verbs: Verbs) -> None:
         "--memory-min", type=mebibytes, default=0, metavar="MIB",
         help="only at sites with so much memory, MiB",
     )  # fmt: skip
+    push.add_argument(
+        "--golden", type=Path, metavar="FILE.json",
+        help="a request with the outputs it must be answered with, before the version serves anybody",
+    )  # fmt: skip
     push.add_argument("--no-wait", action="store_true", help="do not wait until it is ready")
     push.add_argument(
         "--timeout", type=seconds, default=120.0, metavar="TIME", help="wait at most this long (2m)"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent.cli.parser import Verbs
 from agent.cli.parser import _admin_key as admin_key
+from agent.cli.parser import _group as group
 from agent.cli.parser import _verb as verb
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ def add(verbs: Verbs) -> None:
         "--to", type=stamp, metavar="STAMP", help="of atoll history (default: the one before)"
     )
     admin_key(rollback)
+    parts = group(verbs, "rollout", "A new version in waves: how far it is; pause, resume.")
+    status = verb(parts, "status", "rollout:status", "Waves, what each site tells, and gates.")
+    status.add_argument("model", nargs="?", metavar="MODEL", help="(default: all)")
+    pause = verb(parts, "pause", "rollout:pause", "Let no further site begin.")
+    pause.add_argument("model", metavar="MODEL")
+    admin_key(pause)
+    resume = verb(parts, "resume", "rollout:resume", "Go on after a pause.")
+    resume.add_argument("model", metavar="MODEL")
+    resume.add_argument(
+        "--again", action="store_true", help="after a failure: from the first wave, once more"
+    )
+    admin_key(resume)
 
 
 def _document(parser: argparse.ArgumentParser) -> None:

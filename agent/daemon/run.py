@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from agent.api import applications
 from agent.api import audit as audit_api
 from agent.api import catalog as catalog_api
+from agent.api import rollouts as rollouts_api
 from agent.api import trust as trust_api
 from agent.api.admin import AdminServer
 from agent.catalog.placement import Abilities
@@ -39,6 +40,7 @@ from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
 from agent.daemon.renewing import Renewing, Shown
 from agent.daemon.restore import raise_boot_epoch, restore, token_seeds
+from agent.daemon.rollout_desk import RolloutDesk
 from agent.daemon.trust_operations import TrustDesk
 from agent.daemon.trust_store import open_trust
 from agent.daemon.witnessing import Witnessing
@@ -235,6 +237,7 @@ class _Daemon:
             (
                 *trust_api.routes(desk), *applications.routes(tokens),
                 *catalog_api.routes(CatalogDesk(site.catalog, store)), *audit_api.routes(witnessing),
+                *rollouts_api.routes(RolloutDesk(site)),
             ),
         )  # fmt: skip
         await self._opened(serving, "close")
@@ -320,7 +323,10 @@ class _Daemon:
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,
         )  # fmt: skip
-        inference.figures = lambda: driver.lag.render() + inference.workers.render()
+        rollouts = RolloutDesk(driver.site)
+        inference.figures = lambda: (
+            driver.lag.render() + inference.workers.render() + rollouts.metrics()
+        )
         return inference
 
     def _discover(

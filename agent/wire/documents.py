@@ -50,7 +50,8 @@ class Rollout:
     previous: Name = ""
     """The version that serves until a site's turn has come; empty: everywhere at once."""
     attempt: Counter = 0
-    """Rises when a version is to be tried (again): what was told of an earlier attempt counts no more."""
+    """A number drawn anew when a version is to be tried, or tried again: what was told of another attempt
+    does not count."""
     waves: Annotated[tuple[Annotated[float, Range(0.0, 100.0)], ...], AtMost(8)] = (
         5.0,
         25.0,

@@ -5,7 +5,7 @@ import pytest
 from agent.catalog.written import changes, read, write
 from agent.foundation.errors import ConfigError
 from agent.foundation.ids import Digest, JobId, SiteId
-from agent.wire.documents import Deployment, Job, ModelVersion, key_of
+from agent.wire.documents import Deployment, Job, ModelVersion, Rollout, key_of
 
 MODEL = ModelVersion("m", "1.2", Digest(b"\7" * 32), 10, "onnx", ("DE", "FR"), 'a "file"\x7f')
 DEPLOYMENT = Deployment(
@@ -17,7 +17,19 @@ JOB = Job(
 )
 
 
-@pytest.mark.parametrize("body", [MODEL, DEPLOYMENT, Deployment("m", "1", ())])
+IN_WAVES = Deployment(
+    "m", "1", (), rollout=Rollout("", 0, (1.5, 50.0), 9.0, 0.5, 10.0, 2.0, 100, is_paused=True)
+)
+ASKED = ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), "", '{"inputs":[],"outputs":[]}')
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        MODEL, DEPLOYMENT, Deployment("m", "1", ()), IN_WAVES, ASKED,
+        Deployment("m.x", "1", (), rollout=Rollout()),
+    ],
+)  # fmt: skip
 def test_what_is_written_is_read_as_the_same(body: ModelVersion | Deployment) -> None:
     assert read(write(body), "x") == {key_of(body): body}
 
@@ -41,6 +53,16 @@ def test_models_come_before_the_deployments_that_name_them() -> None:
         ('[deployment.m]\nversion = "1"\njurisdictions = ["de"]', "must be a jurisdiction"),
         ('[model."m"]\nbytes = 1', 'such as "magika:2"'),
         ('[model."m:1"]\nbytes = 1\ndigest = "xyz"', "64 hexadecimal digits"),
+        ('[model."m:1"]\nbytes = 1\ndigest = "00"\ngolden = "{"', "golden is not JSON"),
+        ('[model."m:1"]\nbytes = 1\ndigest = "00"\ngolden = "[]"', "golden must be"),
+        (
+            '[deployment.m]\nversion = "1"\n[deployment.m.rollout]\nwaves = [50, 5]',
+            "each must be larger than the one before",
+        ),
+        (
+            '[deployment.m]\nversion = "1"\n[deployment.m.rollout]\nobserve_s = 0',
+            "must be from 1 to 604800",
+        ),
         ("[job.j]\nrounds = 1", "unknown section 'job'"),
         ("[deployment.m", "not valid TOML"),
     ],
@@ -56,6 +78,9 @@ def test_a_change_is_told_by_what_differs() -> None:
     assert changes(Deployment("m", "1", ("a",)), Deployment("m", "2", (), replicas=1)) == [
         'version: "1" -> "2"', "replicas: - -> 1", 'sites: ["a"] -> -',
     ]  # fmt: skip
+    assert changes(Deployment("m", "1", ()), IN_WAVES)[0].startswith(
+        "rollout: - -> {waves = [1.5, 50.0], observe_s = 9.0,"
+    )
 
 
 def test_a_job_can_be_shown() -> None:

@@ -1,6 +1,7 @@
 """A site with canned answers behind a real admin socket, and the command line as a function."""
 
 import asyncio
+import base64
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from trust_desk import PASS, Desk
 
+from agent.api import catalog, rollouts
 from agent.api.admin import AdminServer
 from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
@@ -21,7 +23,17 @@ from agent.foundation.errors import AtollError, NotFound
 from agent.foundation.ids import JobId, SiteId
 from agent.identity.admin import check_document
 from agent.identity.certificates import key_id
-from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp
+from agent.wire.documents import (
+    BODIES,
+    Body,
+    Deployment,
+    Document,
+    Job,
+    Key,
+    ModelVersion,
+    Stamp,
+    key_of,
+)
 from agent.wire.schema import unpack
 
 T = TypeVar("T")
@@ -50,6 +62,9 @@ class CannedSite:
         self.error: AtollError | None = None
         self.asked: list[object] = []
         self.bodies: list[Body] = []
+        self.known: list[Body] = []
+        """What the catalog says."""
+        self.rollout_rows: list[Json] = []
         self.stamps: list[Stamp] = []
         self.admin_keys: dict[bytes, Any] = {}
         self.acceptance = ""
@@ -224,6 +239,20 @@ class CannedSite:
     def clock(self) -> Json:
         return {"clock_ahead_s": self.clock_ahead_s, "clocks_heard": 2}
 
+    def documents(self, kind: str, name: str) -> list[Json]:
+        rows = [(key_of(body), base64.b64encode(BODIES.pack(body)).decode()) for body in self.known]
+        return [
+            {"kind": key.kind, "name": key.name, "wall_ms": 1, "count": 0, "author": "", "body": b}
+            for key, b in rows
+            if kind in ("", key.kind) and name in ("", key.name)
+        ]
+
+    async def history(self, key: Key) -> list[Json]:
+        return self.documents(key.kind, key.name)
+
+    def rollouts(self, model: str) -> list[Json]:
+        return [row for row in self.rollout_rows if model in ("", row["model"])]
+
     async def submit(self, documents: Sequence[bytes]) -> list[Json]:
         results = []
         for data in documents:
@@ -326,7 +355,8 @@ def canned() -> CannedSite:
 def socket_path(canned: CannedSite, loop_thread: LoopThread, tmp_path: Path) -> Iterator[Path]:
     operations: Operations = canned
     path = tmp_path / "agent.sock"
-    server = loop_thread.run(AdminServer.start(operations, path))
+    more = (*catalog.routes(canned), *rollouts.routes(canned))
+    server = loop_thread.run(AdminServer.start(operations, path, more))
     yield path
     loop_thread.run(server.close())
 

@@ -282,7 +282,7 @@ def remembered(node: Node) -> Stored:
         elif put.table == "documents":
             documents[put.row["kind"], put.row["name"]] = put.row["document"]
         elif put.table == "rollouts":
-            stage, gate = Stage(put.row["stage"]), Gate(put.row["gate"])
+            stage, gate = Stage(int(str(put.row["stage"]))), Gate(int(str(put.row["gate"])))
             standing = Standing(stage, gate, str(put.row["reason"]))
             rollouts[str(put.row["model"])] = (bytes(put.row["rollout"]), standing)  # type: ignore[arg-type]
         elif put.table == "register":

@@ -36,7 +36,7 @@ class Liar:
     def reply(self) -> Any:
         return self._make(self.random.choice([*REPLIES._types.values()]))
 
-    def _make(self, kind: Any, bounds: tuple[Any, ...] = ()) -> Any:  # noqa: PLR0911
+    def _make(self, kind: Any, bounds: tuple[Any, ...] = ()) -> Any:  # noqa: C901, PLR0911
         random = self.random
         while isinstance(kind, NewType):
             kind = kind.__supertype__

@@ -20,7 +20,7 @@ NEW = model_key("m", "2")
 class Six:
     """Six sites that serve version 1; the first wave of the new one is one site, the second two more."""
 
-    def __init__(self, *refusing: int) -> None:
+    def __init__(self) -> None:
         self.world = World()
         self.nodes = [self.world.add() for _ in range(6)]
         for node in self.nodes[1:]:
