@@ -43,6 +43,8 @@ def check_golden(session: ModelSession, text: str) -> None:
 
 
 def _read(golden: Any, signature: Signature) -> tuple[dict[str, Array], dict[str, Array], float]:
+    if not isinstance(golden, dict):
+        raise TypeError("it is no JSON object")
     tolerance = float(golden.get("tolerance", TOLERANCE))
     given = _tensors(golden["inputs"], signature)
     named = {item["name"] for item in golden["outputs"]}

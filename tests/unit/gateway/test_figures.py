@@ -3,7 +3,7 @@
 import pytest
 
 from agent.gateway import figures as figures_module
-from agent.gateway.figures import MODELS_MAX, Figures
+from agent.gateway.figures import MODELS_MAX, Figures, Tally
 
 
 def test_counters_are_rendered_with_their_labels() -> None:
@@ -85,3 +85,11 @@ def test_applications_are_counted_by_name_within_a_bound(monkeypatch: pytest.Mon
     assert 'atoll_application_errors_total{application="others"} 1' in lines
     assert 'atoll_turned_away_total{reason="unknown"} 3' in lines
     assert not any("shop" in line for line in lines)
+
+
+def test_a_tally_counts_what_speaks_for_or_against_a_version_only() -> None:
+    tally = Tally()
+    for status in (200, 200, 500, 504, 400, 503, 0):
+        tally.note(status, 0.02)
+    tally.note(503, 0.02, is_lost=True)
+    assert (tally.requests, tally.errors, sum(tally.times.counts)) == (5, 3, 2)

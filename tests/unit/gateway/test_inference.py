@@ -308,3 +308,17 @@ def test_an_idempotency_key_is_read_plain_or_quoted(given: str | None, key: str 
 def test_what_is_no_idempotency_key_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match="Idempotency-Key is no key"):
         read_once({"Idempotency-Key": given})
+
+
+async def test_what_the_site_runs_is_counted_for_its_version(state: SiteState) -> None:
+    gone = WorkerGone(was_running=True)
+    answers = [replace(ANSWER, status=status) for status in (200, 400, 500)]
+    state.workers = {0: worker(0, *answers, gone, is_blameless=False)}
+    for _ in answers:
+        await answered(state)
+    with pytest.raises(RequestLost):
+        await answered(state)
+    tally = state.tallies[KEY]
+    assert (tally.requests, tally.errors) == (3, 2)
+    state.replace_view(replace(VIEW, local=()))
+    assert state.tallies == {}

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -233,3 +234,16 @@ def test_memory_is_read_from_the_kernel() -> None:
     memory = Memory()
     assert 1 << 20 < memory.held_bytes() < 1 << 40
     assert 0.0 < memory.left_part() < 1.0
+
+
+def test_a_model_that_answers_its_golden_question_wrongly_is_refused_and_the_former_serves_on(
+    models: Models, tape: Tape, tmp_path: Path
+) -> None:
+    good, _ = models.add(b"a", source(tmp_path, "a"))
+    golden = (
+        '{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}],'
+        '"outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [1]}]}'
+    )
+    with pytest.raises(LoadRefused, match="answers its golden question wrongly"):
+        models.add(b"a", replace(source(tmp_path, "b"), golden=golden))
+    assert tape.models[b"a"].session is good
