@@ -33,9 +33,11 @@ from agent.identity.trust_entries import (
     RemoveAdmin,
     RemoveIssuer,
     RevokeSite,
+    SetGroup,
     SetJurisdictions,
     read_entry,
 )
+from agent.wire.residency import law_digest
 
 ENTRIES_PER_REQUEST_MAX = 64
 """An operator's change is one entry."""
@@ -127,7 +129,8 @@ def report(
         Keys: height, head, doubt (why it may be older than it was; empty is good), fork (None or
         {height, branches [{number, first, tip, height, is_shown, entries}]}), issuers [{id, site,
         name, expires_at, certified [name]}], admins [id], revoked [{id, name, reason, kind}],
-        jurisdictions, entries [{height, at, by, action, text}].
+        jurisdictions, groups {name: [jurisdiction]}, law (digest of
+        both, as audit entries have it), entries [{height, at, by, action, text}].
     """
     reasons = log.reasons()
     removed, called = _past(log)
@@ -158,6 +161,8 @@ def report(
             for key in sorted(log.revoked())
         ],
         "jurisdictions": list(log.jurisdictions),
+        "law": law_digest(log.jurisdictions, log.groups).hex(),
+        "groups": {group.name: list(group.members) for group in log.groups},
         "entries": [
             _entry(
                 entry.content.height, entry.content.at_ms, entry.content.author, action, log, names
@@ -223,7 +228,7 @@ def _entry(
     }
 
 
-def text_of(action: Action, names: Mapping[bytes, str]) -> str:  # noqa: PLR0911 - one case for each action
+def text_of(action: Action, names: Mapping[bytes, str]) -> str:  # noqa: C901, PLR0911 - one case for each action
     """One action in words."""
 
     def named(site: bytes) -> str:
@@ -246,6 +251,8 @@ def text_of(action: Action, names: Mapping[bytes, str]) -> str:  # noqa: PLR0911
             return f"{who} is refused{f': {action.reason}' if action.reason else ''}"
         case SetJurisdictions():
             return f"jurisdictions: {', '.join(action.jurisdictions) or 'any'}"
+        case SetGroup():
+            return f"group {action.name}: {', '.join(action.members) or 'is no more'}"
         case MendFork():
             return f"the fork is mended; {len(action.revoked)} revocations restated"
         case _:

@@ -18,6 +18,7 @@ from agent.foundation.ids import SiteId
 from agent.foundation.notary import Notary
 from agent.foundation.writes import Delete, Put, Scalar, Write
 from agent.wire.records import Counter, Identifier, Jurisdictions, Site
+from agent.wire.residency import LawDigest
 from agent.wire.schema import AtMost, Length, pack, unpack
 
 ENTRIES_MAX: Final = 500_000
@@ -50,6 +51,8 @@ class Decision:
     """What leaves; of an outcome, what came back."""
     detail: _Text = ""
     """Model name and version; of an outcome, the HTTP status or what else became of it."""
+    policy: LawDigest = b""
+    """By which jurisdictions and groups it was decided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from agent.foundation.ids import SiteId
 from agent.identity.claims import Claims
 from agent.wire.documents import Deployment, ModelVersion
 from agent.wire.inside import model_key
+from agent.wire.residency import Group, is_within
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +87,11 @@ def placements(
     me: Member,
     others: Sequence[Member] = (),
     abilities: Abilities = Abilities(),
+    groups: Sequence[Group] = (),
 ) -> list[Placement]:
     """Every deployment with the verdict for this site, by model name: what ``explain`` shows."""
     return [
-        _judged(deployment, catalog, me, others, abilities)
+        _judged(deployment, catalog, me, others, abilities, groups)
         for deployment in catalog.of_kind(Deployment)
     ]
 
@@ -103,33 +105,37 @@ def unable(placed: Sequence[Placement]) -> dict[bytes, str]:
     }
 
 
-def may_hold(residency: Sequence[str], jurisdiction: str) -> bool:
-    """Whether a jurisdiction is in a residency label; an empty label allows any."""
-    return not residency or jurisdiction in residency
-
-
-def is_meant(deployment: Deployment, model: ModelVersion, place: Place) -> bool:
+def is_meant(
+    deployment: Deployment, model: ModelVersion, place: Place, groups: Sequence[Group]
+) -> bool:
     """Whether a deployment means a site, by what everybody knows of it: not by what it can do."""
-    return not _elsewhere(deployment, place) and may_hold(model.residency, place.jurisdiction)
+    return not _elsewhere(deployment, place, groups) and is_within(
+        place.jurisdiction, model.residency, groups
+    )
 
 
 def _judged(
-    deployment: Deployment, catalog: Models, me: Member, others: Sequence[Member], can: Abilities
+    deployment: Deployment,
+    catalog: Models,
+    me: Member,
+    others: Sequence[Member],
+    can: Abilities,
+    groups: Sequence[Group],
 ) -> Placement:
-    if reason := _elsewhere(deployment, me.place):
+    if reason := _elsewhere(deployment, me.place, groups):
         return Placement(deployment, None, reason)
     model = catalog.model(deployment.model, deployment.version)
     if model is None:
         reason = f"version {deployment.version} of {deployment.model} is not in the catalog"
         return Placement(deployment, None, reason)
-    if not may_hold(model.residency, me.place.jurisdiction):
+    if not is_within(me.place.jurisdiction, model.residency, groups):
         allowed = ", ".join(model.residency)
         reason = f"its residency is {allowed}; this site is in {me.place.jurisdiction}"
         return Placement(deployment, None, reason)
     lacking = _lacking(deployment, can)
     if not deployment.replicas:
         return Placement(deployment, None if lacking else model, lacking)
-    chosen = tuple(_chosen(deployment, model, me, others))
+    chosen = tuple(_chosen(deployment, model, me, others, groups))
     if me.site in chosen:
         return Placement(deployment, model, "", chosen, lacking)
     names = {one.site: one.place.name for one in others}
@@ -138,7 +144,11 @@ def _judged(
 
 
 def _chosen(
-    deployment: Deployment, model: ModelVersion, me: Member, others: Sequence[Member]
+    deployment: Deployment,
+    model: ModelVersion,
+    me: Member,
+    others: Sequence[Member],
+    groups: Sequence[Group],
 ) -> list[SiteId]:
     """What this site cannot do it finds out when it is chosen; then it says so, and is passed over."""
     key = model_key(model.name, model.version)
@@ -147,8 +157,8 @@ def _chosen(
         for one in (me, *others)
         if one.is_taking
         and (one is me or key not in one.refuses)
-        and not _elsewhere(deployment, one.place)
-        and may_hold(model.residency, one.place.jurisdiction)
+        and not _elsewhere(deployment, one.place, groups)
+        and is_within(one.place.jurisdiction, model.residency, groups)
     ]
     candidates = [Candidate(one.site, one.place.tier, one.capacity) for one in matching]
     return holders(deployment.model, deployment.replicas, candidates)
@@ -164,7 +174,7 @@ def _lacking(deployment: Deployment, can: Abilities) -> str:
     return ""
 
 
-def _elsewhere(deployment: Deployment, place: Place) -> str:
+def _elsewhere(deployment: Deployment, place: Place, groups: Sequence[Group]) -> str:
     """Why the deployment does not mean a site; empty if it does."""
     if not deployment.is_active:
         return "the deployment was withdrawn"
@@ -173,8 +183,9 @@ def _elsewhere(deployment: Deployment, place: Place) -> str:
         (deployment.sites, place.name, "sites"),
         (tiers, place.tier, "tiers"),
         (deployment.regions, place.region, "regions"),
-        (deployment.jurisdictions, place.jurisdiction, "jurisdictions"),
     ):
         if names and mine not in names:
             return f"{mine} is not among its {what}"
+    if not is_within(place.jurisdiction, deployment.jurisdictions, groups):
+        return f"{place.jurisdiction} is not among its jurisdictions"
     return ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agent.cli.parser import (
     Verbs,
+    label,
     labels,
     name,
 )
@@ -101,6 +102,11 @@ def vocabulary(text: str) -> tuple[str, ...]:
     return () if text == "any" else labels(text)
 
 
+def members(text: str) -> tuple[str, ...]:
+    """Jurisdictions, or none for ``none``."""
+    return () if text == "none" else labels(text)
+
+
 def _log(verbs: Verbs) -> None:
     about = "The trust log: issuers, admins, revoked keys, and its fork if it has one."
     trust = verbs.add_parser(
@@ -131,6 +137,22 @@ def _log(verbs: Verbs) -> None:
     )
     _from_file(law)
     _root(law)
+    together = verb(
+        more,
+        "group",
+        "trust_admins:set_group",
+        "Say which jurisdictions a label means by a group such as EU, with the root key.",
+    )
+    together.add_argument("group", type=label, metavar="NAME", help="as labels name it")
+    together.add_argument(
+        "labels",
+        type=members,
+        nargs="?",
+        metavar="DE,FR|none",
+        help="in place of the present ones; may be left out for EU and EEA",
+    )
+    _from_file(together)
+    _root(together)
     export = verb(
         more,
         "export",

@@ -14,10 +14,8 @@ FILE_BYTES_MAX = 4 << 20
 
 def test(asked: argparse.Namespace) -> int:
     """Print what the filter says of each case; 1 if any is not as expected."""
-    outcomes = [
-        outcome(name, case)
-        for name, case in read(read_text(asked.cases, FILE_BYTES_MAX), str(asked.cases)).items()
-    ]
+    file = read(read_text(asked.cases, FILE_BYTES_MAX), str(asked.cases))
+    outcomes = [outcome(name, case, file.groups) for name, case in file.case.items()]
     if not outcomes:
         raise UsageError(
             f"{asked.cases} has no cases", mend='write [case."NAME"] with site and expect'

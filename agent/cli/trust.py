@@ -22,7 +22,10 @@ def show(asked: argparse.Namespace) -> int:
     if answer["fork"] is not None:
         _fork(answer["fork"])
     print(f"admins    {clean([key[:8] for key in answer['admins']])}")
-    print(f"law       {clean(answer['jurisdictions'] or 'any jurisdiction')}")
+    law = clean(answer["jurisdictions"] or "any jurisdiction")
+    print(f"law       {law} (digest {clean(answer['law'])})")
+    for name, members in sorted(answer["groups"].items()):
+        print(f"group     {clean(name)} = {clean(members)}")
     _issuers(answer["issuers"])
     print_table(
         ("refused", "name", "what", "reason"),

@@ -15,9 +15,16 @@ from agent.drivers import keystore
 from agent.drivers.clock import wall
 from agent.foundation.errors import NotFound, UsageError
 from agent.identity.certificates import key_id
-from agent.identity.trust_entries import Action, AddAdmin, RemoveAdmin, SetJurisdictions
+from agent.identity.trust_entries import Action, AddAdmin, RemoveAdmin, SetGroup, SetJurisdictions
 from agent.identity.trust_signing import sign_entry
 
+EU = (
+    "AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IT", "LT", "LU", "LV",
+    "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK",
+)  # fmt: skip
+COUNTRIES = {"EU": EU, "EEA": (*EU, "IS", "LI", "NO")}
+"""ISO 3166-1 codes of the members of the Union and of the Economic Area in November 2026. They are copied into
+the trust log: what the law changes later, the operator changes there."""
 KEY_BYTES = 32
 """A raw Ed25519 public key."""
 
@@ -72,6 +79,25 @@ def set_jurisdictions(asked: argparse.Namespace) -> int:
     chosen: tuple[str, ...] = asked.labels
     text = f"new sites may be in {', '.join(chosen) or 'any jurisdiction'}; certificates stay as they are"
     return _change(asked, SetJurisdictions(chosen), text, {"jurisdictions": list(chosen)})
+
+
+def set_group(asked: argparse.Namespace) -> int:
+    """Say which jurisdictions a group has, in place of what it had."""
+    name: str = asked.group
+    members: tuple[str, ...] | None = asked.labels
+    if members is None:
+        members = COUNTRIES.get(name)
+        if members is None:
+            raise UsageError(
+                f"the members of {name} are not known here",
+                why=f"known are {' and '.join(COUNTRIES)}",
+                mend=f"name them, such as `atoll trust group {name} DE,FR`",
+            )
+    if name in members:
+        raise UsageError(f"{name} cannot be a member of itself")
+    is_gone = "no label that names it allows anything by it"
+    text = f"group {name}: {', '.join(members) or is_gone}"
+    return _change(asked, SetGroup(name, members), text, {"group": name, "members": list(members)})
 
 
 def _change(asked: argparse.Namespace, action: Action, text: str, told: dict[str, object]) -> int:

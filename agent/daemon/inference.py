@@ -158,6 +158,7 @@ class Inference:
         decision = Decision(
             "forward", message.request[:200], message.receiver, message.label, message.bytes,
             f"{message.model} trace {message.trace}"[:200] if message.trace else message.model[:200],
+            message.policy,
         )  # fmt: skip
         error = ""
         try:

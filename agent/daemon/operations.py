@@ -39,7 +39,6 @@ from agent.identity.admin import check_document
 from agent.identity.trust import TrustLog
 from agent.membership.member import Member
 from agent.routing.explain import explain
-from agent.routing.policy import is_within
 from agent.site.events import (
     BlobStored,
     DrainRequested,
@@ -50,6 +49,7 @@ from agent.site.site import Site
 from agent.site.view import view_of
 from agent.wire.documents import Document, Job, Stamp, key_of
 from agent.wire.limits import DOCUMENT_BYTES_MAX
+from agent.wire.residency import is_within
 from agent.wire.schema import unpack
 
 RECIPES = ("mnist-2nn", "mnist-cnn")
@@ -406,7 +406,9 @@ class DaemonOperations:
 
     def _may_hold(self, spec: JobSpec, site: SiteId) -> bool:
         claims = self._claims(site)
-        return claims is not None and is_within(claims.jurisdiction, spec.residency)
+        return claims is not None and is_within(
+            claims.jurisdiction, spec.residency, self._parts.site.roll.groups
+        )
 
     async def store_blob(self, stream: AsyncIterator[bytes]) -> Json:
         """See ``Operations.store_blob``."""

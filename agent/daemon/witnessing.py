@@ -43,6 +43,7 @@ from agent.wire.mesh import (
     Testify,
     Witnessed,
 )
+from agent.wire.residency import is_within
 from agent.wire.schema import pack, unpack
 
 CALL_TIMEOUT_S = 5.0
@@ -232,7 +233,7 @@ class Witnessing:
                 {"kind": kind, "label": list(label), "receiver": receiver.hex(),
                  "name": self._name(receiver), "jurisdiction": place, "entries": total.entries,
                  "bytes": total.bytes, "answered": total.answered, "bytes_back": total.bytes_back,
-                 "is_within": not label or place in label}
+                 "is_within": is_within(place, label, self._site.roll.groups)}
             )  # fmt: skip
         return rows
 

@@ -19,7 +19,7 @@ from agent.foundation.ids import ID_BYTES, Digest, SiteId, short
 from agent.gateway.endpoints import CALLER
 from agent.gateway.members import Callers
 from agent.gateway.site import SiteState
-from agent.routing.policy import is_within
+from agent.wire.residency import is_within
 
 READER_S = 10.0
 """Without a question for so long a site reads no more: a fetch looks at its sources each second."""
@@ -92,7 +92,7 @@ class BlobEndpoints:
         label = self._state.residency_of_blob.get(digest)
         if label is None:
             raise NotFound(f"no blob {short(digest)} here")
-        if not is_within(identity.claims.jurisdiction, label):
+        if not is_within(identity.claims.jurisdiction, label, self._state.view.groups):
             raise Refused(
                 f"blob {short(digest)} must not go to {identity.claims.name}",
                 why=f"it may be held in {', '.join(label)}, the site is in "

@@ -161,6 +161,7 @@ class Control:
         entry = partial(
             AuditForward, request=request_id, model=f"{model.name}:{model.version}",
             receiver=receiver, label=label, bytes=size, trace=trace,
+            policy=self._state.law_digest,
         )  # fmt: skip
         answer = await self._ask(entry, AUDIT_TIMEOUT_S)
         error = answer.error if isinstance(answer, Audited) else "it was not written in time"

@@ -18,6 +18,7 @@ from agent.routing.outlook import Outlook
 from agent.serving.access import Access
 from agent.serving.admission import Admission
 from agent.wire.inside import LocalModel, RemoteSite, View
+from agent.wire.residency import law_digest
 
 WAITING_MAX = 1024
 """Requests admitted at once: each holds a connection, a task and its body."""
@@ -59,6 +60,8 @@ class SiteState:
         """More counters, in the Prometheus text format; set once there is who to ask."""
         self.workers: dict[int, WorkerLink] = {}
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
+        self.law_digest = b""
+        """Of the jurisdictions and groups of the view."""
         self._view: View | None = None
         self._local: dict[bytes, LocalModel] = {}
         self._serving: dict[bytes, tuple[RemoteSite, ...]] = {}
@@ -84,6 +87,7 @@ class SiteState:
         self._view = view
         self._local = {model.key: model for model in view.local}
         self.residency_of_blob = {label.manifest: label.residency for label in view.blobs}
+        self.law_digest = law_digest(view.vocabulary, view.groups)
         serving: dict[bytes, list[RemoteSite]] = {}
         for remote in view.sites:
             for served in remote.serving:

@@ -23,6 +23,7 @@ from agent.identity.retirement import Retirements
 from agent.identity.trust import TrustLog
 from agent.wire.limits import MEMBERS_MAX
 from agent.wire.records import Passport
+from agent.wire.residency import Group
 
 SIGNATURE_BYTES = 64
 AUTHORITIES_MAX = 64
@@ -62,6 +63,11 @@ class Roll:
         revoked = self._trust.revoked()
         entries = self._entries.items()
         return (site for site, entry in entries if self._stands(entry.identity, revoked))
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Of jurisdictions, as the trust log has them now."""
+        return self._trust.groups
 
     def admit(self, passport: Passport, now: datetime) -> Identity:
         """Prove a passport and remember it; the identity that counts from now on.

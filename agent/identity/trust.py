@@ -11,6 +11,7 @@ AddIssuer              root             one more issuer may admit and renew
 RemoveIssuer           root             what it signed is revoked, for ever
 AddAdmin, RemoveAdmin  root             who may sign catalog documents and revocations
 SetJurisdictions       root             the labels an issuer may use; empty = any
+SetGroup               root             jurisdictions that labels may name together
 RevokeSite             root or admin    that key is refused, for ever
 MendFork               root             the branch it names is the log, what conflicts is settled
 =====================  ===============  ============================================================
@@ -51,6 +52,7 @@ from agent.identity.trust_entries import (
 from agent.identity.trust_state import Issuer, State, applied
 from agent.identity.trust_tree import Fork, Node, Tree
 from agent.wire.mesh import TrustHeads
+from agent.wire.residency import Group
 
 TIPS_TOLD_MAX = 4
 """Branches named by their ends; a log with more of them names every entry instead."""
@@ -187,6 +189,11 @@ class TrustLog:
     def jurisdictions(self) -> tuple[str, ...]:
         """The labels issuers may use; empty = any."""
         return self._now.state.jurisdictions
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """What labels may name beside jurisdictions; none while it is in doubt what the log says."""
+        return () if self.trouble or self.fork is not None else self._now.state.groups
 
     @property
     def digest8(self) -> bytes:

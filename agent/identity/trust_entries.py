@@ -91,6 +91,14 @@ class SetJurisdictions:
 
 
 @dataclass(frozen=True, slots=True)
+class SetGroup:
+    """These jurisdictions may be named together in labels; without members there is no such group."""
+
+    name: Name
+    members: Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
 class MendFork:
     """The entry before this one is in the log, and nothing else of its height or above is."""
 
@@ -107,6 +115,7 @@ Action = (
     | RevokeSite
     | SetJurisdictions
     | MendFork
+    | SetGroup
 )
 ACTIONS = Tagged(
     {
@@ -118,6 +127,7 @@ ACTIONS = Tagged(
         6: RevokeSite,
         7: SetJurisdictions,
         8: MendFork,
+        9: SetGroup,
     }
 )
 

@@ -24,8 +24,10 @@ from agent.identity.trust_entries import (
     RemoveAdmin,
     RemoveIssuer,
     RevokeSite,
+    SetGroup,
     SetJurisdictions,
 )
+from agent.wire.residency import GROUPS_MAX, Group
 
 V = TypeVar("V")
 
@@ -52,6 +54,8 @@ class State:
     """Removed issuers and admins: they never come back. Revoked sites are not counted here, because
     a set for each of 10,000 entries would fill the memory."""
     jurisdictions: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
+    """By name."""
 
 
 def applied(state: State, action: Action) -> State:  # noqa: PLR0911 - one case for each action
@@ -82,6 +86,8 @@ def applied(state: State, action: Action) -> State:  # noqa: PLR0911 - one case 
         case SetJurisdictions():
             _check_vocabulary(action.jurisdictions)
             return replace(state, jurisdictions=action.jurisdictions)
+        case SetGroup():
+            return replace(state, groups=_with_group(state.groups, action))
         case RevokeSite() | MendFork():
             return state
         case _:
@@ -125,6 +131,16 @@ def _public(raw: bytes) -> Ed25519PublicKey:
         return Ed25519PublicKey.from_public_bytes(raw)
     except ValueError:
         raise Malformed("not an Ed25519 public key") from None
+
+
+def _with_group(groups: tuple[Group, ...], action: SetGroup) -> tuple[Group, ...]:
+    _check_vocabulary((action.name, *action.members))
+    found = [one for one in groups if one.name != action.name]
+    if action.members:
+        found.append(Group(action.name, tuple(sorted(set(action.members)))))
+    if len(found) > GROUPS_MAX:
+        raise Refused("the trust log has too many groups", why=f"the bound is {GROUPS_MAX}")
+    return tuple(sorted(found, key=lambda one: one.name))
 
 
 def _check_vocabulary(labels: tuple[str, ...]) -> None:

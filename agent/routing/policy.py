@@ -12,6 +12,7 @@ from typing import Literal
 from agent.foundation.errors import NotFound, Refused, UsageError
 from agent.foundation.ids import SiteId
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View
+from agent.wire.residency import is_within
 
 HOPS_MAX = 2
 """A request is passed on at most twice: once to the best site, once more if that has lost the model."""
@@ -112,11 +113,6 @@ def resolve(view: View, name: str, version: str | None) -> KnownModel:
     raise NotFound(f"model {name!r} has no deployed version", mend="name a version")
 
 
-def is_within(jurisdiction: str, label: Sequence[str]) -> bool:
-    """Whether a label allows a jurisdiction; an empty label allows any, an empty place none."""
-    return not label or (bool(jurisdiction) and jurisdiction in label)
-
-
 def local_model(view: View, key: bytes) -> LocalModel | None:
     """The model as this site serves it, if it does."""
     return next((model for model in view.local if model.key == key), None)
@@ -134,7 +130,7 @@ def check_received(view: View, question: Question, caller: SiteId) -> None:
         raise Refused(
             f"the request was passed on {question.hops} times", why=f"the limit is {HOPS_MAX}"
         )
-    if removed := _label(view.jurisdiction, question):
+    if removed := _label(view, view.jurisdiction, question):
         raise Refused(f"site {view.name} must not answer this request", why=removed.reason)
 
 
@@ -149,7 +145,7 @@ def judge(view: View, question: Question, *, is_worker_up: bool) -> list[Verdict
 def judge_local(view: View, question: Question, *, is_worker_up: bool) -> Verdict:
     """Whether this site may and can answer."""
     model = local_model(view, question.model.key)
-    removed = _label(view.jurisdiction, question)
+    removed = _label(view, view.jurisdiction, question)
     if not removed:
         if view.site in question.excluded:
             removed = Removal("temporary", "was tried and could not answer")
@@ -178,7 +174,7 @@ def judge_local(view: View, question: Question, *, is_worker_up: bool) -> Verdic
 def judge_remote(view: View, question: Question, remote: RemoteSite) -> Verdict:
     """Whether a member may and can answer, as far as is known here."""
     served = next((item for item in remote.serving if item.key == question.model.key), None)
-    removed = _label(remote.jurisdiction, question)
+    removed = _label(view, remote.jurisdiction, question)
     if not removed:
         if remote.site in view.revoked:
             removed = Removal("policy", "is revoked")
@@ -201,14 +197,22 @@ def judge_remote(view: View, question: Question, remote: RemoteSite) -> Verdict:
     )
 
 
-def _label(jurisdiction: str, question: Question) -> Removal:
+def _label(view: View, jurisdiction: str, question: Question) -> Removal:
     place = jurisdiction or "an unknown place"
     for subject, label in (
         ("model may run", question.model.residency),
         ("request may be answered", question.residency),
     ):
-        if not is_within(jurisdiction, label):
-            return Removal(
-                "policy", f"{subject} only in {', '.join(label)}, the site is in {place}"
-            )
+        if not is_within(jurisdiction, label, view.groups):
+            told = f"{subject} only in {', '.join(label)}, the site is in {place}"
+            return Removal("policy", told + _unknown(view, label))
     return ALLOWED
+
+
+def _unknown(view: View, label: Sequence[str]) -> str:
+    """Names that allow nothing because the cluster does not know them; empty if any name may be one."""
+    known = {*view.vocabulary, *(group.name for group in view.groups)}
+    names = [name for name in label if name not in known] if view.vocabulary else []
+    if not names:
+        return ""
+    return f" ({', '.join(names)}: no jurisdiction or group of this cluster, see atoll trust)"

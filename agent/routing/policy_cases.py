@@ -6,7 +6,7 @@ Nothing is decided here: each case is asked of ``policy.judge_remote``, as the s
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
 from agent.foundation.errors import Refused
@@ -19,6 +19,7 @@ from agent.routing.policy import (
     judge_remote,
 )
 from agent.wire.inside import KnownModel, RemoteSite, View, model_key
+from agent.wire.residency import GROUPS_MAX, MEMBERS_MAX, Group
 
 CASES_MAX: Final = 10_000
 """Tried in under a second; more is a mistake."""
@@ -50,10 +51,25 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Members:
+    """``[group.NAME]``: what a label means by that name, as ``atoll trust group`` would set it."""
+
+    members: Annotated[tuple[str, ...], AtMost(MEMBERS_MAX), Each(_IS_PLACE)]
+
+
+@dataclass(frozen=True, slots=True)
 class CaseFile:
     """The whole file."""
 
     case: Annotated[Mapping[str, Case], AtMost(CASES_MAX), Keys(_IS_NAME)]
+    group: Annotated[Mapping[str, Members], AtMost(GROUPS_MAX), Keys(_IS_PLACE)] = field(
+        default_factory=dict
+    )
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """As the trust log would have them."""
+        return tuple(Group(name, one.members) for name, one in sorted(self.group.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +88,16 @@ class Outcome:
         return self.expected == self.answer
 
 
-def read(text: str, source: str) -> Mapping[str, Case]:
-    """The cases of a file by name.
+def read(text: str, source: str) -> CaseFile:
+    """The cases of a file.
 
     Raises:
         ConfigError: with every problem and its line.
     """
-    return read_toml(CaseFile, text, source).case
+    return read_toml(CaseFile, text, source)
 
 
-def outcome(name: str, case: Case) -> Outcome:
+def outcome(name: str, case: Case, groups: tuple[Group, ...]) -> Outcome:
     """Ask the sender's filter and the receiver's."""
     model = KnownModel(_KEY, "m", "1", is_default=True, residency=case.model)
     question = Question(model, residency=case.request)
@@ -89,17 +105,21 @@ def outcome(name: str, case: Case) -> Outcome:
         _THERE, "there", "r", "edge", case.site, "h", 1, "alive",
         is_draining=False, rtt_ms=0.0, load=0.0, serving=(),
     )  # fmt: skip
-    removed = judge_remote(_view(_HERE, "here", case.site, receiver), question, receiver).removed
+    removed = judge_remote(
+        _view(groups, _HERE, "here", case.site, receiver), question, receiver
+    ).removed
     rule = removed.reason if removed.ground == "policy" else ""
     try:
-        check_received(_view(_THERE, "there", case.site), question, _HERE)
+        check_received(_view(groups, _THERE, "there", case.site), question, _HERE)
     except Refused as refusal:
         rule = rule or refusal.why or refusal.what
     return Outcome(name, case.expect, "deny" if rule else "allow", rule)
 
 
-def _view(site: SiteId, name: str, jurisdiction: str, *others: RemoteSite) -> View:
+def _view(
+    groups: tuple[Group, ...], site: SiteId, name: str, jurisdiction: str, *others: RemoteSite
+) -> View:
     return View(
         site=site, name=name, jurisdiction=jurisdiction, is_draining=False,
-        local=(), known=(), sites=others, blobs=(), revoked=(),
+        local=(), known=(), sites=others, blobs=(), revoked=(), groups=groups,
     )  # fmt: skip

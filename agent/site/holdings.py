@@ -20,7 +20,6 @@ from agent.identity.claims import Claims
 from agent.identity.registry import Roll
 from agent.membership.events import LocalChanged
 from agent.membership.swim import Swim
-from agent.routing.policy import is_within
 from agent.site.events import (
     FetchBlob,
     GatewayChanged,
@@ -39,6 +38,7 @@ from agent.wire.documents import ModelVersion
 from agent.wire.inside import model_key
 from agent.wire.limits import SERVING_PER_RECORD_MAX
 from agent.wire.records import Served
+from agent.wire.residency import is_within
 
 LOOK_INTERVAL_S = 1.0
 """Placing a hundred deployments among a thousand sites takes tens of milliseconds, and news of a cluster
@@ -153,7 +153,7 @@ class Holdings:
             Busy: no more decisions can be kept.
         """
         every = self.versions.every()
-        meant = check_place(find(every, name, version), self._place)
+        meant = check_place(find(every, name, version), self._place, self._roll.groups)
         self.overrides.require_room(name, version)
         if version != ALL:
             return meant
@@ -257,4 +257,6 @@ class Holdings:
 
     def _is_allowed(self, residency: tuple[str, ...], site: SiteId) -> bool:
         identity = self._roll.get(site)
-        return identity is not None and is_within(identity.claims.jurisdiction, residency)
+        return identity is not None and is_within(
+            identity.claims.jurisdiction, residency, self._roll.groups
+        )

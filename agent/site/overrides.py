@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from agent.foundation.errors import Busy, NotFound, Refused
 from agent.foundation.writes import Delete, Put, Scalar, Write
-from agent.routing.policy import is_within
 from agent.wire.documents import ModelVersion
+from agent.wire.residency import Group, is_within
 
 OVERRIDES_MAX = 4096
 """One for each model version that a site can hold, many times over; each is a row read at start."""
@@ -111,7 +111,11 @@ class Overrides:
             )
 
     def apply(
-        self, planned: Sequence[ModelVersion], every: Mapping[Named, ModelVersion], place: str
+        self,
+        planned: Sequence[ModelVersion],
+        every: Mapping[Named, ModelVersion],
+        place: str,
+        groups: Sequence[Group],
     ) -> list[ModelVersion]:
         """What this site serves in the end; ``planned`` by the catalog, ``place`` its jurisdiction."""
         served = [one for one in planned if not self.is_unloaded(one.name, one.version)]
@@ -122,7 +126,7 @@ class Overrides:
                 decision.is_served
                 and version is not None
                 and key not in present
-                and is_within(place, version.residency)
+                and is_within(place, version.residency, groups)
             ):
                 served.append(version)
         return served
@@ -160,13 +164,15 @@ def find(every: Mapping[Named, ModelVersion], name: str, version: str) -> list[M
     return meant
 
 
-def check_place(versions: Sequence[ModelVersion], place: str) -> list[ModelVersion]:
+def check_place(
+    versions: Sequence[ModelVersion], place: str, groups: Sequence[Group]
+) -> list[ModelVersion]:
     """Those that may be held in a jurisdiction.
 
     Raises:
         Refused: none of them may.
     """
-    allowed = [one for one in versions if is_within(place, one.residency)]
+    allowed = [one for one in versions if is_within(place, one.residency, groups)]
     if not allowed:
         label = ", ".join(versions[0].residency)
         raise Refused(

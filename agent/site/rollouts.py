@@ -238,7 +238,9 @@ class Rollouts:
         if placed.deployment.replicas:
             return self._swim.record.site in placed.holders
         version = self._catalog.model(placed.deployment.model, placed.deployment.version)
-        return version is not None and is_meant(placed.deployment, version, self._place)
+        return version is not None and is_meant(
+            placed.deployment, version, self._place, self._roll.groups
+        )
 
     def _here(self, placed: Placement, part: Part) -> Here:
         deployment = placed.deployment
@@ -289,7 +291,7 @@ class Rollouts:
             identity, trial = self._roll.get(member.site), trials.get(member.site)
             if identity is None or member.state == "left" or version is None:
                 continue
-            is_one = is_meant(deployment, version, place_of(identity.claims))
+            is_one = is_meant(deployment, version, place_of(identity.claims), self._roll.groups)
             if deployment.replicas and chosen:
                 is_one = member.site in chosen
             has_failed = trial is not None and trial.stage in (Stage.FAILED, Stage.STOPPED)

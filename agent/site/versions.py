@@ -14,7 +14,6 @@ from agent.foundation.ids import SiteId
 from agent.identity.claims import Claims
 from agent.identity.registry import Roll
 from agent.membership.swim import Swim
-from agent.routing.policy import is_within
 from agent.site.overrides import Overrides
 from agent.site.published import Published, newest, published
 from agent.site.rollouts import Meant, Rollouts
@@ -22,6 +21,7 @@ from agent.site.shelf import Shelf
 from agent.site.workshop import Workshop
 from agent.wire.documents import Deployment, Key, ModelVersion, Stamp
 from agent.wire.inside import model_key
+from agent.wire.residency import is_within
 
 
 class Versions:
@@ -60,7 +60,9 @@ class Versions:
     def wanted(self, placed: Sequence[Placement], now: float) -> list[ModelVersion]:
         """What this site serves: what it should (``placements``), and what was decided here."""
         place = self._claims.jurisdiction
-        chosen = self._overrides.apply(self._planned(placed), self.every(), place)
+        chosen = self._overrides.apply(
+            self._planned(placed), self.every(), place, self._roll.groups
+        )
         chosen += self._kept(chosen)
         return [*chosen, *self._lingers(chosen, placed, now), *self._former(chosen)]
 
@@ -77,7 +79,7 @@ class Versions:
         me = Member(record.site, place_of(self._claims), record.capacity, record.status == "alive")
         others = list(self._others()) if self.has_replicas else []
         meant = self._catalog if as_written else Meant(self._catalog, self._rollouts)
-        return placements(meant, me, others, self._abilities)
+        return placements(meant, me, others, self._abilities, self._roll.groups)
 
     @property
     def has_replicas(self) -> bool:
@@ -107,7 +109,7 @@ class Versions:
             for version, sites in newest(self.published())
             if (not sites or self._claims.name in sites)
             and (version.name, version.version) not in known
-            and is_within(self._claims.jurisdiction, version.residency)
+            and is_within(self._claims.jurisdiction, version.residency, self._roll.groups)
         ]
         return versions
 
@@ -119,7 +121,7 @@ class Versions:
             for one in self._rollouts.kept()
             if (one.name, one.version) not in present
             and not self._overrides.is_unloaded(one.name, one.version)
-            and is_within(self._claims.jurisdiction, one.residency)
+            and is_within(self._claims.jurisdiction, one.residency, self._roll.groups)
         ]
 
     def _lingers(
@@ -163,7 +165,9 @@ class Versions:
                 and not self._overrides.is_unloaded(name, version)
                 and successor != version
                 and model_key(name, successor) not in ready
-                and is_within(self._claims.jurisdiction, self._residency(item.version))
+                and is_within(
+                    self._claims.jurisdiction, self._residency(item.version), self._roll.groups
+                )
             ):
                 kept.append(item.version)
         self.has_former = bool(kept)

@@ -27,7 +27,7 @@ def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
     blobs = tuple(BlobLabel(*one) for one in sorted(site.labels.items()))
     return View(
         site.me, claims.name, claims.jurisdiction, site.is_draining, local, _known(site),
-        _sites(site), blobs, revoked,
+        _sites(site), blobs, revoked, site.trust.groups, site.trust.jurisdictions,
     )  # fmt: skip
 
 

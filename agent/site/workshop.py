@@ -17,9 +17,9 @@ from agent.foundation.machine import NEVER, Woke
 from agent.identity.certificates import Identity
 from agent.identity.registry import Roll
 from agent.membership.swim import Swim
-from agent.routing.policy import is_within
 from agent.site.stored import SiteSettings
 from agent.wire.documents import Job
+from agent.wire.residency import is_within
 
 JOBS_MAX = 10_000
 """As many jobs as the catalog may hold documents."""
@@ -88,7 +88,9 @@ class Surroundings:
     def may_hold(self, job: Job, site: SiteId) -> bool:
         """Residency, from the certificate of ``site``; unknown sites may hold nothing."""
         identity = self._identity if site == self._me else self._roll.get(site)
-        return identity is not None and is_within(identity.claims.jurisdiction, job.residency)
+        return identity is not None and is_within(
+            identity.claims.jurisdiction, job.residency, self._roll.groups
+        )
 
 
 class Workshop:

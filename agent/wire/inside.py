@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from agent.wire.documents import GOLDEN_CHARS_MAX, BlobDigest
 from agent.wire.limits import DOCUMENTS_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Port, Served, Site
+from agent.wire.residency import GROUPS_MAX, Group, LawDigest
 from agent.wire.schema import AtMost, Length, Range, Tagged
 
 Text = Annotated[str, AtMost(1000)]
@@ -94,6 +95,10 @@ class View:
     sites: tuple[RemoteSite, ...]
     blobs: tuple[BlobLabel, ...]
     revoked: tuple[Site, ...]
+    groups: Annotated[tuple[Group, ...], AtMost(GROUPS_MAX)] = ()
+    """Of jurisdictions, as the trust log has them."""
+    vocabulary: Annotated[tuple[Name, ...], AtMost(64)] = ()
+    """The only jurisdictions that certificates may name; empty = any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +215,8 @@ class AuditForward:
     bytes: Counter
     trace: Text = ""
     """Id of the caller's trace; empty if there is none."""
+    policy: LawDigest = b""
+    """Digest of the jurisdictions and groups that it was decided by."""
 
 
 @dataclass(frozen=True, slots=True)

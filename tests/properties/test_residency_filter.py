@@ -13,10 +13,16 @@ from agent.foundation.ids import SiteId
 from agent.routing.policy import Question, check_received, judge
 from agent.wire.inside import KnownModel, RemoteSite, View, model_key
 from agent.wire.records import Served
+from agent.wire.residency import Group
 
 KEY = model_key("m", "1")
 PLACES = ("", "DE", "FR", "US", "de", "EU", "D", "DE.BY")
 LABELS = st.lists(st.sampled_from(PLACES[1:]), max_size=3, unique=True).map(tuple)
+GROUPS = st.dictionaries(
+    st.sampled_from(("EU", "US", "D", "ASIA")),
+    st.sets(st.sampled_from(PLACES[1:]), min_size=1),
+    max_size=3,
+)
 SITES = st.lists(st.tuples(st.sampled_from(PLACES), st.booleans(), st.booleans()), max_size=8)
 """Jurisdiction, whether it is revoked, whether it was tried and failed."""
 
@@ -32,24 +38,27 @@ def remote(number: int, place: str) -> RemoteSite:
     )  # fmt: skip
 
 
-def allows(label: tuple[str, ...], place: str) -> bool:
-    return not label or place in set(label) - {""}
+def allows(label: tuple[str, ...], place: str, groups: dict[str, set[str]]) -> bool:
+    meant = set(label).union(*(groups.get(name, set()) for name in label))
+    return not label or place in meant - {""}
 
 
 @settings(max_examples=500, deadline=None)
-@given(LABELS, LABELS, SITES, st.integers(0, 3), st.sampled_from(PLACES))
+@given(LABELS, LABELS, SITES, st.integers(0, 3), st.sampled_from(PLACES), GROUPS)
 def test_no_site_outside_a_label_is_a_candidate_and_none_takes_what_a_liar_sends(
     asked: tuple[str, ...],
     bound: tuple[str, ...],
     sites: list[tuple[str, bool, bool]],
     hops: int,
     here: str,
+    groups: dict[str, set[str]],
 ) -> None:
     numbered = list(enumerate(sites, start=2))
     view = View(
         site=site_id(1), name="here", jurisdiction=here, is_draining=False, local=(), known=(),
         sites=tuple(remote(number, place) for number, (place, _, _) in numbered), blobs=(),
         revoked=tuple(site_id(number) for number, (_, is_revoked, _) in numbered if is_revoked),
+        groups=tuple(Group(name, tuple(sorted(places))) for name, places in groups.items()),
     )  # fmt: skip
     question = Question(
         KnownModel(KEY, "m", "1", is_default=True, residency=bound),
@@ -61,7 +70,7 @@ def test_no_site_outside_a_label_is_a_candidate_and_none_takes_what_a_liar_sends
     assert candidates == {
         site_id(number)
         for number, (place, is_revoked, failed) in numbered
-        if allows(asked, place) and allows(bound, place)
+        if allows(asked, place, groups) and allows(bound, place, groups)
         and not is_revoked and not failed and hops < 2
     }  # fmt: skip
     # A sender that lies sends anyway: every receiver looks for itself.
@@ -72,4 +81,6 @@ def test_no_site_outside_a_label_is_a_candidate_and_none_takes_what_a_liar_sends
             taken = True
         except Refused:
             taken = False
-        assert taken == (allows(asked, place) and allows(bound, place) and hops <= 2)
+        assert taken == (
+            allows(asked, place, groups) and allows(bound, place, groups) and hops <= 2
+        )

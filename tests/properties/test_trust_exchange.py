@@ -30,6 +30,7 @@ from agent.identity.trust_entries import (
     RemoveAdmin,
     RemoveIssuer,
     RevokeSite,
+    SetGroup,
     SetJurisdictions,
     hash_of,
     read_entry,
@@ -106,6 +107,7 @@ ACTIONS: list[tuple[Action, Ed25519PrivateKey]] = [
     (AddIssuer(ISSUERS[0].certificate, bytes([7]) * 32), ROOT),
     (AddIssuer(ISSUERS[1].certificate), ROOT),
     (SetJurisdictions(("DE",)), ROOT),
+    (SetGroup("EU", ("DE", "FR")), ROOT),
     (RemoveIssuer(key_id(ISSUERS[0].private_key.public_key())), ROOT),
     (RemoveAdmin(key_id(SECOND.public_key())), ROOT),
 ]

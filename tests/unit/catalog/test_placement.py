@@ -4,10 +4,11 @@ from typing import Any
 import pytest
 
 from agent.catalog.catalog import Catalog
-from agent.catalog.placement import Abilities, Member, Place, may_hold, placements, unable
+from agent.catalog.placement import Abilities, Member, Place, placements, unable
 from agent.foundation.ids import Digest, SiteId
 from agent.wire.documents import BODIES, Body, Deployment, Document, ModelVersion, Stamp
 from agent.wire.inside import model_key
+from agent.wire.residency import Group
 
 HERE = Place(name="berlin-1", region="eu-central", tier="edge", jurisdiction="DE")
 ME = Member(SiteId(b"m" * 32), HERE, 1.0, is_taking=True)
@@ -66,9 +67,15 @@ def test_residency_beats_every_deployment(residency: tuple[str, ...], *, is_want
     assert bool(wanted(known, ME)) is is_wanted
 
 
-def test_an_unknown_jurisdiction_holds_nothing_that_has_a_label() -> None:
-    assert not may_hold(("DE",), "")
-    assert may_hold((), "")
+def test_a_group_in_a_label_or_a_deployment_means_its_members() -> None:
+    groups = (Group("EU", ("DE", "FR")),)
+    labelled = catalog(model("m", ("EU",)), Deployment("m", "1", ()))
+    meant = catalog(model("m"), Deployment("m", "1", (), jurisdictions=("EU",)))
+    for known in (labelled, meant):
+        (inside,) = placements(known, ME, (), Abilities(), groups)
+        assert inside.model is not None
+        (unknown,) = placements(known, ME)
+        assert unknown.model is None
 
 
 def test_each_verdict_says_why() -> None:

@@ -84,6 +84,25 @@ def test_the_vocabulary_is_replaced_and_opened(
     assert at_desk("trust", "jurisdictions", "not a label", *root_pass).code == 2
 
 
+def test_groups_are_set_by_their_members_or_by_a_known_name(
+    at_desk: Run, desk: Desk, root_pass: tuple[object, ...]
+) -> None:
+    assert at_desk("trust", "group", "NORDIC", "DK,SE,FI", *root_pass).code == 0
+    assert at_desk("trust", "group", "EEA", *root_pass).code == 0
+    assert [group.name for group in desk.log.groups] == ["EEA", "NORDIC"]
+    assert desk.log.groups[1].members == ("DK", "FI", "SE")
+    assert len(desk.log.groups[0].members) == 30
+    shown = at_desk("trust")
+    assert "group     NORDIC = DK, FI, SE" in shown.out
+    assert at_desk("trust", "group", "NORDIC", "none", *root_pass).code == 0
+    assert [group.name for group in desk.log.groups] == ["EEA"]
+    unknown = at_desk("trust", "group", "ASIA", *root_pass)
+    assert unknown.code == 1
+    assert "the members of ASIA are not known here" in unknown.err
+    assert at_desk("trust", "group", "EU", "EU,DE", *root_pass).code == 1
+    assert at_desk("trust", "group", "EU", "not a label", *root_pass).code == 2
+
+
 def test_the_root_may_sign_it_where_no_agent_is(
     at_desk: Run,
     bare: Run,

@@ -104,7 +104,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     leaving = inside.AuditForward(4, "r-1", "m:1", SITE, ("DE",), 10)
-    rig.from_gateway(replace(leaving, trace="4bf9"))
+    rig.from_gateway(replace(leaving, trace="4bf9", policy=b"law"))
     await rig.settled()
     rig.audit.fault = StoreFault("the disk is full")
     rig.from_gateway(leaving)
@@ -114,6 +114,7 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     assert "the disk is full" in bad.error
     (entry,) = rig.audit.written
     assert (entry.subject, entry.detail) == ("r-1", "m:1 trace 4bf9")
+    assert entry.policy == b"law"
 
 
 async def test_an_idempotency_key_is_claimed_and_released(rig: Rig) -> None:

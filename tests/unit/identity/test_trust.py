@@ -22,11 +22,13 @@ from agent.identity.trust_entries import (
     RemoveAdmin,
     RemoveIssuer,
     RevokeSite,
+    SetGroup,
     SetJurisdictions,
     read_entry,
     seal_entry,
 )
 from agent.identity.trust_signing import sign_entry, sign_mend, sign_revocation
+from agent.wire.residency import GROUPS_MAX, Group
 from agent.wire.schema import pack
 
 SITE_A, SITE_B, SITE_C = (SiteId(bytes([n]) * 32) for n in (1, 2, 3))
@@ -90,15 +92,21 @@ def test_every_action_of_the_root_takes_effect_and_survives_a_restart() -> None:
         AddAdmin(admin.public_bytes_raw()),
         RemoveAdmin(key_id(cluster.admin.public_key())),
         SetJurisdictions(("NL",)),
+        SetGroup("EEA", ("NO", "DE", "NO")),
+        SetGroup("EU", ("DE",)),
+        SetGroup("EU", ("FR", "DE")),
+        SetGroup("ASIA", ("JP",)),
+        SetGroup("ASIA", ()),
         RevokeSite(SITE_A, "stolen"),
         RemoveIssuer(second_id),
     ):
         disk.carry_out(log.append(by_root(cluster, log, action)))
     for state in (log, TrustLog.restore(cluster.id, disk.rows.items())):
-        assert state.height == 7
+        assert state.height == 12
         assert second_id not in state.issuers()
         assert list(state.admins()) == [key_id(admin)]
         assert state.jurisdictions == ("NL",)
+        assert state.groups == (Group("EEA", ("DE", "NO")), Group("EU", ("DE", "FR")))
         assert state.revoked() == {SITE_A, second_id}
         assert state.head == log.head
 
@@ -515,11 +523,43 @@ def test_a_row_that_nobody_known_signed_holds_until_a_member_confirms() -> None:
     assert found.revoked() == frozenset()
 
 
+def test_groups_are_bounded() -> None:
+    cluster = Cluster()
+    log = cluster.log()
+    for number in range(GROUPS_MAX):
+        log.append(by_root(cluster, log, SetGroup(f"g{number}", ("DE",))))
+    with pytest.raises(Refused, match="too many groups"):
+        log.append(by_root(cluster, log, SetGroup("more", ("DE",))))
+    log.append(by_root(cluster, log, SetGroup("g0", ())))
+    log.append(by_root(cluster, log, SetGroup("more", ("DE",))))
+    assert len(log.groups) == GROUPS_MAX
+
+
+def test_while_the_log_is_in_doubt_or_forked_there_are_no_groups() -> None:
+    cluster = Cluster()
+    log, disk = cluster.log(), Disk()
+    disk.rows[1] = log.entries()[0]
+    disk.carry_out(log.append(by_root(cluster, log, SetGroup("EU", ("DE",)))))
+    assert log.groups
+    whole = disk.rows[2]
+    disk.rows[2] = pack(replace(read_entry(whole)[0], signature=bytes(64)))
+    doubted = TrustLog.salvaged(cluster.id, disk.rows.items())
+    assert doubted.trouble
+    assert doubted.groups == ()
+    other = cluster.log()
+    log.append(by_root(cluster, other, SetGroup("EU", ("DE", "US"))))
+    assert log.fork is not None
+    assert log.groups == ()
+
+
 def test_an_impossible_jurisdiction_or_key_is_malformed_although_the_root_signed_it() -> None:
     cluster = Cluster()
     log = cluster.log()
     with pytest.raises(Malformed, match="impossible jurisdiction"):
         log.append(by_root(cluster, log, SetJurisdictions(("../x",))))
+    for impossible in (SetGroup("a b", ("DE",)), SetGroup("EU", ("../x",))):
+        with pytest.raises(Malformed, match="impossible jurisdiction"):
+            log.append(by_root(cluster, log, impossible))
     with pytest.raises(Malformed):
         log.append(seal_entry(2, log.head, AddIssuer(b"no"), cluster.root.private_key, NOW))
     assert log.height == 1

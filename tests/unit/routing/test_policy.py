@@ -10,13 +10,13 @@ from agent.foundation.ids import SiteId
 from agent.routing.policy import (
     Question,
     check_received,
-    is_within,
     judge,
     parse_residency,
     resolve,
 )
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
 from agent.wire.records import Served
+from agent.wire.residency import Group
 
 KEY = model_key("m", "1")
 HOME, PARIS, BOSTON = (SiteId(bytes([n]) * 32) for n in (1, 2, 3))
@@ -176,8 +176,24 @@ def test_a_label_that_is_not_understood_is_not_ignored(text: str) -> None:
         parse_residency(text)
 
 
-def test_an_empty_label_allows_any_place_and_an_empty_place_nothing() -> None:
-    assert is_within("DE", ())
-    assert is_within("", ())
-    assert not is_within("", ("DE",))
-    assert not is_within("", ("",))
+def test_a_group_in_a_label_is_understood_at_both_ends() -> None:
+    view = replace(VIEW, groups=(Group("EU", ("DE", "FR")),))
+    question = Question(MODEL, residency=("EU",))
+    candidates = [
+        one.jurisdiction for one in judge(view, question, is_worker_up=True) if not one.removed
+    ]
+    assert candidates == ["DE", "FR"]
+    check_received(replace(view, jurisdiction="DE"), question, SiteId(b"c" * 32))
+    for receiver in (replace(view, jurisdiction="US"), replace(view, jurisdiction="DE", groups=())):
+        with pytest.raises(Refused, match="only in EU"):
+            check_received(receiver, question, SiteId(b"c" * 32))
+
+
+def test_a_name_that_the_cluster_does_not_know_is_told() -> None:
+    groups = (Group("EU", ("DE", "FR")),)
+    view = replace(VIEW, groups=groups, vocabulary=("DE", "FR", "US"))
+    question = Question(MODEL, residency=("XX", "EU"))
+    with pytest.raises(
+        Refused, match=r"XX: no jurisdiction or group of this cluster, see atoll trust"
+    ):
+        check_received(replace(view, jurisdiction="US"), question, SiteId(b"c" * 32))

@@ -15,6 +15,7 @@ from agent.site.overrides import ALL, OVERRIDES_MAX, Override, Overrides
 from agent.site.view import view_of
 from agent.wire.documents import ModelVersion
 from agent.wire.inside import model_key
+from agent.wire.residency import Group
 
 AT_S = 1_790_000_000.0
 
@@ -64,10 +65,13 @@ def test_loading_what_is_planned_leaves_no_decision_behind() -> None:
 def test_what_is_loaded_besides_is_served_only_where_its_label_lets_it() -> None:
     overrides = Overrides((Override("m", "1", True, "me", AT_S),))
     here, elsewhere = model(residency=("DE",)), model(residency=("FR",))
-    assert overrides.apply([], {("m", "1"): here}, "DE") == [here]
-    assert overrides.apply([], {("m", "1"): elsewhere}, "DE") == []
-    assert overrides.apply([], {}, "DE") == [], "the catalog has it no more"
-    assert overrides.apply([here], {("m", "1"): here}, "DE") == [here], "not twice"
+    assert overrides.apply([], {("m", "1"): here}, "DE", ()) == [here]
+    assert overrides.apply([], {("m", "1"): elsewhere}, "DE", ()) == []
+    assert overrides.apply([], {("m", "1"): elsewhere}, "DE", (Group("FR", ("DE",)),)) == [
+        elsewhere
+    ]
+    assert overrides.apply([], {}, "DE", ()) == [], "the catalog has it no more"
+    assert overrides.apply([here], {("m", "1"): here}, "DE", ()) == [here], "not twice"
 
 
 def test_the_rows_that_are_written_are_the_decisions_that_count() -> None:
