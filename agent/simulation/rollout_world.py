@@ -59,7 +59,11 @@ class Scenario:
     cut_every_s: float = 15.0
 
 
-CALM = {"loss": 0.0, "duplicate": 0.0, "crash_every_s": 0.0, "cut_every_s": 0.0, "trouble_s": 0.0}
+def calm(version: Version) -> Scenario:
+    """Without any trouble."""
+    return Scenario(
+        version, trouble_s=0.0, loss=0.0, duplicate=0.0, crash_every_s=0.0, cut_every_s=0.0
+    )
 
 
 @dataclass(slots=True)
@@ -304,7 +308,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     """Print what came of each seed; 1 if a rule was broken."""
-    scenario = Scenario(version=args.version, **(CALM if args.calm else {}))
+    scenario = calm(args.version) if args.calm else Scenario(args.version)
     is_broken = False
     for seed in range(args.seed, args.seed + args.seeds):
         world = World(seed, scenario).run()

@@ -82,6 +82,7 @@ class Holdings:
             claims, catalog, workshop, self.shelf, swim, overrides, roll, abilities, self.rollouts
         )
         self._look_at, self._looked_at = NEVER, -math.inf
+        self._rollouts_at = NEVER
 
     # --- what is wanted --------------------------------------------------------------------------
     def wanted_changed(self, now: float) -> None:
@@ -99,23 +100,27 @@ class Holdings:
             self._emit(effect)
         self.serving_changed(now)
 
-    def _look_at_rollouts(self, now: float) -> None:
+    def rollouts_moved(self, now: float) -> None:
+        """Something has happened that a rollout may depend on: look at it soon."""
+        self._rollouts_at = min(self._rollouts_at, self.rollouts.look_at(now))
+
+    def _look_at_rollouts(self, now: float) -> bool:
+        """Whether a part of this site has moved, durably."""
+        self._rollouts_at = NEVER
         if not (self.rollouts.parts or self.rollouts.running()):
-            return
+            return False
         before = {model: part.standing for model, part in self.rollouts.parts.items()}
-        if writes := self.rollouts.look(self.versions.placements(as_written=True), now):
+        writes = self.rollouts.look(self.versions.placements(as_written=True), now)
+        if writes:
             self._emit(Persist(tuple(writes)))
-        for part in self.rollouts.parts.values():
+        for model, part in self.rollouts.parts.items():
             standing = part.standing
-            if before.get(part.version.partition(":")[0]) != standing and standing != Standing():
+            if before.get(model, Standing()) != standing:
                 why = f": {standing.reason}" if standing.reason else ""
                 text = f"rollout of {part.version}: this site is {standing.stage.name.lower()}{why}"
                 self._emit(Noted(text, standing.stage in GONE_BACK))
         self._tell(LocalChanged(trials=self.rollouts.trials()), now)
-
-    def rollouts_moved(self, now: float) -> None:
-        """Something has happened that a rollout may depend on: look at it soon."""
-        self._look_at = min(self._look_at, self.rollouts.look_at(now))
+        return bool(writes)
 
     def others_moved(self, now: float) -> None:
         """Somebody came, went, or serves something else: replicas may have to be here, soon."""
@@ -127,13 +132,17 @@ class Holdings:
 
     def woke(self, now: float) -> None:
         """Do what was put off."""
-        if now >= self.wake_at():
+        is_due = now >= min(self._rollouts_at, self.rollouts.wake_at())
+        if now >= self._placement_at() or (is_due and self._look_at_rollouts(now)):
             self.wanted_changed(now)
 
     def wake_at(self) -> float:
-        """When the placement of replicas is to be looked at."""
+        """When the placement of replicas, or a rollout, is to be looked at."""
+        return min(self._placement_at(), self._rollouts_at, self.rollouts.wake_at())
+
+    def _placement_at(self) -> float:
         lingers_until = max(self.versions.wake_at(), self._looked_at + LOOK_INTERVAL_S)
-        return min(self._look_at, lingers_until, self.rollouts.wake_at())
+        return min(self._look_at, lingers_until)
 
     def serving_changed(self, now: float) -> None:
         """Announce what is ready and what is refused here."""

@@ -6,7 +6,7 @@ The part looks again when the catalog, a member, the shelf or the traffic has ne
 with the site's record, which waits for no disk: it is evidence of what has happened, not a promise.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,6 +44,8 @@ LOOK_INTERVAL_S = 0.5
 _TOLD_FIRST = (
     Stage.FAILED, Stage.STOPPED, Stage.TRYING, Stage.PASSED, Stage.UNABLE, Stage.ALONE, Stage.ENDED,
 )  # fmt: skip
+_FAILURES = (Stage.FAILED, Stage.STOPPED)
+_SETTLED = (*GONE_BACK, Stage.ENDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,8 @@ class Rollouts:
         self._stored = dict(stored)
         self.parts: dict[str, Part] = {}
         """By model."""
-        self._seen: dict[str, dict[SiteId, Peer]] = {}
-        """The others of each part, when it looked last."""
+        self._holders: dict[str, tuple[SiteId, ...]] = {}
+        """Who is chosen for the replicas of each part's model."""
         self._meters: dict[bytes, Meter] = {}
         self._crashed: dict[bytes, str] = {}
         self._looked_at = -LOOK_INTERVAL_S
@@ -104,7 +106,7 @@ class Rollouts:
         if part is not None:
             is_new = part.serves_new
         else:
-            is_new = has_ended_elsewhere(self._trials(rollout_id(deployment)).values())
+            is_new = has_ended_elsewhere(self._told(rollout_id(deployment)).values())
         return deployment.version if is_new else deployment.rollout.previous
 
     def answering(self, deployment: Deployment) -> str:
@@ -132,7 +134,7 @@ class Rollouts:
         found = set()
         for one in self.running():
             part = self._part(one)
-            if part is not None and part.standing.stage not in (*GONE_BACK, Stage.ENDED):
+            if part is not None and part.standing.stage not in _SETTLED:
                 assert one.rollout is not None
                 found |= {model_key(one.model, v) for v in (one.version, one.rollout.previous)}
         return found
@@ -169,10 +171,9 @@ class Rollouts:
         return waves(deployment.rollout, f"{deployment.model}:{deployment.version}", taking)
 
     def others(self, deployment: Deployment) -> dict[SiteId, Peer]:
-        """The other sites that take part, as they were seen last."""
-        if self._part(deployment) is not None:
-            return self._seen[deployment.model]
-        return self._peers(deployment, (), self._trials(rollout_id(deployment)))
+        """The other sites that take part."""
+        trials = self._told(rollout_id(deployment))
+        return self._peers(deployment, self._holders.get(deployment.model, ()), trials)
 
     # --- news ------------------------------------------------------------------------------------
     def counted(self, counts: Mapping[bytes, Counts]) -> None:
@@ -194,6 +195,7 @@ class Rollouts:
         self._looked_at = now
         writes: list[Write] = []
         present: dict[str, Part] = {}
+        told = self._all_told()
         for one in placed:
             deployment = one.deployment
             if not is_rollout(deployment) or not self._is_meant(one):
@@ -201,14 +203,19 @@ class Rollouts:
             assert deployment.rollout is not None
             part = self._part(deployment) or self._begin(deployment)
             present[deployment.model] = part
-            trials = self._trials(part.id)
-            self._seen[deployment.model] = peers = self._peers(deployment, one.holders, trials)
+            self._holders[deployment.model] = one.holders
+            trials = told.get(part.id, {})
+            if part.standing.stage in _SETTLED:  # for years, and only a failure matters
+                trials = {site: one for site, one in trials.items() if one.stage in _FAILURES}
+                peers = self._peers(deployment, one.holders, trials, trials)
+            else:
+                peers = self._peers(deployment, one.holders, trials)
             while part.step(deployment.rollout, peers, self._here(one, part), now):
                 writes.append(part.row(deployment.model))
         for model in self.parts.keys() - present.keys():
             writes.append(Delete(TABLE, (model,)))
             self._stored.pop(model, None)
-            self._seen.pop(model, None)
+            self._holders.pop(model, None)
         self.parts = present
         self._forget_counts()
         return writes
@@ -271,37 +278,46 @@ class Rollouts:
         meter = self._meters.get(key)
         return NO_COUNTS if meter is None else meter.total
 
-    def _trials(self, id_: bytes) -> dict[SiteId, Trial]:
+    def _told(self, id_: bytes) -> dict[SiteId, Trial]:
         """What each other site tells of a rollout, dead ones too."""
-        return {
-            member.site: trial
-            for member in self._swim.members().values()
-            for trial in member.record.trials
-            if trial.rollout == id_
-        }
+        return self._all_told().get(id_, {})
+
+    def _all_told(self) -> dict[bytes, dict[SiteId, Trial]]:
+        """The same of every rollout, by its id."""
+        found: dict[bytes, dict[SiteId, Trial]] = {}
+        for member in self._swim.members().values():
+            for trial in member.record.trials:
+                found.setdefault(trial.rollout, {})[member.site] = trial
+        return found
 
     def _peers(
-        self, deployment: Deployment, holders: Iterable[SiteId], trials: Mapping[SiteId, Trial]
+        self,
+        deployment: Deployment,
+        holders: Iterable[SiteId],
+        trials: Mapping[SiteId, Trial],
+        among: Collection[SiteId] | None = None,
     ) -> dict[SiteId, Peer]:
-        """The other sites that are meant, and whoever else tells that it failed."""
+        """The other sites that are meant, and whoever else tells that it failed.
+
+        ``among``: these only; None: all members.
+        """
         version = self._catalog.model(deployment.model, deployment.version)
-        chosen = set(holders)
+        chosen, members = set(holders), self._swim.members()
         found: dict[SiteId, Peer] = {}
-        for member in self._swim.members().values():
-            identity, trial = self._roll.get(member.site), trials.get(member.site)
+        for site in members if among is None else among:
+            member, identity, trial = members[site], self._roll.get(site), trials.get(site)
             if identity is None or member.state == "left" or version is None:
                 continue
             is_one = is_meant(deployment, version, place_of(identity.claims), self._roll.groups)
             if deployment.replicas and chosen:
-                is_one = member.site in chosen
-            has_failed = trial is not None and trial.stage in (Stage.FAILED, Stage.STOPPED)
-            if not is_one and not has_failed:
+                is_one = site in chosen
+            if not is_one and not (trial is not None and trial.stage in _FAILURES):
                 continue
             is_taking = member.state != "dead" and member.record.status == "alive"
             presence: Literal["alive", "suspect", "away"] = "away"
             if is_taking:
                 presence = "alive" if member.state == "alive" else "suspect"
-            found[member.site] = Peer(member.site, identity.claims.name, presence, trial)
+            found[site] = Peer(site, identity.claims.name, presence, trial)
         return found
 
 

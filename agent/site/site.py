@@ -15,6 +15,7 @@ from typing import assert_never
 from agent.catalog.catalog import Catalog
 from agent.catalog.clock import HybridClock
 from agent.catalog.history import History
+from agent.catalog.rollout import TABLE as ROLLOUTS
 from agent.federation import events as job
 from agent.federation.events import JobEffect
 from agent.foundation.ids import Digest, JobId, SiteId
@@ -328,7 +329,7 @@ class Site:
             if isinstance(body, Job):
                 self.workshop.open(body, now)
         self.catalog_changed(now)
-        self._outbox = [e for e in self._outbox if not isinstance(e, Persist) or _forgets(e)]
+        self._outbox = [e for e in self._outbox if not isinstance(e, Persist) or _is_news(e)]
 
     # --- calls from members ----------------------------------------------------------------------
     def _called(self, event: CallReceived, now: float) -> None:
@@ -428,8 +429,9 @@ class Site:
                     assert_never(effect)
 
 
-def _forgets(effect: Persist) -> bool:
-    return any(isinstance(write, Delete) for write in effect.writes)
+def _is_news(effect: Persist) -> bool:
+    """Whether it says what the database, which was just read, does not."""
+    return any(isinstance(one, Delete) or one.table == ROLLOUTS for one in effect.writes)
 
 
 def _end_of(finished: job.Finished) -> str:

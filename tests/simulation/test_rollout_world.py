@@ -10,7 +10,7 @@ import pytest
 
 from agent.catalog.rollout import Here, Part, Peer
 from agent.foundation.ids import SiteId
-from agent.simulation.rollout_world import CALM, Scenario, Version, World
+from agent.simulation.rollout_world import Scenario, Version, World, calm
 from agent.wire.documents import Rollout
 from agent.wire.records import Gate, Stage
 
@@ -28,7 +28,7 @@ def test_every_rule_holds_through_crashes_cuts_and_loss(version: Version) -> Non
 
 
 def test_in_calm_a_good_version_takes_the_waves_one_after_the_other() -> None:
-    world = World(1, Scenario(**CALM)).run()
+    world = World(1, calm("good")).run()
     assert [len(wave) for wave in world.waves] == [1, 7, 12]
     begun = [sorted(world.began_at[site] for site in wave) for wave in world.waves]
     assert begun[1][0] - begun[0][0] > 10.0
@@ -40,14 +40,14 @@ def test_in_calm_a_bad_version_meets_the_first_wave_only_and_is_gone_within_seco
     version: Version,
 ) -> None:
     for seed in range(5):
-        world = World(seed, Scenario(version, **CALM)).run()
+        world = World(seed, calm(version)).run()
         assert world.exposed <= set(world.waves[0])
         assert world.failed_at is not None
         assert world.back_at - world.failed_at < 3.0
 
 
 def test_a_site_that_fails_in_the_second_wave_takes_all_back() -> None:
-    world = World(1, Scenario("odd", **CALM)).run()
+    world = World(1, calm("odd")).run()
     stages = world.stages()
     assert world.odd is not None
     assert stages.pop(world.odd) is Stage.FAILED

@@ -238,3 +238,20 @@ def test_every_site_knows_alike_who_is_first() -> None:
     assert [len(wave) for wave in plan] == [1, 2, 3]
     assert isinstance(plan[0][0], bytes)
     assert SiteId(plan[0][0]) in {node.site.me for node in six.nodes}
+
+
+def test_a_failure_that_a_start_finds_in_the_peer_book_is_durable_at_once() -> None:
+    six = Six()
+    six.begin()
+    six.world.run(5)
+    first, late = six.in_order()[0], six.in_order()[5]
+    stored = remembered(late)
+    six.world.down.add(late.site.me)
+    six.world.feed(first, ModelFailed(NEW, "it took the worker down", is_crash=True))
+    six.world.run(5)
+    told = first.site.exchange.introduction(first.site.me)
+    assert told is not None
+    six.world.down.discard(late.site.me)
+    again = six.world.add(stored=replace(stored, peers=(told,)), again=late)
+    assert again.site.holdings.rollouts.parts["m"].standing.stage is Stage.STOPPED
+    assert any(put.table == "rollouts" for put in again.persisted)
