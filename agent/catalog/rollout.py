@@ -41,6 +41,7 @@ _WORDS = {
     Gate.CRASH: "it crashed the model worker",
     Gate.ERRORS: "too many requests failed",
     Gate.LATENCY: "it is too slow",
+    Gate.INVALID: "the requests do not fit it",
 }
 
 

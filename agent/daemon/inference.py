@@ -148,7 +148,8 @@ class Inference:
                 self.traffic = message
                 load = message.in_flight / message.slots if message.slots else 0.0
                 counts = {
-                    one.key: Counts(one.requests, one.errors, one.times) for one in message.counted
+                    one.key: Counts(one.requests, one.errors, one.times, one.invalid)
+                    for one in message.counted
                 }
                 self._feed(LoadMeasured(load, dict(message.service), counts))
             case _:

@@ -261,7 +261,7 @@ class Control:
             tally = self._state.tallies.get(model.key)
             if model.is_counted and tally is not None:
                 times = tuple(tally.times.counts)
-                yield Counted(model.key, tally.requests, tally.errors, times)
+                yield Counted(model.key, tally.requests, tally.errors, times, tally.invalid)
 
     def _traffic(self) -> Traffic:
         state = self._state

@@ -105,21 +105,24 @@ class ModelFigures:
 class Tally:
     """Requests that one model version has run at this site, for those who judge it."""
 
-    __slots__ = ("errors", "requests", "times")
+    __slots__ = ("errors", "invalid", "requests", "times")
 
     def __init__(self) -> None:
         self.requests = 0
         self.errors = 0
+        self.invalid = 0
         self.times = Histogram(BOUNDS_S)
 
     def note(self, status: int, took_s: float, *, is_lost: bool = False) -> None:
-        """One request has run, or was lost with a worker; what the caller or the load did is no matter."""
+        """One request has run, or was lost with a worker; what the load did is no matter."""
         if status in VERSIONS_FAULT or is_lost:
             self.requests += 1
             self.errors += 1
         elif status == 200:  # noqa: PLR2004 - answered
             self.requests += 1
             self.times.note(took_s)
+        elif status == 400:  # noqa: PLR2004 - it does not fit the model
+            self.invalid += 1
 
 
 @dataclass(slots=True)

@@ -303,6 +303,8 @@ class Counted:
     """Status 500 or 504, or lost with a worker."""
     times: Annotated[tuple[Counter, ...], AtMost(64)]
     """How many took up to each bound of ``catalog.gates.BOUNDS_S``."""
+    invalid: Counter = 0
+    """Status 400; not among the requests."""
 
 
 @dataclass(frozen=True, slots=True)

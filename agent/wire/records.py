@@ -78,6 +78,8 @@ class Gate(IntEnum):
     CRASH = 2
     ERRORS = 3
     LATENCY = 4
+    INVALID = 5
+    """Many more requests do not fit it than did not fit the previous version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
 from onnx import TensorProto, helper
 from serving_site import save_model
 
+from agent.catalog.gates import ERRORS_OF_MIN
+
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 TERMS = """
@@ -49,6 +51,16 @@ def failing(folder: Path) -> Path:
         [("x", TensorProto.FLOAT, ["n"])],
         [("y", TensorProto.FLOAT, ["n"])],
         [helper.make_tensor("to", TensorProto.INT64, [1], [7777])],
+    )
+
+
+def renamed(folder: Path) -> Path:
+    """A model whose input has another name than the one that clients send."""
+    return save_model(
+        folder / "renamed.onnx",
+        [helper.make_node("Neg", ["z"], ["y"])],
+        [("z", TensorProto.FLOAT, ["n"])],
+        [("y", TensorProto.FLOAT, ["n"])],
     )
 
 
@@ -202,3 +214,22 @@ def test_a_version_that_fails_is_taken_back_and_hits_its_wave_alone(
     failed.stop()
     failed.start().wait_ready()
     wait_for(lambda: row(failed)["here"]["stage"] == "failed", 10, "it remembers", sites)
+
+
+def test_a_version_with_other_inputs_than_clients_send_is_taken_back(
+    sites: list[Daemon], load: Load
+) -> None:
+    berlin = sites[0]
+    names = [site.name for site in sites]
+    wait_for(
+        lambda: all(load.seen[name, "2.0", 200] > ERRORS_OF_MIN for name in names),
+        20, "there is something to compare with", sites,
+    )  # fmt: skip
+    push(berlin, renamed(berlin.folder), "5", "--everywhere")
+    wait_for(lambda: stages(sites, "5") == ["failed", "stopped", "stopped"], 30, "all back", sites)
+    reasons = " ".join(row(site)["here"]["reason"] for site in sites)
+    assert "requests do not fit it (status 400)" in reasons
+    load.take()
+    wait_for(lambda: sum(load.seen.values()) > 30, 20, "some more are answered", sites)
+    load.stop()
+    assert {(value, status) for _, value, status in load.seen} == {("2.0", 200)}

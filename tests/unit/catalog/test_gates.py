@@ -1,6 +1,7 @@
 """The gates of a rollout: what fails, how early, and what a counter that began anew changes."""
 
 from bisect import bisect_left
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,23 @@ def test_a_version_slower_than_the_previous_one_fails_the_relative_gate() -> Non
     assert gate(terms, slow, fast) is Gate.LATENCY
     assert gate(terms, slow, slow) is Gate.NONE
     assert gate(terms, slow, NOTHING) is Gate.NONE, "there is nothing to compare with"
+
+
+def test_requests_that_do_not_fit_count_only_beyond_those_of_the_previous_version() -> None:
+    def some(requests: int, invalid: int) -> Counts:
+        return replace(counts(requests), invalid=invalid)
+
+    terms = Rollout("1")
+    assert gate(terms, some(0, 5), some(100, 0)) is Gate.INVALID
+    assert gate(terms, some(0, 4), some(100, 0)) is Gate.NONE, "a caller may be wrong"
+    assert gate(terms, some(80, 20), some(100, 0)) is Gate.NONE
+    assert gate(terms, some(79, 21), some(100, 0)) is Gate.INVALID
+    assert gate(terms, some(79, 21), some(90, 10)) is Gate.NONE
+    assert gate(terms, some(0, 100), some(19, 0)) is Gate.NONE, "there is nothing to compare with"
+    _, reason = judge(terms, some(0, 9), some(90, 10))
+    assert reason == (
+        "9 of 9 requests do not fit it (status 400); of the previous version 10.00% did not"
+    )
 
 
 def test_a_meter_goes_on_when_its_counters_begin_anew() -> None:

@@ -93,3 +93,4 @@ def test_a_tally_counts_what_speaks_for_or_against_a_version_only() -> None:
         tally.note(status, 0.02)
     tally.note(503, 0.02, is_lost=True)
     assert (tally.requests, tally.errors, sum(tally.times.counts)) == (5, 3, 2)
+    assert tally.invalid == 1
