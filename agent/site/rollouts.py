@@ -198,10 +198,14 @@ class Rollouts:
         told = self._all_told()
         for one in placed:
             deployment = one.deployment
-            if not is_rollout(deployment) or not self._is_meant(one):
+            if not is_rollout(deployment):
                 continue
             assert deployment.rollout is not None
             part = self._part(deployment) or self._begin(deployment)
+            if not self._is_meant(one):
+                if part.standing.stage in GONE_BACK:  # known here, though a replica has moved away
+                    present[deployment.model] = part
+                continue
             present[deployment.model] = part
             self._holders[deployment.model] = one.holders
             trials = told.get(part.id, {})
@@ -280,7 +284,12 @@ class Rollouts:
 
     def _told(self, id_: bytes) -> dict[SiteId, Trial]:
         """What each other site tells of a rollout, dead ones too."""
-        return self._all_told().get(id_, {})
+        return {
+            member.site: trial
+            for member in self._swim.members().values()
+            for trial in member.record.trials
+            if trial.rollout == id_
+        }
 
     def _all_told(self) -> dict[bytes, dict[SiteId, Trial]]:
         """The same of every rollout, by its id."""

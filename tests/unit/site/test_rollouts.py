@@ -7,7 +7,7 @@ from sites_of_one_cluster import Node, World, deployment, model, remembered
 
 from agent.catalog.gates import Counts
 from agent.foundation.ids import SiteId
-from agent.site.events import LoadMeasured, ModelFailed, ModelOverridden
+from agent.site.events import DrainRequested, LoadMeasured, ModelFailed, ModelOverridden
 from agent.site.view import view_of
 from agent.wire.documents import Deployment, Rollout
 from agent.wire.inside import model_key
@@ -223,6 +223,21 @@ def test_replicas_change_their_version_in_waves_too(replicas: int) -> None:
     serving = [node for node in six.nodes if node.stage("2") == "ready"]
     assert len(serving) == replicas
     assert six.answering("2") == 6, "also where it is not served"
+
+
+def test_a_replica_that_failed_remembers_it_when_it_is_not_chosen_any_more() -> None:
+    six = Six()
+    six.submit(replace(deployment("2"), replicas=1, rollout=TERMS))
+    six.world.run(10)
+    (first,) = (node for node in six.nodes if node.stage("2") == "ready")
+    six.world.feed(first, ModelFailed(NEW, "it took the worker down", is_crash=True))
+    six.world.run(2)
+    six.world.feed(first, DrainRequested(True))
+    six.world.run(20)
+    assert first.site.holdings.rollouts.parts["m"].standing.stage is Stage.FAILED
+    assert six.answering("1") == 6
+    others = [node for node in six.nodes if node is not first]
+    assert all(node.stage("2") == "" for node in others), "nobody tries it in its place"
 
 
 def test_every_site_knows_alike_who_is_first() -> None:
