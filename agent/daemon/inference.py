@@ -127,8 +127,8 @@ class Inference:
                 self.gateway_ready.set()
             case inside.ApplicationsTaken():
                 self._applications_taken(message.call)
-            case inside.AuditForward():
-                self._spawn(self._audit(message))
+            case inside.AuditForward() | inside.AuditBlob():
+                self._spawn(self._audit(message.call, _decision(message)))
             case inside.AuditOutcome():
                 outcome = Decision(
                     "outcome", message.request[:200], message.receiver, message.label,
@@ -155,18 +155,13 @@ class Inference:
             case _:
                 assert_never(message)
 
-    async def _audit(self, message: inside.AuditForward) -> None:
-        decision = Decision(
-            "forward", message.request[:200], message.receiver, message.label, message.bytes,
-            f"{message.model} trace {message.trace}"[:200] if message.trace else message.model[:200],
-            message.policy,
-        )  # fmt: skip
+    async def _audit(self, call: int, decision: Decision) -> None:
         error = ""
         try:
             await self._audit_log.write(decision, int(wall_s() * 1000))
         except AtollError as fault:
             error = f"the audit entry cannot be written: {fault}"
-        self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(message.call, error[:1000])))
+        self.gateway.post(inside.TO_GATEWAY.pack(inside.Audited(call, error[:1000])))
 
     async def _claim(self, message: inside.ClaimKey) -> None:
         is_new, error = False, ""
@@ -278,3 +273,17 @@ class Inference:
 def _close_all(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+def _decision(message: inside.AuditForward | inside.AuditBlob) -> Decision:
+    """What is written down of it."""
+    if isinstance(message, inside.AuditBlob):
+        return Decision(
+            "blob", message.blob.hex(), message.receiver, message.label, message.bytes,
+            policy=message.policy,
+        )  # fmt: skip
+    detail = f"{message.model} trace {message.trace}" if message.trace else message.model
+    return Decision(
+        "forward", message.request[:200], message.receiver, message.label, message.bytes, detail[:200],
+        message.policy,
+    )  # fmt: skip

@@ -97,7 +97,7 @@ async def serve(given: argparse.Namespace) -> None:
     repository = Repository(state, control)
     bodies = Bodies(given.request_bytes_max)
     endpoints = Endpoints(state, inference, bodies, about, repository)
-    blobs = BlobEndpoints(state, callers, given.blob_dir)
+    blobs = BlobEndpoints(state, callers, given.blob_dir, control)
     context = tls.server_context(keys)
 
     def follow(view: View) -> None:

@@ -2,12 +2,16 @@
 
 Rule: a blob that the view does not list does not exist, whoever asks; one that it lists goes only to
 members whose certificate places them inside its label. A blob that is being fetched is given as far as
-it has come.
+it has come. Before the first part of a blob goes to a member, and again after it has not asked for a
+while, an audit entry is on disk.
 """
 
 import asyncio
 from collections import OrderedDict
+from functools import partial
+from math import inf
 from pathlib import Path
+from typing import Protocol
 
 from aiohttp import web
 
@@ -30,11 +34,24 @@ READS_AT_ONCE = 8
 _BYTES = "application/octet-stream"
 
 
+class Audit(Protocol):
+    """Writes down what leaves the site, before it leaves."""
+
+    async def blob(
+        self, digest: Digest, receiver: SiteId, label: tuple[str, ...], size: int
+    ) -> None:
+        """Return when the entry is on disk; ``Unreachable`` if it cannot be written."""
+        ...
+
+
 class BlobEndpoints:
     """``GET /blobs/<hex>/manifest``, ``.../held`` and ``.../chunks/<index>`` on the data port."""
 
-    def __init__(self, state: SiteState, callers: Callers, directory: Path) -> None:
+    def __init__(self, state: SiteState, callers: Callers, directory: Path, audit: Audit) -> None:
         self._state = state
+        self._audit = audit
+        self._entries: dict[tuple[Digest, SiteId], asyncio.Task[None]] = {}
+        """Those that are being written; bounded by the requests under way."""
         self._callers = callers
         self._store = BlobStore(directory)
         self._readers: OrderedDict[Digest, dict[SiteId, float]] = OrderedDict()
@@ -51,14 +68,14 @@ class BlobEndpoints:
 
     async def manifest(self, request: web.Request) -> web.Response:
         """The encoded manifest."""
-        digest = self._allowed(request)
+        digest = await self._allowed(request)
         async with self._reads:
             data = await asyncio.to_thread(self._store.read_manifest, digest)
         return web.Response(body=data, content_type=_BYTES)
 
     async def held(self, request: web.Request) -> web.Response:
         """Which chunks are here, and who is reading."""
-        digest = self._allowed(request)
+        digest = await self._allowed(request)
         async with self._reads:
             chunks = await asyncio.to_thread(self._store.read_map, digest)
         readers = self._readers[digest]
@@ -68,7 +85,7 @@ class BlobEndpoints:
 
     async def chunk(self, request: web.Request) -> web.Response:
         """One chunk, checked against the manifest when it was read."""
-        digest = self._allowed(request)
+        digest = await self._allowed(request)
         index = request.match_info["index"]
         if not (index.isascii() and index.isdigit() and len(index) <= 6):  # noqa: PLR2004 - 65,536 chunks
             raise UsageError("a chunk has a number")
@@ -79,7 +96,7 @@ class BlobEndpoints:
                 raise NotFound(f"chunk {index} of blob {short(digest)} is not here") from error
         return web.Response(body=data, content_type=_BYTES)
 
-    def _allowed(self, request: web.Request) -> Digest:
+    async def _allowed(self, request: web.Request) -> Digest:
         identity = self._callers.identify(request.transport)
         assert request.get(CALLER) == identity.site
         text = request.match_info["digest"]
@@ -98,8 +115,26 @@ class BlobEndpoints:
                 why=f"it may be held in {', '.join(label)}, the site is in "
                 f"{identity.claims.jurisdiction}",
             )
+        await self._entered(digest, identity.site, label)
         self._reads_now(digest, identity.site)
         return digest
+
+    async def _entered(self, digest: Digest, site: SiteId, label: tuple[str, ...]) -> None:
+        """There is an entry that the member reads this blob."""
+        if self._readers.get(digest, {}).get(site, -inf) > monotonic_s() - READER_S:
+            return
+        manifest = await asyncio.to_thread(self._store.manifest, digest)
+        key = (digest, site)
+        if (entry := self._entries.get(key)) is None:
+            writing = self._audit.blob(digest, site, label, manifest.bytes)
+            entry = self._entries[key] = asyncio.create_task(writing)
+            entry.add_done_callback(partial(self._written, key))
+        await asyncio.shield(entry)
+
+    def _written(self, key: tuple[Digest, SiteId], entry: "asyncio.Task[None]") -> None:
+        del self._entries[key]
+        if not entry.cancelled():
+            entry.exception()  # who waited may be gone; the loop need not complain
 
     def _reads_now(self, digest: Digest, site: SiteId) -> None:
         readers = self._readers.setdefault(digest, {})

@@ -13,7 +13,7 @@ from agent.drivers.channel import FRAME_BYTES_MAX, Channel
 from agent.drivers.clock import monotonic_s
 from agent.drivers.shared_memory import SharedSlots
 from agent.foundation.errors import Busy, Malformed, Unreachable
-from agent.foundation.ids import SiteId
+from agent.foundation.ids import Digest, SiteId, short
 from agent.gateway.figures import Figures
 from agent.gateway.site import SiteState
 from agent.gateway.worker_link import WorkerLink
@@ -26,6 +26,7 @@ from agent.wire.inside import (
     Applications,
     ApplicationsTaken,
     AttachWorker,
+    AuditBlob,
     Audited,
     AuditForward,
     AuditOutcome,
@@ -62,7 +63,7 @@ _Reply = Audited | RepositoryAnswered | KeyClaimed
 
 
 class Control:
-    """One end of the channel; implements ``inference.Audit``, ``once.Ledger``, ``repository.Control``."""
+    """One end of the channel; implements ``inference.Audit``, ``blob_endpoints.Audit``, ``once.Ledger``, ``repository.Control``."""
 
     def __init__(self, channel: Channel, state: SiteState) -> None:
         """``on_view`` may be set by whoever must follow the view."""
@@ -163,10 +164,23 @@ class Control:
             receiver=receiver, label=label, bytes=size, trace=trace,
             policy=self._state.law_digest,
         )  # fmt: skip
+        await self._write(entry, "the request")
+
+    async def blob(
+        self, digest: Digest, receiver: SiteId, label: tuple[str, ...], size: int
+    ) -> None:
+        """As ``forward``, before parts of a blob of ``size`` bytes are given to a member."""
+        entry = partial(
+            AuditBlob, blob=digest, receiver=receiver, label=label, bytes=size,
+            policy=self._state.law_digest,
+        )  # fmt: skip
+        await self._write(entry, f"blob {short(digest)}")
+
+    async def _write(self, entry: Callable[[int], AuditForward | AuditBlob], what: str) -> None:
         answer = await self._ask(entry, AUDIT_TIMEOUT_S)
         error = answer.error if isinstance(answer, Audited) else "it was not written in time"
         if error:
-            raise Unreachable("the request may not leave without an audit entry", why=error)
+            raise Unreachable(f"{what} may not leave without an audit entry", why=error)
 
     def outcome(
         self, request_id: str, receiver: SiteId, label: tuple[str, ...], size: int, text: str
@@ -209,7 +223,9 @@ class Control:
             _log.warning("an idempotency key stays claimed though nothing ran: %s", error)
 
     async def _ask(
-        self, made: Callable[[int], AuditForward | RepositoryAsked | ClaimKey], timeout_s: float
+        self,
+        made: Callable[[int], AuditForward | AuditBlob | RepositoryAsked | ClaimKey],
+        timeout_s: float,
     ) -> _Reply | None:
         """The answer to the message that ``made`` gives for the number of the call; None if late.
 

@@ -235,6 +235,19 @@ class ReleaseKey:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditBlob:
+    """Parts of a blob are about to be given to ``receiver``: write the entry, answer ``Audited``."""
+
+    call: Counter
+    blob: BlobDigest
+    receiver: Site
+    label: Jurisdictions
+    bytes: Counter
+    """Of the whole blob."""
+    policy: LawDigest = b""
+
+
+@dataclass(frozen=True, slots=True)
 class AuditOutcome:
     """What became of an ``AuditForward``, with the same request, receiver and label."""
 
@@ -418,6 +431,7 @@ FROM_GATEWAY = Tagged(
         7: AuditOutcome,
         8: ClaimKey,
         9: ReleaseKey,
+        10: AuditBlob,
     }
 )
 TO_WORKER = Tagged({1: AttachGateway, 2: LoadModel, 3: UnloadModel})

@@ -33,6 +33,7 @@ from agent.wire.inside import (
     TO_WORKER,
     AttachGateway,
     AttachWorker,
+    AuditBlob,
     Audited,
     AuditForward,
     ClaimKey,
@@ -160,6 +161,7 @@ class ServingSite:
     worker_options: tuple[str, ...] = ()
     worker: Peer | None = None
     once_keys: set[bytes] = field(default_factory=set)
+    blob_audits: list[AuditBlob] = field(default_factory=list)
     audits: list[AuditForward] = field(default_factory=list)
     audit_error: str = ""
     asked: list[RepositoryAsked] = field(default_factory=list)
@@ -206,6 +208,9 @@ class ServingSite:
     def _from_gateway(self, message: Any) -> None:
         if isinstance(message, AuditForward):
             self.audits.append(message)
+            self.send(Audited(message.call, self.audit_error))
+        elif isinstance(message, AuditBlob):
+            self.blob_audits.append(message)
             self.send(Audited(message.call, self.audit_error))
         elif isinstance(message, ClaimKey):
             self.send(KeyClaimed(message.call, message.key not in self.once_keys, ""))

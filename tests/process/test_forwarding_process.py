@@ -291,10 +291,22 @@ async def test_blobs_go_only_where_their_label_lets_them(cluster: Cluster) -> No
         "/blobs/00/manifest": 400,
     }.items():
         assert member_get(berlin, cluster.paris, path)[0] == expected, path
+    entries = [(one.blob, one.receiver, one.label, one.bytes) for one in cluster.paris.blob_audits]
+    assert entries == [
+        (digest, cluster.berlin.keys.site, (), 600_000), (digest, cluster.munich.keys.site, (), 600_000)
+    ], "one for each reader, and none for what was refused"  # fmt: skip
     own = cluster.paris.keys
     assert (
         member_get(own, cluster.paris, f"/blobs/{secret.hex()}/chunks/0")[1] == b"stays in France"
     )
+    cluster.paris.audit_error = "the disk is full"
+    other = await store.put_bytes(b"no entry, no blob")
+    cluster.paris.show(blobs=(BlobLabel(other, ()),))
+    await asyncio.sleep(0.05)
+    refused = member_get(berlin, cluster.paris, f"/blobs/{other.hex()}/chunks/0")
+    assert refused[0] == 503
+    assert b"may not leave without an audit entry" in refused[1]
+    cluster.paris.audit_error = ""
     status, _, _ = cluster.paris.get(f"/blobs/{digest.hex()}/manifest")
     assert status == 404  # not on the applications' port
     shutil.rmtree(cluster.folder / "blobs-2")

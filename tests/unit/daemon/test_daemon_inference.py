@@ -15,7 +15,7 @@ from agent.daemon.inference import Inference
 from agent.daemon.workers import WorkerPlan
 from agent.drivers.blobs import BlobStore
 from agent.foundation.errors import NotFound, StoreFault
-from agent.foundation.ids import SiteId
+from agent.foundation.ids import Digest, SiteId
 from agent.site.events import LoadMeasured, SiteEvent
 from agent.wire import inside
 
@@ -115,6 +115,15 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     (entry,) = rig.audit.written
     assert (entry.subject, entry.detail) == ("r-1", "m:1 trace 4bf9")
     assert entry.policy == b"law"
+
+
+async def test_a_blob_is_given_only_with_an_entry_on_disk(rig: Rig) -> None:
+    blob = Digest(b"b" * 32)
+    rig.from_gateway(inside.AuditBlob(7, blob, SITE, ("DE",), 10, b"law"))
+    await rig.settled()
+    assert rig.to_gateway == [inside.Audited(7, "")]
+    (entry,) = rig.audit.written
+    assert entry == Decision("blob", blob.hex(), SITE, ("DE",), 10, policy=b"law")
 
 
 async def test_an_idempotency_key_is_claimed_and_released(rig: Rig) -> None:
