@@ -136,6 +136,7 @@ class DaemonOperations:
         ]  # fmt: skip
         reasons += parts.renewing.reasons(parts.site.swim.members())
         reasons += parts.site.duplicates.reports(monotonic_s())
+        reasons += parts.site.holdings.rollouts.reasons()
         if parts.site.workshop.barred_because not in ("", *reasons):
             reasons.append(parts.site.workshop.barred_because)
         if starting := parts.fallback_reason():

@@ -144,6 +144,14 @@ class Rollouts:
                 found |= {model_key(one.model, v) for v in (one.version, one.rollout.previous)}
         return found
 
+    def reasons(self) -> list[str]:
+        """The rollouts that were taken back, each a sentence, for the operator."""
+        return [
+            f"the rollout of {part.version} was taken back: {part.standing.reason}"
+            for _, part in sorted(self.parts.items())
+            if part.standing.stage in GONE_BACK
+        ]
+
     def trials(self) -> tuple[Trial, ...]:
         """What is told of this site's parts; those that others wait for come first."""
         found = [

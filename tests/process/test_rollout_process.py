@@ -193,6 +193,7 @@ def test_a_version_that_answers_its_golden_question_wrongly_serves_nobody(
     assert "refused" in told
     load.stop()
     assert {(value, status) for _, value, status in load.seen} == {("2.0", 200)}
+    assert "the rollout of m:3 was taken back" in berlin.cli("status").stdout
     refused = berlin.cli("rollout", "resume", "m", ok=False)
     assert "has failed" in refused.stderr
 

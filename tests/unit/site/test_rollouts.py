@@ -87,7 +87,9 @@ def test_a_version_that_is_refused_goes_back_and_stays_away_from_the_others() ->
     six.world.run(5)
     assert six.stages() == ["FAILED", *["STOPPED"] * 5]
     first, other, *_ = six.in_order()
-    assert first.site.holdings.rollouts.parts["m"].standing.reason == "it is broken"
+    assert first.site.holdings.rollouts.reasons() == [
+        "the rollout of m:2 was taken back: it is broken"
+    ]
     told = other.site.holdings.rollouts.parts["m"].standing.reason
     assert (
         told
