@@ -10,7 +10,7 @@ import re
 import statistics
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,6 +57,8 @@ class Clients:
     count: int
     seen: list[tuple[float, float, int]] = field(default_factory=list)
     """(sent at, answered at, status; 0 = the connection broke), monotonic seconds."""
+    told: Counter[str] = field(default_factory=Counter)
+    """What those that are not 200 say."""
     _ending: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -75,9 +77,12 @@ class Clients:
         while not self._ending.is_set():
             began = time.monotonic()
             try:
-                status = self.server.ask(self.model).status
-            except (OSError, http.client.HTTPException):
-                status = 0
+                answer = self.server.ask(self.model)
+                status, text = answer.status, answer.body.decode("utf-8", "replace")
+            except (OSError, http.client.HTTPException) as error:
+                status, text = 0, repr(error)
+            if status != 200:
+                self.told[text[:300]] += 1
             self.seen.append((began, time.monotonic(), status))
 
 
@@ -244,7 +249,7 @@ def swaps(count: int = SWAPS) -> list[Row]:
                 one.push("cls", "999", bad)
             time.sleep(1)
         failed = [status for _, _, status in clients.seen if status != 200]
-    print(f"  {asked} requests during {count} swaps, {len(failed)} failed {set(failed)}")
+    print(f"  {asked} requests during {count} swaps, {len(failed)} failed {dict(clients.told)}")
     return [
         row(f"hot swap x {count} and a bad file at concurrency 8: failed requests", [len(failed)], "", 0),
         row(f"hot swap x {count}: memory of the worker after, of before", [after / before], "x", 1.1),
