@@ -274,6 +274,15 @@ class ServingPart:
             " go, and loaded again when it is asked for. 0: 40 % of the machine's memory."
         ),
     ] = 0
+    blob_bytes_per_s: Annotated[
+        int,
+        Between(0, 1 << 40),
+        Doc(
+            "What blobs (models, and the parameters and updates of jobs) that other sites fetch here may"
+            " take of the way out, bytes a second, shared equally among those sites. 0: no limit."
+            " Below 100,000 a chunk takes longer than the others are patient."
+        ),
+    ] = 0
     gpu_memory_bytes: Annotated[
         int,
         Between(0, 1 << 50),

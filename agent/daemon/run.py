@@ -313,6 +313,7 @@ class _Daemon:
             *listening.certificate_arguments(listen),
             "--data-host", binds[-1], "--data-port", str(listen.data_port),
             "--identity-dir", str(settings.identity_dir), "--blob-dir", str(settings.blobs_dir),
+            "--blob-bytes-per-s", str(serving.blob_bytes_per_s),
             "--request-bytes-max", str(serving.request_bytes_max),
             "--queue-max-s", str(serving.queue_max_s),
             *(part for share in serving.shares for part in ("--share", share)),

@@ -57,6 +57,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-port", type=int, default=7412, help="0 = any free one")
     parser.add_argument("--identity-dir", type=Path, required=True)
     parser.add_argument("--blob-dir", type=Path, required=True)
+    parser.add_argument("--blob-bytes-per-s", type=float, default=0.0)
     parser.add_argument("--request-bytes-max", type=int, default=defaults.request_bytes_max)
     parser.add_argument("--queue-max-s", type=float, default=defaults.queue_max_s)
     parser.add_argument(
@@ -97,7 +98,7 @@ async def serve(given: argparse.Namespace) -> None:
     repository = Repository(state, control)
     bodies = Bodies(given.request_bytes_max)
     endpoints = Endpoints(state, inference, bodies, about, repository)
-    blobs = BlobEndpoints(state, callers, given.blob_dir, control)
+    blobs = BlobEndpoints(state, callers, given.blob_dir, control, given.blob_bytes_per_s)
     context = tls.server_context(keys)
 
     def follow(view: View) -> None:

@@ -16,6 +16,7 @@ from typing import Protocol
 from aiohttp import web
 
 from agent.distribution.holding import READERS_MAX, Holding, encode_holding
+from agent.distribution.ration import Ration
 from agent.drivers.blobs import BlobStore
 from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import Corruption, NotFound, Refused, UsageError
@@ -44,11 +45,48 @@ class Audit(Protocol):
         ...
 
 
+class Line:
+    """The way out, where it is rationed."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        """Needs a running loop when it is used."""
+        self._ration: Ration[asyncio.Future[None]] = Ration(bytes_per_s)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def turn(self, receiver: SiteId, size: int) -> None:
+        """Return when ``size`` bytes may go to ``receiver``; ``Busy`` if that would take long."""
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ration.ask(receiver, size, mine)
+        self._release()
+        await mine
+
+    def _release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = asyncio.get_running_loop()
+        for one in self._ration.ready(loop.time()):
+            if (
+                not one.done()
+            ):  # else its receiver has hung up; what it would have taken is not given to another
+                one.set_result(None)
+        wake_at = self._ration.wake_at()
+        self._timer = loop.call_at(wake_at, self._release) if wake_at < inf else None
+
+
 class BlobEndpoints:
     """``GET /blobs/<hex>/manifest``, ``.../held`` and ``.../chunks/<index>`` on the data port."""
 
-    def __init__(self, state: SiteState, callers: Callers, directory: Path, audit: Audit) -> None:
+    def __init__(
+        self,
+        state: SiteState,
+        callers: Callers,
+        directory: Path,
+        audit: Audit,
+        bytes_per_s: float = 0.0,
+    ) -> None:
+        """``bytes_per_s``: what chunks of all blobs may take together; 0 = as much as there is."""
         self._state = state
+        self._line = Line(bytes_per_s) if bytes_per_s else None
         self._audit = audit
         self._entries: dict[tuple[Digest, SiteId], asyncio.Task[None]] = {}
         """Those that are being written; bounded by the requests under way."""
@@ -94,6 +132,8 @@ class BlobEndpoints:
                 data = await asyncio.to_thread(self._store.read_chunk, digest, int(index))
             except Corruption as error:  # the store heals it; the asker goes to another site
                 raise NotFound(f"chunk {index} of blob {short(digest)} is not here") from error
+        if self._line is not None:
+            await self._line.turn(request[CALLER], len(data))
         return web.Response(body=data, content_type=_BYTES)
 
     async def _allowed(self, request: web.Request) -> Digest:
