@@ -138,7 +138,7 @@ class Inference:
             case inside.ClaimKey():
                 self._spawn(self._claim(message))
             case inside.ReleaseKey():
-                self._spawn(self._once_keys.release(message.key))
+                self._spawn(self._release(message.key))
             case inside.FiguresAsked():
                 answer = inside.ControlFigures(self.figures())
                 self.gateway.post(inside.TO_GATEWAY.pack(answer))
@@ -171,6 +171,12 @@ class Inference:
             error = str(fault)
         answer = inside.KeyClaimed(message.call, is_new, error[:1000])
         self.gateway.post(inside.TO_GATEWAY.pack(answer))
+
+    async def _release(self, key: bytes) -> None:
+        try:
+            await self._once_keys.release(key)
+        except AtollError as fault:
+            _log.warning("an idempotency key stays claimed though nothing ran: %s", fault)
 
     async def _repository(self, message: inside.RepositoryAsked) -> None:
         status, error = 200, ""

@@ -7,9 +7,8 @@ which keys were claimed, because wall clocks jump.
 from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.foundation.writes import Delete, Put, Write
+from agent.wire.limits import ONCE_KEYS_MAX
 
-KEYS_MAX = 10_000
-"""The oldest one is forgotten for the next; 1 MB of memory at a site that is asked with keys."""
 TABLE = "once_keys"
 _ALL = "SELECT key, sequence FROM once_keys ORDER BY sequence"
 
@@ -39,7 +38,7 @@ class OnceKeys:
         self._last += 1
         self._known[key] = self._last
         writes: list[Write] = [Put(TABLE, {"key": key, "sequence": self._last})]
-        while len(self._known) > KEYS_MAX:
+        while len(self._known) > ONCE_KEYS_MAX:
             oldest = next(iter(self._known))
             del self._known[oldest]
             writes.append(Delete(TABLE, (oldest,)))

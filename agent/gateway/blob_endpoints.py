@@ -45,6 +45,35 @@ class Audit(Protocol):
         ...
 
 
+class Readers:
+    """Who reads which blob now; bounded in both."""
+
+    def __init__(self) -> None:
+        self._blobs: OrderedDict[Digest, dict[SiteId, float]] = OrderedDict()
+        """When each site has asked for a part last; the blob and the site that asked last are the last."""
+
+    def note(self, digest: Digest, site: SiteId, now: float) -> None:
+        """The site asks for a part of the blob."""
+        readers = self._blobs.setdefault(digest, {})
+        self._blobs.move_to_end(digest)
+        if len(self._blobs) > BLOBS_MAX:
+            self._blobs.popitem(last=False)
+        readers.pop(site, None)
+        readers[site] = now
+        if len(readers) > READERS_MAX:
+            del readers[next(iter(readers))]
+
+    def is_one(self, digest: Digest, site: SiteId, now: float) -> bool:
+        """Whether the site has asked lately."""
+        return self._blobs.get(digest, {}).get(site, -inf) > now - READER_S
+
+    def crowd(self, digest: Digest, site: SiteId, now: float) -> tuple[int, int]:
+        """How many read the blob, ``site`` included whenever it asked, and its place among them."""
+        others = [one for one in self._blobs.get(digest, {}) if self.is_one(digest, one, now)]
+        active = sorted({site, *others})
+        return min(len(active), READERS_MAX), min(active.index(site), READERS_MAX - 1)
+
+
 class Line:
     """The way out, where it is rationed."""
 
@@ -92,8 +121,7 @@ class BlobEndpoints:
         """Those that are being written; bounded by the requests under way."""
         self._callers = callers
         self._store = BlobStore(directory)
-        self._readers: OrderedDict[Digest, dict[SiteId, float]] = OrderedDict()
-        """When each site has asked for a part of a blob last; the blob asked for last is the last."""
+        self._readers = Readers()
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
 
     def routes(self) -> list[web.RouteDef]:
@@ -116,9 +144,8 @@ class BlobEndpoints:
         digest = await self._allowed(request)
         async with self._reads:
             chunks = await asyncio.to_thread(self._store.read_map, digest)
-        readers = self._readers[digest]
-        active = sorted(site for site, at in readers.items() if at > monotonic_s() - READER_S)
-        body = encode_holding(Holding(chunks, len(active), active.index(request[CALLER])))
+        crowd = self._readers.crowd(digest, request[CALLER], monotonic_s())
+        body = encode_holding(Holding(chunks, *crowd))
         return web.Response(body=body, content_type=_BYTES)
 
     async def chunk(self, request: web.Request) -> web.Response:
@@ -156,14 +183,17 @@ class BlobEndpoints:
                 f"{identity.claims.jurisdiction}",
             )
         await self._entered(digest, identity.site, label)
-        self._reads_now(digest, identity.site)
+        self._readers.note(digest, identity.site, monotonic_s())
         return digest
 
     async def _entered(self, digest: Digest, site: SiteId, label: tuple[str, ...]) -> None:
         """There is an entry that the member reads this blob."""
-        if self._readers.get(digest, {}).get(site, -inf) > monotonic_s() - READER_S:
+        if self._readers.is_one(digest, site, monotonic_s()):
             return
-        manifest = await asyncio.to_thread(self._store.manifest, digest)
+        try:
+            manifest = await asyncio.to_thread(self._store.manifest, digest)
+        except Corruption as error:  # as in ``chunk``
+            raise NotFound(f"blob {short(digest)} is not here") from error
         key = (digest, site)
         if (entry := self._entries.get(key)) is None:
             writing = self._audit.blob(digest, site, label, manifest.bytes)
@@ -175,13 +205,3 @@ class BlobEndpoints:
         del self._entries[key]
         if not entry.cancelled():
             entry.exception()  # who waited may be gone; the loop need not complain
-
-    def _reads_now(self, digest: Digest, site: SiteId) -> None:
-        readers = self._readers.setdefault(digest, {})
-        self._readers.move_to_end(digest)
-        if len(self._readers) > BLOBS_MAX:
-            self._readers.popitem(last=False)
-        readers.pop(site, None)
-        readers[site] = monotonic_s()
-        if len(readers) > READERS_MAX:
-            del readers[next(iter(readers))]

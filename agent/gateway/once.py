@@ -7,7 +7,7 @@ key goes on when its caller is gone, who will ask again; it is not hedged, and n
 worker or site where the first may have begun (``inference``).
 
 What a bound costs: an answer that is not kept any more is refused (409), never made again. Beyond
-``KEYS_MAX`` newer keys a key is forgotten, and would run again.
+``ONCE_KEYS_MAX`` newer keys a key is forgotten, and would run again.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, Busy, Unreachable
 from agent.gateway.asked import Answered, Asked
 from agent.serving.failures import DeadlineExceeded, KeyReused, KeySpent, status_of
+from agent.wire.limits import ONCE_KEYS_MAX
 
-KEYS_MAX = 10_000
 RUNNING_MAX = 256
 """Each holds its request's body."""
 ANSWER_LIFE_S = 600.0
@@ -101,7 +101,7 @@ class Once:
             raise Busy(
                 "too many requests with idempotency keys at once", why=f"the bound is {RUNNING_MAX}"
             )
-        if len(self._known) >= KEYS_MAX:
+        if len(self._known) >= ONCE_KEYS_MAX:
             oldest = next(key for key, known in self._known.items() if known.running is None)
             del self._known[oldest]
             self._let_go(oldest)

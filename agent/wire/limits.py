@@ -39,6 +39,10 @@ TRUST_ENTRY_BYTES_MAX = 8192
 REGISTER_VALUE_BYTES_MAX = 4096
 """DESIGN 3: the register holds digests, never data."""
 
+ONCE_KEYS_MAX = 10_000
+"""Idempotency keys that a site remembers, in memory at both processes and on disk: about 2 MB. The oldest is
+forgotten for the next, so a key holds for as many requests with keys."""
+
 CHUNK_BYTES = 256 << 10
 """Small enough that a corrupt chunk costs little, large enough that a manifest of 1 GiB is 128 KiB."""
 

@@ -117,6 +117,15 @@ async def test_a_request_leaves_only_with_an_entry_on_disk(rig: Rig) -> None:
     assert entry.policy == b"law"
 
 
+async def test_a_key_that_cannot_be_released_stays_claimed_and_ends_nothing(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.once_keys.release.side_effect = StoreFault("the disk is full")
+    rig.from_gateway(inside.ReleaseKey(bytes(16)))
+    await rig.settled()
+    assert "an idempotency key stays claimed though nothing ran: the disk is full" in caplog.text
+
+
 async def test_a_blob_is_given_only_with_an_entry_on_disk(rig: Rig) -> None:
     blob = Digest(b"b" * 32)
     rig.from_gateway(inside.AuditBlob(7, blob, SITE, ("DE",), 10, b"law"))

@@ -32,7 +32,7 @@ async def test_a_key_is_claimed_once_also_across_a_restart(tmp_path: Path) -> No
 async def test_the_oldest_key_is_forgotten_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "KEYS_MAX", 2)
+    monkeypatch.setattr(module, "ONCE_KEYS_MAX", 2)
     store = await Store.open(tmp_path / "atoll.db")
     keys = await OnceKeys.open(store)
     for number in (3, 1, 2):

@@ -172,7 +172,7 @@ async def test_nothing_runs_for_a_key_that_is_not_on_disk(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "value"), [("ANSWERS_BYTES_MAX", 3), ("ANSWER_LIFE_S", 0.0), ("KEYS_MAX", 1)]
+    ("bound", "value"), [("ANSWERS_BYTES_MAX", 3), ("ANSWER_LIFE_S", 0.0), ("ONCE_KEYS_MAX", 1)]
 )
 async def test_an_answer_that_is_not_kept_is_not_made_again(
     world: World, monkeypatch: pytest.MonkeyPatch, bound: str, value: Any
