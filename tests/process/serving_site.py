@@ -405,6 +405,17 @@ def image_model(path: Path) -> Path:
     )
 
 
+def times_model(folder: Path, factor: int) -> Path:
+    """Multiplies ``x`` by a constant."""
+    return save_model(
+        folder / f"times{factor}.onnx",
+        [helper.make_node("Mul", ["x", "by"], ["y"])],
+        [("x", TensorProto.FLOAT, ["n"])],
+        [("y", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor("by", TensorProto.FLOAT, [1], [float(factor)])],
+    )
+
+
 def endless_model(path: Path, least: int = 0) -> Path:
     """n INT64 -> sum over n rounds of a loop, but at least so many: runs as long as asked."""
     body = helper.make_graph(

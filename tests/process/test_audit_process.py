@@ -6,9 +6,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tritonclient.http as triton
+from asking import served_by
 from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
 from serving_site import MAGIKA
 
@@ -31,19 +30,12 @@ def sites() -> Iterator[tuple[Daemon, Daemon]]:
                     "model", "push", str(MAGIKA), "--name", "magika", "--version", "1",
                     "--sites", "paris",
                 )  # fmt: skip
-                wait_for(lambda: ask(berlin) == "paris", 20, "berlin passes on", [berlin, paris])
+                wait_for(
+                    lambda: served_by(berlin) == "paris", 20, "berlin passes on", [berlin, paris]
+                )
                 for _ in range(REQUESTS - 1):
-                    ask(berlin, "FR,DE")
+                    served_by(berlin, "FR,DE")
                 yield berlin, paris
-
-
-def ask(site: Daemon, residency: str = "") -> str:
-    with triton.InferenceServerClient(site.http, network_timeout=20) as client:
-        given = triton.InferInput("bytes", [1, 2048], "INT32")
-        given.set_data_from_numpy(np.zeros((1, 2048), np.int32))
-        headers = {"Atoll-Residency": residency} if residency else {}
-        answer = client.infer("magika", [given], headers=headers)
-        return str(answer.get_response()["parameters"]["served_by"])
 
 
 def test_what_left_is_reported_by_label_and_receiver(sites: tuple[Daemon, Daemon]) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import tritonclient.http as triton
+from asking import served_by
 from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
 from serving_site import MAGIKA
 from tritonclient.utils import InferenceServerException
@@ -39,15 +39,10 @@ def group(site: Daemon, name: str, *members: str) -> None:
 
 def ask(site: Daemon, residency: str = "") -> str:
     """Who answers, or why nobody does."""
-    with triton.InferenceServerClient(site.http, network_timeout=20) as client:
-        given = triton.InferInput("bytes", [1, 2048], "INT32")
-        given.set_data_from_numpy(np.zeros((1, 2048), np.int32))
-        headers = {"Atoll-Residency": residency} if residency else {}
-        try:
-            answer = client.infer("magika", [given], headers=headers)
-        except InferenceServerException as error:
-            return f"{error.status()}: {error.message()}"
-        return str(answer.get_response()["parameters"]["served_by"])
+    try:
+        return served_by(site, residency)
+    except InferenceServerException as error:
+        return f"{error.status()}: {error.message()}"
 
 
 def held(site: Daemon) -> list[str]:

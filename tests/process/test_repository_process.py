@@ -17,8 +17,7 @@ import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
 import tritonclient.http.aio as triton_http_aio
 from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
-from onnx import TensorProto, helper
-from serving_site import endless_model, save_model
+from serving_site import endless_model, times_model
 from tritonclient.utils import InferenceServerException
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
@@ -50,20 +49,9 @@ def pair() -> Iterator[Pair]:
                     30, "both see both", [berlin, paris],
                 )  # fmt: skip
                 for version, factor in (("1", 2), ("2", 3)):
-                    push(berlin, times(folder, factor), "twice", version)
-                push(berlin, times(folder, 5), "german", "1", "--residency", "DE")
+                    push(berlin, times_model(folder, factor), "twice", version)
+                push(berlin, times_model(folder, 5), "german", "1", "--residency", "DE")
                 yield Pair(berlin, paris, folder)
-
-
-def times(folder: Path, factor: int) -> Path:
-    """A model that multiplies ``x`` by a constant."""
-    return save_model(
-        folder / f"times{factor}.onnx",
-        [helper.make_node("Mul", ["x", "by"], ["y"])],
-        [("x", TensorProto.FLOAT, ["n"])],
-        [("y", TensorProto.FLOAT, ["n"])],
-        [helper.make_tensor("by", TensorProto.FLOAT, [1], [float(factor)])],
-    )
 
 
 def push(site: Daemon, file: Path, name: str, version: str, *more: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
 from onnx import TensorProto, helper
-from serving_site import save_model
+from serving_site import save_model, times_model
 
 from agent.catalog.gates import ERRORS_OF_MIN
 
@@ -30,17 +30,6 @@ observe_s = 3
 REQUEST = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1.0, 2.0]}],
 }
-
-
-def times(folder: Path, factor: int) -> Path:
-    """A model that multiplies ``x`` by a constant."""
-    return save_model(
-        folder / f"times{factor}.onnx",
-        [helper.make_node("Mul", ["x", "by"], ["y"])],
-        [("x", TensorProto.FLOAT, ["n"])],
-        [("y", TensorProto.FLOAT, ["n"])],
-        [helper.make_tensor("by", TensorProto.FLOAT, [1], [float(factor)])],
-    )
 
 
 def failing(folder: Path) -> Path:
@@ -117,7 +106,7 @@ def sites() -> Iterator[list[Daemon]]:
                     site.start()
                 every = [berlin, *others]
                 wait_for(lambda: all(len(s.alive()) == 3 for s in every), 30, "they meet", every)
-                file = times(folder, 1)
+                file = times_model(folder, 1)
                 push(berlin, file, "1", "--everywhere")
                 (folder / "terms.toml").write_text(TERMS)
                 berlin.cli("apply", str(folder / "terms.toml"))
@@ -158,7 +147,7 @@ def stages(sites: list[Daemon], version: str) -> list[str]:
 def test_a_good_version_reaches_all_and_no_request_fails(sites: list[Daemon], load: Load) -> None:
     berlin = sites[0]
     file = golden(berlin, 2.0)
-    told = push(berlin, times(berlin.folder, 2), "2", "--everywhere", "--golden", str(file))
+    told = push(berlin, times_model(berlin.folder, 2), "2", "--everywhere", "--golden", str(file))
     assert "it comes in waves" in told
     wait_for(
         lambda: stages(sites, "2") == ["trying", "waiting", "waiting"], 20, "one begins", sites
@@ -184,7 +173,7 @@ def test_a_version_that_answers_its_golden_question_wrongly_serves_nobody(
 ) -> None:
     berlin = sites[0]
     file = golden(berlin, 3.0)
-    push(berlin, times(berlin.folder, 4), "3", "--everywhere", "--golden", str(file))
+    push(berlin, times_model(berlin.folder, 4), "3", "--everywhere", "--golden", str(file))
     wait_for(lambda: stages(sites, "3") == ["failed", "stopped", "stopped"], 10, "all know", sites)
     reasons = " ".join(row(site)["here"]["reason"] for site in sites)
     assert "answers its golden question wrongly: output 'y' differs by 2" in reasons
