@@ -22,10 +22,7 @@ def status(asked: argparse.Namespace) -> int:
     """Print each rollout: its waves, what each site tells, and why this site is where it is."""
     rows = admin_client(asked).get("/1/rollouts", model=asked.model or "")["rollouts"]
     if asked.model and not rows:
-        raise NotFound(
-            f"no new version of {asked.model!r} comes in waves",
-            mend=f"write [deployment.{asked.model}.rollout] and apply it with the next version",
-        )
+        raise _none_of(asked.model)
     if asked.json:
         print_json({"rollouts": rows})
         return 0
@@ -71,13 +68,20 @@ def _established(client: AdminClient, present: Deployment | None) -> str:
     return str(rows[0]["established"]) if rows else present.version
 
 
+def _none_of(model: str) -> NotFound:
+    return NotFound(
+        f"no new version of {model!r} comes in waves",
+        mend=f"write [deployment.{model}.rollout] and apply it with the next version",
+    )
+
+
 def _change(asked: argparse.Namespace, *, is_paused: bool) -> int:
     client = admin_client(asked)
     documents = client.get("/1/documents", kind="deployment", name=asked.model)["documents"]
     bodies = [unpack_body(row["body"]) for row in documents]
     rows = client.get("/1/rollouts", model=asked.model)["rollouts"]
     if not rows or not bodies or not isinstance(bodies[0], Deployment):
-        raise NotFound(f"no new version of {asked.model!r} comes in waves")
+        raise _none_of(asked.model)
     body, terms = bodies[0], bodies[0].rollout
     assert isinstance(terms, Rollout)
     if not is_paused and asked.again:
