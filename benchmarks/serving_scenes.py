@@ -169,6 +169,7 @@ def kills_in_a_row() -> list[Row]:
                         "all is well", lambda one=one, all_=[3] * workers: _holding(one) == all_
                     )
             seen = [status for _, _, status in clients.seen]
+        print(f"  {workers} workers: {len(seen)} requests, failed: {dict(clients.told)}")
         told = f"worker SIGKILL x {KILLS_IN_A_ROW}, each {KILL_EVERY_S:g} s after all is well, {workers} workers"
         failed = [status for status in seen if status != 200]
         rows += [

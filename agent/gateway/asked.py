@@ -40,6 +40,8 @@ class Asked:
     priority: Priority = Priority.NORMAL
     trace: Trace | None = None
     """Of the caller."""
+    is_default: bool = False
+    """The caller has named no version: ``model`` is the one that answered by default when it asked."""
     once: str | None = None
     """The caller's idempotency key; see ``agent.gateway.once``."""
 

@@ -306,6 +306,7 @@ class Endpoints:
                     deadline=deadline,
                     trace=read_trace(request.headers),
                     application=application,
+                    is_default="version" not in request.match_info,
                     priority=priority_of(headers, header, body),
                     once=read_once(headers) if CALLER not in request else None,
                 )

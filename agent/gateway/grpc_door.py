@@ -302,6 +302,7 @@ class GrpcDoor:
                 trace=read_trace(headers),
                 application=application_of(application, headers),
                 priority=_priority(request, headers),
+                is_default=not request.model_version,
                 once=read_once(headers),
             )
             answered = await self._inference.answer(asked)

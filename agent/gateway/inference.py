@@ -8,6 +8,7 @@ not be reached or had no room is left out and the next one asked, within the req
 import asyncio
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 from agent.drivers.clock import monotonic_s
@@ -36,6 +37,7 @@ from agent.routing.policy import (
     Verdict,
     judge,
     judge_local,
+    resolve,
 )
 from agent.serving.failures import RequestLost, status_of, told_in
 from agent.serving.fair import Priority, Turn
@@ -121,7 +123,13 @@ class Inference:
 
     async def _answer(self, asked: Asked) -> Answered:
         """Here, if this site may and no other is clearly better; then wherever it can be."""
-        local = judge_local(self._state.view, asked.question, is_worker_up=self._state.is_worker_up)
+        view, is_worker_up = self._state.view, self._state.is_worker_up
+        local = judge_local(view, asked.question, is_worker_up=is_worker_up)
+        if local.removed.ground == "absent" and asked.is_default:
+            # Another version may have taken its place while the body came.
+            model = resolve(view, asked.model.name, None)
+            asked = replace(asked, model=model, question=replace(asked.question, model=model))
+            local = judge_local(view, asked.question, is_worker_up=is_worker_up)
         if local.removed:
             return await self._run_elsewhere(asked)
         if self._elsewhere.is_better(asked.question, local):

@@ -28,6 +28,7 @@ from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_ke
 from agent.wire.records import Served
 
 KEY = model_key("m", "1")
+NEXT = model_key("m", "2")
 HOME, OTHER = SiteId(bytes(32)), SiteId(b"o" * 32)
 VIEW = View(
     site=HOME,
@@ -127,6 +128,31 @@ def test_a_request_id_is_kept_if_it_is_harmless() -> None:
         made = read_request_id({"Atoll-Request-Id": given})
         assert made != given
         assert len(made) == 16
+
+
+async def test_a_version_that_has_given_way_meanwhile_is_answered_by_the_one_in_its_place(
+    state: SiteState,
+) -> None:
+    """The view changes while the request's body comes; only who named a version is refused."""
+    state.workers = {0: worker(0, ANSWER, ANSWER, models=frozenset({NEXT}))}
+    inference = Inference(state, None, NoAudit(), Keys())
+    questions = {version: read_question(state, "m", version, {}, None) for version in (None, "1")}
+    state.replace_view(
+        replace(
+            VIEW, local=(LocalModel(NEXT, "m", "2", True, "", ("DE",), "{}", 1000),),
+            known=(
+                KnownModel(KEY, "m", "1", False, ()), KnownModel(NEXT, "m", "2", True, ("DE",)),
+            ),
+        )
+    )  # fmt: skip
+    deadline = time.monotonic() + 1
+    asked = Asked("r", questions[None].model, questions[None], None, b"{}", deadline)
+    assert (await inference.answer(replace(asked, is_default=True))).status == 200
+    with pytest.raises(Unreachable, match="does not serve the model"):
+        await inference.answer(asked)
+    elsewhere = replace(questions[None], residency=("FR",))
+    with pytest.raises(Refused):
+        await inference.answer(replace(asked, question=elsewhere, is_default=True))
 
 
 async def test_without_other_sites_the_error_says_what_removed_this_one(state: SiteState) -> None:
