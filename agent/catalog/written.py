@@ -94,6 +94,7 @@ class ModelTable:
     residency: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
     source: str = ""
     golden: Annotated[str, Golden()] = ""
+    is_retired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ def read(text: str, source: str) -> dict[Key, Body]:
                 model.residency,
                 model.source,
                 model.golden,
+                model.is_retired,
             )
         )
     for name, one in file.deployment.items():
@@ -196,7 +198,7 @@ def table_of(body: Body) -> dict[str, object]:
         plain = {
             "digest": body.manifest.hex(), "bytes": body.bytes, "format": body.format,
             "residency": body.residency, "source": body.source,
-            "golden": body.golden,
+            "golden": body.golden, "is_retired": body.is_retired,
         }  # fmt: skip
         return _without_defaults(plain, ModelTable)
     if isinstance(body, Deployment):

@@ -16,7 +16,7 @@ from agent.cli.signing import load_signer, submit_bodies, submit_packed, unpack_
 from agent.cli.site_files import admin_client
 from agent.cli.text_files import read_text
 from agent.foundation.errors import NotFound, UsageError
-from agent.wire.documents import Body, Deployment, Job, Key, Stamp, Unknown
+from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, Stamp, Unknown
 
 DIFFERS = 3
 """Exit code of ``diff``: neither a failure (1) nor wrong usage (2)."""
@@ -166,14 +166,22 @@ def _read(path: Path) -> dict[Key, Body]:
 
 
 def _check_versions(wanted: dict[Key, Body], present: dict[Key, Body]) -> None:
-    """A deployment of a version that nobody has published would serve nothing, silently."""
+    """A deployment of a version that nobody has published, or keeps, would serve nothing, silently."""
     for body in wanted.values():
         if isinstance(body, Deployment) and body.is_active:
             key = Key("model", f"{body.model}:{body.version}")
-            if key not in wanted and key not in present:
+            version = wanted.get(key, present.get(key))
+            if version is None:
                 raise UsageError(
                     f"deployment {body.model} names {key.name}, which is not in the catalog",
                     mend="atoll model push publishes it; atoll model list shows what there is",
+                )
+            if isinstance(version, ModelVersion) and version.is_retired:
+                raise UsageError(
+                    f"deployment {body.model} names {key.name}, which is retired",
+                    why="sites need not keep its bytes any more",
+                    mend="atoll model push publishes it again; or apply it without is_retired, if "
+                    "atoll blobs list shows that somebody still has it",
                 )
 
 

@@ -124,11 +124,13 @@ def build() -> argparse.ArgumentParser:
     from agent.cli import (  # noqa: PLC0415 - they are made of this module's parts
         parser_applications,
         parser_audit,
+        parser_blobs,
         parser_catalog,
         parser_trust,
     )
 
     parser_catalog.add(verbs)
+    parser_blobs.add(verbs)
     parser_applications.add(verbs)
     parser_audit.add(verbs)
     parser_trust.add(verbs)
@@ -292,6 +294,12 @@ def _models(verbs: Verbs) -> None:
     )  # fmt: skip
     release.add_argument("model", type=model_version, metavar="NAME:VERSION")
 
+    retire = _verb(
+        models, "retire", "blobs:retire",
+        "Say that nobody will want a version again: sites let its bytes go.",
+    )  # fmt: skip
+    retire.add_argument("model", type=model_version, metavar="NAME:VERSION")
+    _admin_key(retire)
     load = _verb(
         models, "load", "lifecycle:load_model",
         "Serve a model at this site, also where the catalog does not plan it.",

@@ -296,6 +296,36 @@ class ServingPart:
 
 
 @dataclass(frozen=True, slots=True)
+class StoragePart:
+    """``[storage]``: the disk that models, and the parameters and updates of jobs, take."""
+
+    blob_bytes_max: Annotated[
+        int,
+        Between(0, 1 << 50),
+        Doc(
+            "What all blobs together may take, bytes. Beyond it, versions that this site does not serve"
+            " go if two other sites hold them; if that is not enough, what is new is refused. 0: as much"
+            " as the disk has."
+        ),
+    ] = 0
+    blob_reserve_bytes: Annotated[
+        int,
+        Between(1 << 20, 1 << 50),
+        Doc(
+            "Free space of the disk that blobs never use, bytes: the database and the logs need it."
+        ),
+    ] = 64 << 20
+    unnamed_blob_s: Annotated[
+        float,
+        Between(60.0, 2_592_000.0),
+        Doc(
+            "How long a blob is kept that neither the catalog nor a job names, seconds: a model is put"
+            " here before its document is signed."
+        ),
+    ] = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingPart:
     """``[training]``: federated learning at this site."""
 
@@ -362,6 +392,7 @@ class SiteSettings:
     discovery: DiscoveryPart = field(default_factory=DiscoveryPart)
     membership: MembershipPart = field(default_factory=MembershipPart)
     serving: ServingPart = field(default_factory=ServingPart)
+    storage: StoragePart = field(default_factory=StoragePart)
     training: TrainingPart = field(default_factory=TrainingPart)
     datasets: Annotated[Mapping[str, DatasetPart], AtMost(DATASETS_MAX), Keys(IS_NAME)] = field(
         default_factory=lambda: MappingProxyType({})

@@ -121,6 +121,7 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
         overrides=tuple(map(_override, rows["overrides"])),
         rollouts=dict(_decoded(rows["rollouts"], _part)),
         blobs=held,
+        parts=frozenset(blobs.list_partial()),
         coordinate=await _coordinate(store),
         barred_because=await barred_because(store, me),
     )

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from agent.api import applications
 from agent.api import audit as audit_api
+from agent.api import blobs as blobs_api
 from agent.api import catalog as catalog_api
 from agent.api import rollouts as rollouts_api
 from agent.api import trust as trust_api
@@ -28,6 +29,7 @@ from agent.config.addresses import announced_host
 from agent.config.settings import SiteSettings
 from agent.daemon import listening
 from agent.daemon.applications import ApplicationDesk
+from agent.daemon.blob_desk import BlobDesk
 from agent.daemon.catalog_desk import CatalogDesk
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
@@ -156,7 +158,10 @@ class _Daemon:
         )
         trust = await open_trust(store, keys)
         boot_epoch = await raise_boot_epoch(store, keys.site)
-        blobs = BlobStore(settings.blobs_dir)
+        blobs = BlobStore(
+            settings.blobs_dir, reserve_bytes=settings.storage.blob_reserve_bytes,
+            bytes_max=settings.storage.blob_bytes_max,
+        )  # fmt: skip
         await blobs.sweep()
         stored = await restore(store, blobs, keys.site)
         if stored.barred_because:
@@ -229,6 +234,7 @@ class _Daemon:
                 *trust_api.routes(desk), *applications.routes(tokens),
                 *catalog_api.routes(CatalogDesk(site.catalog, store)), *audit_api.routes(witnessing),
                 *rollouts_api.routes(RolloutDesk(site)),
+                *blobs_api.routes(BlobDesk(driver, outside, blobs)),
             ),
         )  # fmt: skip
         await self._opened(serving, "close")
@@ -317,7 +323,10 @@ class _Daemon:
         )  # fmt: skip
         rollouts = RolloutDesk(driver.site)
         inference.figures = lambda: (
-            driver.lag.render() + inference.workers.render() + rollouts.metrics()
+            driver.lag.render()
+            + inference.workers.render()
+            + rollouts.metrics()
+            + blobs.room.render()
         )
         return inference
 
@@ -435,6 +444,7 @@ def _abilities(settings: SiteSettings, hardware: Hardware) -> StoredSettings:
     return StoredSettings(
         datasets={name: part.jobs for name, part in settings.datasets.items()},
         can_train=not why_not, why_not=why_not, capacity=hardware.capacity,
+        unnamed_s=settings.storage.unnamed_blob_s,
         abilities=Abilities(hardware.accelerators, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
     )  # fmt: skip
 

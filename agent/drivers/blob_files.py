@@ -7,6 +7,7 @@ A blob being put is an ``Incoming`` file that becomes the blob or disappears; a 
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import stat
@@ -17,22 +18,30 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from agent.distribution.manifest import Manifest, digest_of, encode
+from agent.drivers.blob_room import BlobRoom
+from agent.drivers.blob_shared import shared_chunks
 from agent.drivers.disk import fault_of, synced
-from agent.foundation.errors import Corruption, NotFound, Refused, StoreFault
+from agent.foundation.errors import Corruption, NotFound, Refused
 from agent.foundation.ids import ID_BYTES, Digest, short
 from agent.wire.limits import BLOB_BYTES_MAX, CHUNK_BYTES, MESH_BODY_BYTES_MAX
+
+_log = logging.getLogger(__name__)
 
 
 class BlobFiles:
     """The folders of one blob store and what is done to whole files."""
 
-    def __init__(self, directory: Path, reserve_bytes: int) -> None:
-        """``reserve_bytes`` of the disk stay free."""
+    def __init__(self, directory: Path, reserve_bytes: int, bytes_max: int = 0) -> None:
+        """``reserve_bytes`` of the disk stay free; blobs take ``bytes_max`` together (0: any)."""
         self.manifests = directory / "manifests"
         self.data = directory / "data"
         self.partial = directory / "partial"
         self.incoming = directory / "incoming"
-        self._reserve_bytes = reserve_bytes
+        self.room = BlobRoom(
+            (self.data, self.partial), reserve_bytes=reserve_bytes, bytes_max=bytes_max
+        )
+        self._doomed: set[Digest] = set()
+        self._removing = threading.Lock()
 
     def is_held(self, digest: Digest) -> bool:
         """Whether the blob is here completely."""
@@ -60,17 +69,6 @@ class BlobFiles:
         with contextlib.suppress(FileNotFoundError):
             (self.data / name_of(digest)).rename(self.partial / name_of(digest))
             synced(self.data)
-
-    def require_space(self, needed: int) -> None:
-        """Refuse to go below the reserve; ``StoreFault`` says how much is missing."""
-        free = _free_bytes(self.data)
-        if free - needed < self._reserve_bytes:
-            raise StoreFault(
-                "the disk is full",
-                why=f"{needed} bytes are needed, {free} are free, {self._reserve_bytes} stay in "
-                "reserve",
-                mend="free space on the disk of state_dir",
-            )
 
     def make_folders(self) -> None:
         """Create what is missing, durably."""
@@ -105,9 +103,42 @@ class BlobFiles:
 
     def promote(self, file: Path, digest: Digest) -> None:
         """A flushed file becomes the blob's data, durably."""
+        self.room.move(file.name, name_of(digest))
         file.rename(self.data / name_of(digest))
         synced(self.data)
         self.map_path(digest).unlink(missing_ok=True)
+
+    # --- removing --------------------------------------------------------------------------------
+    def doom(self, digest: Digest) -> None:
+        """The blob is about to be removed, unless somebody wants it before ``remove`` comes to it."""
+        self._doomed.add(digest)
+
+    def spare(self, digest: Digest) -> None:
+        """It is wanted again: a removal that has not begun does nothing, one under way is awaited."""
+        if digest in self._doomed:
+            with self._removing:
+                self._doomed.discard(digest)
+
+    def remove(self, digest: Digest) -> None:
+        """Unlink a doomed blob, whole or partial; ``StoreFault`` if the disk refuses."""
+        with self._removing:
+            if digest not in self._doomed:
+                return
+            # Data first: a manifest without data is harmless, data without a manifest is not.
+            for path in (
+                *(folder / name_of(digest) for folder in (self.data, self.partial)),
+                self.map_path(digest),
+                self.manifests / name_of(digest),
+            ):
+                try:
+                    path.unlink()
+                    synced(path.parent)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise fault_of(error, f"blob {short(digest)} cannot be removed") from error
+            self._doomed.discard(digest)
+            self.room.release(name_of(digest))
 
 
 class Incoming:
@@ -147,6 +178,7 @@ class Incoming:
             self._is_closed = True
             self._file.close()
             self._path.unlink(missing_ok=True)
+            self._files.room.release(self._path.name)
 
     def add(self, chunk: bytes) -> None:
         """Append one chunk (``CHUNK_BYTES`` long, the last one shorter).
@@ -158,7 +190,8 @@ class Incoming:
         self._bytes += len(chunk)
         if self._bytes > self._bytes_max:
             raise Refused("the blob is too large", why=f"the bound is {self._bytes_max} bytes")
-        self._files.require_space(len(chunk))
+        self._files.room.require_free(len(chunk))
+        self._files.room.take(self._path.name, self._bytes)
         self._hashes.append(hashlib.sha256(chunk).digest())
         with self._lock:
             if self._is_closed:  # the put was given up meanwhile
@@ -174,6 +207,7 @@ class Incoming:
             raise Refused("the blob was given up", why="its stream ended early")
         encoded = encode(Manifest(self._bytes, CHUNK_BYTES, tuple(self._hashes)))
         digest = digest_of(encoded)
+        self._files.spare(digest)
         if not self._files.is_held(digest):
             try:
                 os.fsync(self._file.fileno())
@@ -213,6 +247,7 @@ class PartialFile:
             with self._lock:
                 if self._is_closed:  # the fetch was given up before it began
                     return set()
+                self._files.room.take(self._path.name, manifest.bytes)
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 self._file = os.fdopen(descriptor, "r+b", 0)
                 self._file.truncate(manifest.bytes)
@@ -225,14 +260,28 @@ class PartialFile:
         except OSError as error:
             raise fault_of(error, f"blob {short(self._digest)} cannot be fetched") from error
         lacking = sum(manifest.length(i) for i in range(len(manifest.chunks)) if i not in held)
-        self._files.require_space(lacking)
-        return held
+        self._files.room.require_free(lacking)
+        return held | self._copied(manifest, held)
+
+    def _copied(self, manifest: Manifest, held: set[int]) -> set[int]:
+        """Chunks that were in other blobs here, and are in this file now."""
+        copied: set[int] = set()
+        files = self._files
+        for index, data in shared_chunks(files.data, files.read_manifest, manifest, held):
+            if self.write(manifest, index, data):
+                copied.add(index)
+        if copied:
+            _log.info(
+                "blob %s: %d of its %d chunks are in other blobs here", short(self._digest),
+                len(copied), len(manifest.chunks),
+            )  # fmt: skip
+        return copied
 
     def write(self, manifest: Manifest, index: int, data: bytes) -> bool:
         """Store the chunk if it is the right one; False: it is not, and nothing was written."""
         if not manifest.is_chunk(index, data):
             return False
-        self._files.require_space(len(data))
+        self._files.room.require_free(len(data))
         with self._lock:
             if self._file is None:  # the fetch was given up meanwhile
                 return False
@@ -291,11 +340,6 @@ def name_of(digest: Digest) -> str:
 def absent(digest: Digest) -> NotFound:
     """The error for a blob that is not here."""
     return NotFound(f"blob {short(digest)} is not here")
-
-
-def _free_bytes(path: Path) -> int:
-    facts = os.statvfs(path)
-    return facts.f_bavail * facts.f_frsize
 
 
 def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:

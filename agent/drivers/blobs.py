@@ -10,7 +10,8 @@ Layout, below one directory (names are digests in hex, never anything from outsi
 Rules: a chunk is hashed before it is written; data moves to ``data/`` by rename after fsync, followed
 by an fsync of the directory; a fetch that was killed re-hashes its partial file and goes on; a chunk
 that turns out to be damaged moves the blob back to ``partial/``, so that the next fetch heals it by
-asking for the damaged chunks only. The disk is never filled beyond ``reserve_bytes`` of free space.
+asking for the damaged chunks only. The disk is never filled beyond ``reserve_bytes`` of free space, and
+all blobs together never take more than ``bytes_max``.
 
 Reading (``read_manifest``, ``read_chunk``, ``is_held``, ``path``) is synchronous and works from any
 process of the site; everything that writes is for the one control process.
@@ -36,7 +37,7 @@ from agent.drivers.blob_files import (
     file_chunks,
     name_of,
 )
-from agent.drivers.disk import fault_of, synced
+from agent.drivers.disk import fault_of
 from agent.foundation.errors import Busy, Corruption, NotFound
 from agent.foundation.ids import ID_BYTES, Digest, short
 from agent.foundation.randomness import Rng
@@ -58,16 +59,25 @@ class BlobStore:
     """The blobs that a site holds, below one directory."""
 
     def __init__(
-        self, directory: Path, *, reserve_bytes: int = RESERVE_BYTES, rng: Rng | None = None
+        self,
+        directory: Path,
+        *,
+        reserve_bytes: int = RESERVE_BYTES,
+        bytes_max: int = 0,
+        rng: Rng | None = None,
     ) -> None:
         """Use ``directory``, which need not exist; nothing is touched before the first write.
 
         Args:
             directory: only blobs are kept below it.
             reserve_bytes: free space of the disk that blobs never use.
+            bytes_max: what all blobs may take together; 0 = as much as the disk has.
             rng: gives this site its own order of fetching; seeded by the system by default.
         """
-        self._files = BlobFiles(directory, reserve_bytes)
+        self._files = BlobFiles(directory, reserve_bytes, bytes_max)
+        self.room = self._files.room
+        self.disk = directory.parent
+        """Somewhere on the same disk that is there before the first blob."""
         self._rng = rng or Rng(secrets.randbits(64))
         self._parsed: dict[Digest, Manifest] = {}
         self._fetches: dict[Digest, BlobFetch] = {}
@@ -161,6 +171,24 @@ class BlobStore:
             return [Digest(bytes.fromhex(name)) for name in names if len(name) == 2 * ID_BYTES]
         return []
 
+    def list_partial(self) -> "dict[Digest, int]":
+        """Blobs that are not whole: how many bytes of each are on the disk."""
+        found: dict[Digest, int] = {}
+        with (
+            contextlib.suppress(FileNotFoundError),
+            os.scandir(self._files.partial) as entries,
+        ):
+            for entry in entries:
+                if len(entry.name) == 2 * ID_BYTES:
+                    facts = entry.stat()
+                    held = min(facts.st_size, facts.st_blocks * 512)
+                    found[Digest(bytes.fromhex(entry.name))] = held
+        return found
+
+    def is_fetching(self, digest: Digest) -> bool:
+        """Whether the blob is on its way here."""
+        return digest in self._fetches
+
     def demote(self, digest: Digest) -> None:
         """Stop holding a blob that is damaged: its bytes become a partial file for the next fetch."""
         self._parsed.pop(digest, None)
@@ -197,7 +225,7 @@ class BlobStore:
             NotFound, Refused: there is no such file, or it is no regular file, or too large.
             StoreFault: the disk is full or broken; nothing is left behind.
         """
-        return await asyncio.to_thread(self._put, lambda: file_chunks(path))
+        return self._put_here(await asyncio.to_thread(self._put, lambda: file_chunks(path)))
 
     async def put_bytes(self, data: bytes) -> Digest:
         """Keep ``data``; errors as ``put_file``."""
@@ -207,7 +235,7 @@ class BlobStore:
             for start in range(0, len(view), CHUNK_BYTES):
                 yield bytes(view[start : start + CHUNK_BYTES])
 
-        return await asyncio.to_thread(self._put, chunks)
+        return self._put_here(await asyncio.to_thread(self._put, chunks))
 
     async def put_stream(
         self, stream: AsyncIterator[bytes], *, bytes_max: int = BLOB_BYTES_MAX
@@ -226,9 +254,16 @@ class BlobStore:
                     del held[:CHUNK_BYTES]
             if held:
                 await asyncio.to_thread(writer.add, bytes(held))
-            return await asyncio.to_thread(writer.publish)
+            return self._put_here(await asyncio.to_thread(writer.publish))
         finally:
             await asyncio.to_thread(writer.close)
+
+    def _put_here(self, digest: Digest) -> Digest:
+        """The same bytes may have been here, and their removal decided on meanwhile."""
+        self._files.spare(digest)
+        if not self.is_held(digest):
+            raise Busy(f"blob {short(digest)} was just being removed", mend="put it again")
+        return digest
 
     def _put(self, chunks: Callable[[], Iterator[bytes]]) -> Digest:
         with Incoming(self._files, BLOB_BYTES_MAX) as writer:
@@ -259,6 +294,7 @@ class BlobStore:
             Busy: ``FETCHES_MAX`` blobs are under way.
             StoreFault: the disk is full or broken.
         """
+        self._files.spare(digest)
         if self.is_held(digest):
             return self.path(digest)
         fetch = self._fetches.get(digest)
@@ -277,7 +313,7 @@ class BlobStore:
             del self._fetches[digest]
 
     async def remove(self, digest: Digest) -> None:
-        """Forget the blob, whole or partial; nothing happens if it is not here.
+        """Forget the blob, whole or partial; nothing happens if it is not here or wanted again meanwhile.
 
         Raises:
             Busy: it is being fetched.
@@ -286,34 +322,25 @@ class BlobStore:
         if digest in self._fetches:
             raise Busy(f"blob {short(digest)} is being fetched")
         self._parsed.pop(digest, None)
-
-        def unlink() -> None:
-            # Data first: a manifest without data is harmless, data without a manifest is not.
-            files = self._files
-            for path in (
-                *(folder / name_of(digest) for folder in (files.data, files.partial)),
-                files.map_path(digest),
-                files.manifests / name_of(digest),
-            ):
-                try:
-                    path.unlink()
-                    synced(path.parent)
-                except FileNotFoundError:
-                    continue
-                except OSError as error:
-                    raise fault_of(error, f"blob {short(digest)} cannot be removed") from error
-
-        await asyncio.to_thread(unlink)
+        self._files.doom(digest)
+        await asyncio.to_thread(self._files.remove, digest)
 
     async def sweep(self) -> int:
-        """Remove what interrupted puts left behind; how many files. Once, before the first put."""
+        """Remove what interrupted puts and removals left behind; how many files. Once, before the first put."""
 
         def empty() -> int:
-            count = 0
+            files, count = self._files, 0
             with contextlib.suppress(FileNotFoundError):
-                for path in self._files.incoming.iterdir():
+                for path in files.incoming.iterdir():
                     path.unlink(missing_ok=True)
                     count += 1
+            with contextlib.suppress(FileNotFoundError):
+                for path in files.manifests.iterdir():
+                    if not (
+                        (files.data / path.name).exists() or (files.partial / path.name).exists()
+                    ):
+                        path.unlink(missing_ok=True)
+                        count += 1
             return count
 
         return await asyncio.to_thread(empty)

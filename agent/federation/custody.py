@@ -56,6 +56,14 @@ class Custody:
                 return True
         return digest in self._promised
 
+    def kept(self) -> set[Digest]:
+        """What a commit under way may name, or is made of."""
+        value = self._value()
+        oldest = value.round - 1 if value is not None else 0
+        recent = (digest for digest, round_ in self._parameters.items() if round_ >= oldest)
+        asked_for = (blob for _, blobs in self._keeping.values() for blob in blobs)
+        return {*self._promised, *self._borrowed, *self._made, *recent, *asked_for}
+
     # --- Keep ------------------------------------------------------------------------------------
     def keep(self, call: int, sender: SiteId, message: Keep) -> None:
         """Answer ``Done`` when the blobs are on this site's disk."""

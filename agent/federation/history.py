@@ -66,6 +66,13 @@ class History:
         """Committed rounds known here, by number."""
         return self._rounds
 
+    def sought(self) -> set[Digest]:
+        """Contributions that have not been read yet, and those of newer versions that cannot be."""
+        links = (counted.content.previous for counted in self._rounds.values())
+        head = self._head[1] if self._head is not None else None
+        one_by_one = (*links, head, self._seeking)
+        return {digest for digest in one_by_one if digest is not None} | self._unreadable
+
     def restore(self, counted: Counted) -> None:
         """A round read back from this site's database at start."""
         self._rounds[counted.content.round] = counted

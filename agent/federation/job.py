@@ -90,6 +90,16 @@ class Restored:
     """Why this site may not vote; empty if it may."""
 
 
+@dataclass(frozen=True, slots=True)
+class References:
+    """Blobs that matter to a job at one site."""
+
+    needed: frozenset[Digest]
+    """Here, whatever becomes of others' copies."""
+    named: frozenset[Digest]
+    """By the history of a job that is over: somebody may ask for them."""
+
+
 class JobMachine:
     """Machine[JobEvent, JobEffect] of one job at one site."""
 
@@ -215,6 +225,26 @@ class JobMachine:
             or (update is not None and update.digest == digest)
             or (participant.training_base == digest and not self.is_over)
         )
+
+    def references(self) -> References:
+        """Which blobs this job is about, whether they are here or not.
+
+        Raises:
+            Malformed: a newer version has decided something that this one cannot read.
+        """
+        named = {counted.contributions for counted in self.history.rounds.values()}
+        named |= self.history.sought()
+        for value in (self.value, self._register.accepted()):
+            if value is not None:
+                named |= value.blobs
+        needed = self._custody.kept()
+        if (update := self.participant.update) is not None:
+            needed.add(update.digest)
+        if (base := self.participant.training_base) is not None and not self.is_over:
+            needed.add(base)
+        if self.is_over:
+            return References(frozenset(needed), frozenset(named - needed))
+        return References(frozenset(needed | named), frozenset())
 
     def wake_at(self) -> float:
         """The earliest thing put off by any part."""

@@ -94,6 +94,14 @@ class Register:
         )  # fmt: skip
         self._open(reader, then, now)
 
+    def accepted(self) -> JobValue | None:
+        """What this site's acceptor has accepted last: it may be committed, though nobody has read it.
+
+        Raises:
+            Malformed: it is of a newer version.
+        """
+        return decode(self._acceptor.state.value)
+
     def change(self, change: Change, now: float, then: Then, *, is_retry: bool = False) -> None:
         """Apply ``change`` to the committed value; ``is_retry``: its outcome was unknown before."""
         if self._mute:

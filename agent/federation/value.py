@@ -54,6 +54,12 @@ class JobValue:
         """Never decreases along the register's history; equal means the same state."""
         return (self.round, _RANK[self.state], self.parameters is not None, self.epoch)
 
+    @property
+    def blobs(self) -> set[Digest]:
+        """All that it names."""
+        named = (self.parameters, self.contributions, self.exported)
+        return {digest for digest in named if digest is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Contribution:

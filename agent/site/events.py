@@ -109,6 +109,18 @@ class BlobFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobsFull:
+    """Something did not fit into the room for blobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectRequested:
+    """The operator wants blobs that nothing names to go; ``Resolved(token, ...)`` has them in hex."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlobLoaded:
     """The bytes asked for with ``ReadBlob``."""
 
@@ -213,7 +225,7 @@ class LeaveRequested:
 
 SiteEvent = (
     CallReceived | CallEnded | Discovered | NetworkChanged | WallClock | Submitted | BlobStored | BlobFailed
-    | TrustSubmitted | TrustFetched
+    | TrustSubmitted | TrustFetched | BlobsFull | CollectRequested
     | BlobLoaded | JobEnded | ModelReady | ModelFailed | ModelReleased | ModelOverridden
     | WorkerUp | WorkerDown | LoadMeasured
     | DrainRequested | Recertified | LeaveRequested | swim.Heard | swim.SendFailed | swim.PortRefused

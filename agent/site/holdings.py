@@ -238,6 +238,11 @@ class Holdings:
             self._emit(effect)
         self._emit(GatewayChanged())
 
+    def let_go(self, digest: Digest) -> tuple[str, ...] | None:
+        """Hold the blob no more, for all that others are told; its label, if it had one."""
+        self.held.discard(digest)
+        return self.labels.pop(digest, None)
+
     def label(self, effect: job.Label) -> None:
         """A job says where a blob may go."""
         self.labels[effect.digest] = effect.residency
@@ -251,8 +256,7 @@ class Holdings:
         if digest not in wanted and all(
             version.manifest != digest for version in self._catalog.of_kind(ModelVersion)
         ):
-            self.held.discard(digest)
-            self.labels.pop(digest, None)
+            self.let_go(digest)
             self._emit(job.ForgetBlob(digest))
 
     def _fetch_model(self, version: ModelVersion) -> None:

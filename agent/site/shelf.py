@@ -114,6 +114,12 @@ class Shelf:
                 item.reason = f"cannot be fetched: {reason}"[:400]
                 item.retry_at = now + min(RETRY_MIN_S * 2.0 ** min(item.failures, 8), RETRY_MAX_S)
 
+    def hasten(self, now: float) -> None:
+        """There is room again: try soon what could not be fetched."""
+        for item in self.items.values():
+            if item.stage == "fetching" and item.retry_at != NEVER:
+                item.retry_at = min(item.retry_at, now + RETRY_MIN_S)
+
     def ready(
         self, key: bytes, providers: tuple[str, ...], metadata: str, service_us: int
     ) -> list[SiteEffect]:

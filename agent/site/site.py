@@ -16,6 +16,7 @@ from agent.catalog.catalog import Catalog
 from agent.catalog.clock import HybridClock
 from agent.catalog.history import History
 from agent.catalog.rollout import TABLE as ROLLOUTS
+from agent.distribution.retention import Retention
 from agent.federation import events as job
 from agent.federation.events import JobEffect
 from agent.foundation.ids import Digest, JobId, SiteId
@@ -32,9 +33,11 @@ from agent.site.events import (
     Ask,
     BlobFailed,
     BlobLoaded,
+    BlobsFull,
     BlobStored,
     CallEnded,
     CallReceived,
+    CollectRequested,
     Discovered,
     DrainRequested,
     GatewayChanged,
@@ -61,6 +64,7 @@ from agent.site.events import (
 )
 from agent.site.exchange import digest8
 from agent.site.holdings import Holdings
+from agent.site.keeping import Keeping
 from agent.site.overrides import Overrides
 from agent.site.relations import Relations, Then, record_of
 from agent.site.stored import SiteSettings, Stored
@@ -138,6 +142,11 @@ class Site:
             abilities=settings.abilities, rng=rng,
             emit=self.emit, tell=self._relations.step,
         )  # fmt: skip
+        self.keeping = Keeping(
+            holdings=holdings, catalog=self.catalog, workshop=self.workshop, swim=self.swim,
+            roll=roll, retention=Retention(unnamed_s=settings.unnamed_s, now=now),
+            parts=set(stored.parts), rng=rng, emit=self.emit, ask=self.ask,
+        )  # fmt: skip
         self.labels, self.shelf, self.versions = holdings.labels, holdings.shelf, holdings.versions
         self._last_number = 0
         self._waiting: dict[int, Then] = {}
@@ -179,12 +188,18 @@ class Site:
             case TrustFetched(entries):
                 self._relations.learn_trust(entries, None, now)
             case BlobStored(digest):
+                self.keeping.stored(digest)
                 self.holdings.stored(digest, now)
                 self._job_effects(self.workshop.blob(job.BlobArrived(digest), now), now)
             case BlobFailed(digest, reason):
+                self.keeping.failed(digest)
                 self.shelf.fetch_failed(digest, reason, now)
                 self._outbox.append(GatewayChanged())
                 self._job_effects(self.workshop.blob(job.BlobMissing(digest, reason), now), now)
+            case BlobsFull():
+                self.keeping.full(now)
+            case CollectRequested(token):
+                self._outbox.append(Resolved(token, self.keeping.collect(now)))
             case BlobLoaded(digest, data):
                 self._job_effects(self.workshop.blob(job.BlobRead(digest, data), now), now)
             case JobEnded(job_id, job_event):
@@ -240,7 +255,7 @@ class Site:
         """The earliest thing put off by any part."""
         return min(
             self._relations.wake_at(), self.shelf.wake_at(), self.workshop.wake_at(),
-            self.holdings.wake_at(),
+            self.holdings.wake_at(), self.keeping.wake_at(),
         )  # fmt: skip
 
     @property
@@ -280,6 +295,7 @@ class Site:
         self._relations.woke(now)
         self._outbox += self.shelf.advance(now)
         self.holdings.woke(now)
+        self.keeping.woke(now)
         self._job_effects(self.workshop.woke(now), now)
 
     # --- what its relations need of the site -----------------------------------------------------
@@ -341,6 +357,7 @@ class Site:
                 self._relations.pushed(message, now)
                 self._outbox.append(Answer(event.call, Done()))
             case Have():
+                self.keeping.sought(message.blobs, now)
                 held = tuple(digest in self.held for digest in message.blobs)
                 self._outbox.append(Answer(event.call, HaveReply(held)))
             case IssuerKeyWanted():  # keys are files: the daemon answers this itself

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from agent.catalog.placement import Abilities
 from agent.catalog.rollout import Standing
+from agent.distribution.retention import UNNAMED_S
 from agent.federation.job import Restored
 from agent.foundation.ids import Digest, JobId
 from agent.site.overrides import Override
@@ -36,6 +37,8 @@ class Stored:
     """This site's part in the rollout of a model: which one, and how far it was."""
     blobs: frozenset[Digest] = frozenset()
     """Blobs complete on disk."""
+    parts: frozenset[Digest] = frozenset()
+    """Blobs of which something is on disk."""
     coordinate: bytes = b""
     """Where this site lay in the network when it last noted it; empty if it never did."""
     barred_because: str = ""
@@ -54,4 +57,6 @@ class SiteSettings:
     """Why it cannot train; for a person."""
     capacity: float
     """Relative strength, > 0."""
+    unnamed_s: float = UNNAMED_S
+    """How long a blob is kept that nothing names."""
     abilities: Abilities = Abilities()  # noqa: RUF009 - immutable

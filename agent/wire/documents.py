@@ -41,6 +41,8 @@ class ModelVersion:
     golden: Annotated[str, AtMost(GOLDEN_CHARS_MAX)] = omitted("")
     """JSON: a request of the Open Inference Protocol with ``outputs``, the tensors it must be answered
     with. A site at which the model answers otherwise does not serve it. Empty: none."""
+    is_retired: bool = omitted(False)
+    """Nobody will want it again: sites that do not serve it need not keep its bytes."""
 
 
 @dataclass(frozen=True, slots=True)

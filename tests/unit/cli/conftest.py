@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from trust_desk import PASS, Desk
 
-from agent.api import catalog, rollouts
+from agent.api import blobs, catalog, rollouts
 from agent.api.admin import AdminServer
 from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
@@ -65,6 +65,8 @@ class CannedSite:
         self.known: list[Body] = []
         """What the catalog says."""
         self.rollout_rows: list[Json] = []
+        self.blob_rows: list[Json] = []
+        self.blob_bytes_max = 0
         self.stamps: list[Stamp] = []
         self.admin_keys: dict[bytes, Any] = {}
         self.acceptance = ""
@@ -274,6 +276,16 @@ class CannedSite:
     async def draft_job(self, spec: JobSpec) -> Job:
         return spec.job(identifier=JobId(f"{spec.name}-00000001"), committee=(SiteId(b"\1" * 32),))
 
+    async def blobs(self) -> Json:
+        return {
+            "blobs": self.blob_rows, "used_bytes": sum(row["bytes"] for row in self.blob_rows),
+            "bytes_max": self.blob_bytes_max, "free_bytes": 5 << 30, "reserve_bytes": 64 << 20,
+        }  # fmt: skip
+
+    async def collect(self) -> list[str]:
+        self.asked.append("collect")
+        return [row["digest"] for row in self.blob_rows if row["standing"] == "unnamed"]
+
     async def store_blob(self, stream: AsyncIterator[bytes]) -> Json:
         self.blob = b"".join([part async for part in stream])
         return {"digest": "34" * 32, "bytes": len(self.blob)}
@@ -355,7 +367,7 @@ def canned() -> CannedSite:
 def socket_path(canned: CannedSite, loop_thread: LoopThread, tmp_path: Path) -> Iterator[Path]:
     operations: Operations = canned
     path = tmp_path / "agent.sock"
-    more = (*catalog.routes(canned), *rollouts.routes(canned))
+    more = (*catalog.routes(canned), *rollouts.routes(canned), *blobs.routes(canned))
     server = loop_thread.run(AdminServer.start(operations, path, more))
     yield path
     loop_thread.run(server.close())

@@ -9,7 +9,7 @@ import pytest
 from agent.distribution.fetch import SHARED_CHUNKS_MIN
 from agent.distribution.holding import Holding
 from agent.distribution.manifest import build, encode
-from agent.drivers import blob_fetch, blob_files
+from agent.drivers import blob_fetch, blob_room
 from agent.drivers.blobs import BlobStore, ChunkSource
 from agent.foundation.errors import NotFound, Refused, StoreFault, Unreachable
 from agent.foundation.ids import Digest
@@ -288,7 +288,7 @@ async def test_a_full_disk_keeps_what_was_fetched(
         calls += 1
         return len(DATA) if calls == 1 else free - (calls - 1) * CHUNK_BYTES
 
-    monkeypatch.setattr(blob_files, "_free_bytes", shrinking)
+    monkeypatch.setattr(blob_room, "_free_bytes", shrinking)
     with pytest.raises(StoreFault, match="disk is full"):
         await store.fetch(digest, [source])
     monkeypatch.undo()

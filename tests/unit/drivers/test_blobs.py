@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from agent.distribution.holding import Holding
 from agent.distribution.manifest import digest_of, parse
+from agent.drivers.blob_files import BlobFiles
 from agent.drivers.blobs import BlobStore
-from agent.foundation.errors import Corruption, NotFound, Refused, StoreFault
+from agent.foundation.errors import Busy, Corruption, NotFound, Refused, StoreFault, Unreachable
 from agent.foundation.ids import Digest
 from agent.wire.limits import CHUNK_BYTES
 
@@ -179,6 +181,98 @@ async def test_the_reserve_of_the_disk_is_kept(tmp_path: Path) -> None:
     assert files(tmp_path) == files(tmp_path / ".")
     assert store.list() == [digest]
     assert not (tmp_path / "incoming").exists() or files(tmp_path / "incoming") == []
+
+
+async def test_the_quota_holds_for_puts_and_ends_with_a_removal(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path, reserve_bytes=0, bytes_max=len(DATA) + 100)
+    told: list[None] = []
+    store.room.on_full = lambda: told.append(None)
+    digest = await store.put_bytes(DATA)
+    with pytest.raises(StoreFault, match="quota"):
+        await store.put_bytes(b"x" * 101)
+    assert told
+    assert files(tmp_path / "incoming") == []
+    assert store.room.used_bytes == len(DATA)
+    assert BlobStore(tmp_path, bytes_max=1).room.used_bytes == len(DATA)  # after a restart too
+    await store.remove(digest)
+    await store.put_bytes(b"x" * 101)
+    assert store.room.used_bytes == 101
+
+
+async def test_a_blob_too_large_for_the_quota_is_refused_before_it_travels(tmp_path: Path) -> None:
+    origin = BlobStore(tmp_path / "origin")
+    digest = await origin.put_bytes(DATA)
+    here = BlobStore(tmp_path / "here", reserve_bytes=0, bytes_max=len(DATA) - 1)
+
+    class Source:
+        name = "origin"
+
+        async def manifest(self, digest: Digest) -> bytes:
+            return origin.read_manifest(digest)
+
+        async def held(self, _: Digest) -> Holding:
+            raise AssertionError("nothing but the manifest is to be asked for")
+
+        async def chunk(self, _: Digest, __: int) -> bytes:
+            raise AssertionError("nothing but the manifest is to be asked for")
+
+    with pytest.raises(StoreFault, match="quota"):
+        await here.fetch(digest, [Source()])
+    assert here.room.used_bytes == 0
+    assert here.list_partial() == {}
+
+
+async def test_what_is_wanted_again_before_it_is_removed_stays(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    digest = await store.put_bytes(DATA)
+    removing = asyncio.create_task(store.remove(digest))
+    await asyncio.sleep(0)  # the removal is decided and handed to a thread
+    for again in (store.fetch(digest, ()), store.put_bytes(DATA)):
+        try:
+            await again
+        except (Busy, NotFound, Unreachable):
+            assert not store.is_held(digest)  # it came too late, and says so
+        else:
+            assert store.is_held(digest)
+    await removing
+    assert await store.put_bytes(DATA) == digest
+    await asyncio.gather(removing)
+    assert store.is_held(digest)
+    assert store.path(digest).read_bytes() == DATA
+
+
+async def test_a_removal_that_was_taken_back_removes_nothing(tmp_path: Path) -> None:
+    files_ = BlobFiles(tmp_path, 0)
+    store = BlobStore(tmp_path)
+    digest = await store.put_bytes(DATA)
+    files_.doom(digest)
+    files_.spare(digest)
+    files_.remove(digest)
+    assert store.is_held(digest)
+    files_.doom(digest)
+    files_.remove(digest)
+    assert not store.is_held(digest)
+
+
+async def test_what_is_partial_is_listed_with_what_it_has(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    assert store.list_partial() == {}
+    digest = await store.put_bytes(DATA)
+    store.demote(digest)
+    (held,) = store.list_partial().values()
+    assert 0 < held <= len(DATA)
+    assert not store.is_fetching(digest)
+    await store.remove(digest)
+    assert store.list_partial() == {}
+
+
+async def test_a_manifest_without_a_blob_is_swept(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path)
+    digest, partial = await store.put_bytes(DATA), await store.put_bytes(b"partial")
+    store.demote(partial)
+    store.path(digest).unlink()
+    assert await store.sweep() == 1
+    assert files(tmp_path / "manifests") == [partial.hex()]
 
 
 async def test_leftovers_of_a_killed_put_are_swept(tmp_path: Path) -> None:
