@@ -161,10 +161,17 @@ def kills_in_a_row() -> list[Row]:
             with running(one), Clients(one, "cls", 4) as clients:
                 for number in range(KILLS_IN_A_ROW):
                     time.sleep(KILL_EVERY_S)
-                    one.process_of(names[number % workers]).kill()
+                    name = names[number % workers]
+                    process = one.process_of(name)
+                    process.kill()
                     killed = time.monotonic()
                     one.until("served again", lambda one=one: one.ask("cls").status == 200)
                     again_s.append(time.monotonic() - killed)
+                    # The site may not have seen the end yet when it is asked how things are.
+                    one.until(
+                        "another process is there",
+                        lambda one=one, name=name, pid=process.pid: one.process_of(name).pid != pid,
+                    )
                     one.until(
                         "all is well", lambda one=one, all_=[3] * workers: _holding(one) == all_
                     )

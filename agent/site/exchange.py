@@ -23,7 +23,15 @@ from agent.identity.trust import TrustLog
 from agent.membership.swim import Swim
 from agent.site.events import Noted, Persist, SiteEffect
 from agent.wire.documents import Body, Document, key_of
-from agent.wire.mesh import Introduction, MemberHead, Push, SyncReply, SyncRequest, TrustHeads
+from agent.wire.mesh import (
+    PRINT_BYTES,
+    Introduction,
+    MemberHead,
+    Push,
+    SyncReply,
+    SyncRequest,
+    TrustHeads,
+)
 from agent.wire.records import Passport
 
 DOCUMENTS_PER_MESSAGE_MAX = 128
@@ -87,6 +95,8 @@ class Exchange:
         self._me, self._passport, self._roll = me, passport, roll
         self._swim, self._catalog, self._clock, self._trust = swim, catalog, clock, trust
         self._issued_at = 0
+        self._print_readers: set[SiteId] = set()
+        """Members that understand prints of documents."""
 
     def recertified(self, passport: Passport, identity: Identity) -> None:
         """Introduce this site by its renewed passport from now on."""
@@ -101,14 +111,23 @@ class Exchange:
             heads.append(MemberHead(head.site, head.sequence, issued_at))
         return tuple(heads)
 
-    def request(self) -> SyncRequest:
-        """Everything this site knows, as heads."""
+    def request(self, to: SiteId | None = None) -> SyncRequest:
+        """Everything this site knows, as heads or, if ``to`` understands them, prints."""
+        by_print = to in self._print_readers
         return SyncRequest(
             Introduction(self._passport, self._swim.signed),
             self._heads(),
-            self._catalog.heads(),
+            () if by_print else self._catalog.heads(),
             self._trust.heads(),
+            self._catalog.prints() if by_print else b"",
         )
+
+    def replied(self, site: SiteId, reply: SyncReply) -> None:
+        """What the reply says of who sent it."""
+        if reply.knows_prints and site in self._swim.members():
+            self._print_readers.add(site)
+        else:
+            self._print_readers.discard(site)
 
     def answer(
         self, request: SyncRequest, asker: SiteId | None = None, wall_s: float = 0.0
@@ -125,7 +144,10 @@ class Exchange:
             for site, head in sorted(theirs.items())
             if _is_ahead(head, mine.get(site)) and site not in refused
         )
-        difference = self._catalog.missing(request.documents)
+        if request.prints:
+            difference = self._catalog.missing_prints(request.prints)
+        else:
+            difference = self._catalog.missing(request.documents)
         documents = difference.newer_here[:DOCUMENTS_PER_MESSAGE_MAX]
         is_all = is_all and len(documents) == len(difference.newer_here)
         entries, is_all_trust = self._trust_lacking(request.trust)
@@ -133,16 +155,22 @@ class Exchange:
             (*members, *self._evidence(asker)), documents, wanted, difference.wanted,
             has_more=not (is_all and is_all_trust), trust=self._trust.heads(),
             trust_entries=entries, wall_ms=max(0, int(wall_s * 1000)),
+            wanted_prints=difference.wanted_prints, knows_prints=True,
         )  # fmt: skip
 
     def push(self, reply: SyncReply, to: SiteId | None = None) -> tuple[Push | None, bool]:
         """What the other side said it lacks (None: nothing), and whether that is all of it."""
         members, is_all = self._introductions(reply.wanted_members)
         members = (*members, *self._evidence(to))
-        asked = reply.wanted_documents
-        documents = self._catalog.of_keys(asked)[:DOCUMENTS_PER_MESSAGE_MAX]
+        if reply.wanted_prints:
+            count = len(reply.wanted_prints) // PRINT_BYTES
+            documents = self._catalog.of_prints(reply.wanted_prints)
+        else:
+            count = len(reply.wanted_documents)
+            documents = self._catalog.of_keys(reply.wanted_documents)
+        documents = documents[:DOCUMENTS_PER_MESSAGE_MAX]
         entries, is_all_trust = self._trust_lacking(reply.trust)
-        is_all = is_all and len(documents) == len(asked) and is_all_trust
+        is_all = is_all and len(documents) == count and is_all_trust
         something = members or documents or entries
         return (Push(members, documents, entries) if something else None), is_all
 

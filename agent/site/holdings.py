@@ -100,6 +100,10 @@ class Holdings:
             self._emit(effect)
         self.serving_changed(now)
 
+    def wanted_soon(self, now: float) -> None:
+        """As ``wanted_changed``, once for all that comes within ``LOOK_INTERVAL_S``."""
+        self._look_at = min(self._look_at, max(now, self._looked_at + LOOK_INTERVAL_S))
+
     def rollouts_moved(self, now: float) -> None:
         """Something has happened that a rollout may depend on: look at it soon."""
         self._rollouts_at = min(self._rollouts_at, self.rollouts.look_at(now))
@@ -128,7 +132,7 @@ class Holdings:
         if self.versions.has_former:
             self.wanted_changed(now)
         elif self.versions.has_replicas:
-            self._look_at = min(self._look_at, max(now, self._looked_at + LOOK_INTERVAL_S))
+            self.wanted_soon(now)
 
     def woke(self, now: float) -> None:
         """Do what was put off."""

@@ -40,7 +40,7 @@ from agent.site.events import (
     SiteEffect,
     TrustChanged,
 )
-from agent.site.exchange import Exchange
+from agent.site.exchange import DOCUMENTS_PER_MESSAGE_MAX, Exchange
 from agent.site.paths import Paths
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY
 from agent.wire.documents import Document
@@ -81,8 +81,10 @@ class Home(Protocol):
     ) -> None:
         """Call a site (None: whoever is there) and go on with ``then``."""
 
-    def take_documents(self, documents: tuple[Document, ...], now: float) -> list[str]:
-        """Merge documents; why each was refused, empty if it was taken."""
+    def take_documents(
+        self, documents: tuple[Document, ...], now: float, *, has_more: bool = False
+    ) -> list[str]:
+        """Merge documents; why each was refused, empty if it was taken. ``has_more``: others follow at once."""
 
     def catalog_changed(self, now: float) -> None:
         """Announce catalog and trust log as they are now."""
@@ -175,7 +177,8 @@ class Relations:
         """A member brings what this site said it lacks."""
         self.learn_trust(push.trust_entries, None, now)
         self.introduce(push.members, now)
-        self._home.take_documents(push.documents, now)
+        has_more = len(push.documents) >= DOCUMENTS_PER_MESSAGE_MAX
+        self._home.take_documents(push.documents, now, has_more=has_more)
 
     def _answer_sync(self, call: int, sender: SiteId, request: SyncRequest, now: float) -> None:
         reply = self.exchange.answer(request, sender, self._home.wall_s(now))
@@ -348,7 +351,7 @@ class Relations:
 
         where = (endpoint.host, endpoint.mesh_port)
         self._syncing.add(where)
-        self._home.ask(site, endpoint, self.exchange.request(), timeout_s, answered)
+        self._home.ask(site, endpoint, self.exchange.request(site), timeout_s, answered)
 
     def _synced(
         self, who: SiteId | None, endpoint: Endpoint, reply: SyncReply, page: int, now: float
@@ -358,8 +361,9 @@ class Relations:
         is_fetched = self._is_asking(who, now)
         push, is_all_pushed = (None, True) if is_fetched else self.exchange.push(reply, who)
         admitted = self.introduce(reply.members, now)
-        errors = self._home.take_documents(reply.documents, now)
+        errors = self._home.take_documents(reply.documents, now, has_more=reply.has_more)
         if who is not None:
+            self.exchange.replied(who, reply)
             self.clocks.heard(who, reply.wall_ms, now)
             self._tell_refusals(who, errors)
         is_useful = bool(has_learned or admitted or errors.count("") or push is not None)

@@ -381,14 +381,20 @@ class Site:
             self._job_effects(effects, now)
 
     # --- the catalog -----------------------------------------------------------------------------
-    def take_documents(self, documents: tuple[Document, ...], now: float) -> list[str]:
+    def take_documents(
+        self, documents: tuple[Document, ...], now: float, *, has_more: bool = False
+    ) -> list[str]:
         """See ``Home``."""
         changed, effects, errors = self.exchange.merge(documents, self.wall_s(now))
         self._outbox += effects
         for _, body in changed:
             self._body_changed(body, now)
         if changed:
-            self.catalog_changed(now)
+            self._tell_digest(now)
+            if has_more:
+                self.holdings.wanted_soon(now)
+            else:
+                self.holdings.wanted_changed(now)
         return errors
 
     def _body_changed(self, body: Body, now: float) -> None:
@@ -405,10 +411,12 @@ class Site:
 
     def catalog_changed(self, now: float) -> None:
         """See ``Home``."""
-        self._relations.step(
-            swim_events.LocalChanged(catalog=digest8(self.catalog, self.trust)), now
-        )
+        self._tell_digest(now)
         self.holdings.wanted_changed(now)
+
+    def _tell_digest(self, now: float) -> None:
+        digest = digest8(self.catalog, self.trust)
+        self._relations.step(swim_events.LocalChanged(catalog=digest), now)
 
     # --- jobs ------------------------------------------------------------------------------------
     def _job_effects(self, effects: Sequence[JobEffect], now: float) -> None:  # noqa: C901 - one case an effect

@@ -23,6 +23,10 @@ JobName = Annotated[str, AtMost(80)]
 
 
 # --- state sync (anti-entropy) -------------------------------------------------------------------
+PRINT_BYTES = 8
+"""Of 10,000 documents two look alike once in 10^11 catalogs."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemberHead:
     """How far the caller's knowledge of one member goes."""
@@ -80,6 +84,9 @@ class SyncRequest:
     documents: Annotated[tuple[DocumentHead, ...], AtMost(DOCUMENTS_MAX)]
     trust: TrustHeads | None = None
     """None: an older version, which is sent no entries."""
+    prints: Annotated[bytes, AtMost(PRINT_BYTES * DOCUMENTS_MAX)] = omitted(b"")
+    """In place of ``documents``, to who has said ``knows_prints``: the first 8 bytes of SHA-256 of each packed
+    head. Thousands of heads take too long to decode, in every sync."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +105,10 @@ class SyncReply:
     """What your trust log lacks; taken before anything else of this message."""
     wall_ms: Counter = omitted(0)
     """What my clock shows (Unix time), so that you can judge yours; 0: an older version."""
+    wanted_prints: Annotated[bytes, AtMost(PRINT_BYTES * DOCUMENTS_MAX)] = omitted(b"")
+    """In place of ``wanted_documents``, where prints were sent."""
+    knows_prints: bool = omitted(False)
+    """Send prints the next time."""
 
 
 @dataclass(frozen=True, slots=True)

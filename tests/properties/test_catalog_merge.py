@@ -65,3 +65,20 @@ def test_one_exchange_makes_any_two_catalogs_equal(
         assert there.merge(document, BODIES.unpack(document.body))
     assert here.digest8 == there.digest8
     assert here.digest8 == Catalog([*mine, *theirs]).digest8
+
+
+@given(documents, documents)
+def test_one_exchange_by_prints_makes_any_two_catalogs_equal(
+    mine: list[tuple[Document, Body]], theirs: list[tuple[Document, Body]]
+) -> None:
+    here, there = Catalog(mine), Catalog(theirs)
+    difference = there.missing_prints(here.prints())
+    given_back = here.of_prints(difference.wanted_prints)
+    for document in difference.newer_here:
+        here.merge(document, BODIES.unpack(document.body))
+    for document in given_back:
+        there.merge(document, BODIES.unpack(document.body))
+    assert here.digest8 == there.digest8
+    assert here.digest8 == Catalog([*mine, *theirs]).digest8
+    settled = there.missing_prints(here.prints())
+    assert (settled.newer_here, settled.wanted_prints) == ((), b"")

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from agent.catalog import catalog as catalog_module
-from agent.catalog.catalog import Catalog, row_of
+from agent.catalog.catalog import Catalog, Difference, row_of
 from agent.foundation.errors import Busy, Malformed
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.wire.documents import (
@@ -16,6 +16,7 @@ from agent.wire.documents import (
     ModelVersion,
     Stamp,
 )
+from agent.wire.mesh import PRINT_BYTES
 from agent.wire.schema import unpack
 
 ALICE, BOB = bytes([1]) * 32, bytes([2]) * 32
@@ -112,6 +113,35 @@ def test_a_sync_reply_is_bounded_and_oldest_first(monkeypatch: pytest.MonkeyPatc
     sent = catalog.missing(()).newer_here
     assert 1 <= len(sent) < 5
     assert [document.stamp.wall_ms for document in sent] == sorted(range(51, 51 + len(sent)))
+
+
+def test_prints_name_just_what_is_held_and_a_rest_at_the_end_names_nothing() -> None:
+    catalog = Catalog([signed(model("a"), 1), signed(model("b"), 2)])
+    prints = catalog.prints()
+    assert len(prints) == 2 * PRINT_BYTES
+    assert catalog.missing_prints(prints + b"1234567") == Difference(())
+    stranger = bytes(PRINT_BYTES)
+    difference = catalog.missing_prints(stranger + prints[:PRINT_BYTES] * 3)
+    assert difference.wanted_prints == stranger
+    assert [document.stamp.wall_ms for document in difference.newer_here] == [2]
+    assert [one.stamp.wall_ms for one in catalog.of_prints(prints[PRINT_BYTES:])] == [2]
+    catalog.merge(*signed(model("a", size=7), 3))
+    assert catalog.prints() != prints
+
+
+def test_what_is_listed_follows_every_change() -> None:
+    catalog = Catalog([signed(model("b", size=1), 1)])
+    assert [body.bytes for body in catalog.of_kind(ModelVersion)] == [1]
+    catalog.merge(*signed(model("b", size=2), 2))
+    catalog.merge(*signed(model("a", size=3), 2))
+    assert [body.bytes for body in catalog.of_kind(ModelVersion)] == [3, 2]
+    assert [head.key.name for head in catalog.heads()] == ["a:1", "b:1"]
+
+
+def test_a_head_that_is_told_twice_counts_once() -> None:
+    catalog = Catalog([signed(model("a"), 9)])
+    older = Catalog([signed(model("a"), 1)]).heads()
+    assert len(catalog.missing((*older, *older)).newer_here) == 1
 
 
 def test_bodies_are_listed_by_kind_in_one_order() -> None:

@@ -1,14 +1,17 @@
 """Documents of a newer version pass through older sites unharmed; wrong clocks are told of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
-from sites_of_one_cluster import OFFSET_S, World, model, remembered
+from sites_of_one_cluster import OFFSET_S, Node, World, model, remembered
 
+from agent.catalog.placement import Placement
 from agent.foundation.errors import Refused
 from agent.identity.admin import sign_packed
 from agent.site.events import WallClock
+from agent.site.exchange import DOCUMENTS_PER_MESSAGE_MAX
 from agent.wire.documents import Key, Stamp, Unknown
+from agent.wire.mesh import SyncRequest
 from agent.wire.schema import Tagged
 
 
@@ -93,3 +96,62 @@ def test_a_member_whose_documents_are_refused_is_named_once() -> None:
     assert "1 of site-2's documents" in told[0]
     assert "in the future" in told[0]
     assert right.site.catalog.model("m", "1") is None
+
+
+def requests_of(node: Node) -> list[SyncRequest]:
+    return [ask.message for ask in node.asked if isinstance(ask.message, SyncRequest)]
+
+
+def test_prints_are_sent_to_whoever_has_said_that_it_knows_them() -> None:
+    world = World()
+    one, two = world.add(), world.add()
+    for number in range(5):
+        world.submit(one, model(name=f"m{number}"))
+    world.meet(two, one)
+    world.run(1.0)
+    assert [request.prints for request in requests_of(two)] == [b""]
+    world.submit(one, model(name="later"))
+    world.submit(two, model(name="too"))
+    world.run(10.0)
+    later = [request for node in (one, two) for request in requests_of(node) if request.prints]
+    assert later
+    assert all(request.documents == () for request in later)
+    assert len(one.site.catalog) == len(two.site.catalog) == 7
+
+
+def test_a_site_of_an_older_version_is_sent_heads() -> None:
+    world = World()
+    one, two = world.add(), world.add()
+    answer = two.site.exchange.answer
+    two.site.exchange.answer = lambda *a: replace(answer(*a), knows_prints=False)  # type: ignore[method-assign]
+    world.submit(one, model(name="a"))
+    world.meet(one, two)
+    world.run(1.0)
+    world.submit(one, model(name="b"))
+    world.submit(two, model(name="c"))
+    world.run(10.0)
+    assert len(requests_of(one)) > 1
+    assert not any(request.prints for request in requests_of(one))
+    assert len(one.site.catalog) == len(two.site.catalog) == 3
+
+
+def test_many_pages_are_looked_at_together() -> None:
+    """Placing deployments takes longer than taking a page."""
+    world = World()
+    one, two = world.add(), world.add()
+    pages = 6
+    for start in range(0, pages * DOCUMENTS_PER_MESSAGE_MAX, 64):
+        world.submit(one, *(model(name=f"m{number}") for number in range(start, start + 64)))
+    looks: list[float] = []
+    versions = two.site.holdings.versions
+    placements = versions.placements
+
+    def counted(*, as_written: bool = False) -> list[Placement]:
+        looks.append(world.now)
+        return placements(as_written=as_written)
+
+    versions.placements = counted  # type: ignore[method-assign]
+    world.meet(two, one)
+    world.run(3.0)
+    assert len(two.site.catalog) == pages * DOCUMENTS_PER_MESSAGE_MAX
+    assert 1 <= len(looks) < pages
