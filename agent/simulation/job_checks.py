@@ -247,9 +247,17 @@ def _sites_agree(evidence: Evidence) -> Iterator[str]:
 
 
 def _beliefs(evidence: Evidence) -> Iterator[str]:
-    """Nobody goes on from a value that no majority of the committee has on disk."""
+    """Nobody goes on from a value that no majority of the committee has on disk, or goes back."""
     chosen = {choice.value for choice in evidence.chosen}
+    last: dict[int, JobValue] = {}
     for site, value in evidence.believed:
+        before = last.get(site, value)
+        if value.epoch < before.epoch or value.round < before.round:
+            yield (
+                f"site {site} went back from round {before.round} of epoch {before.epoch} to round "
+                f"{value.round} of epoch {value.epoch}"
+            )
+        last[site] = value
         if value not in chosen:
             yield (
                 f"site {site} went on from round {value.round} of epoch {value.epoch}, which no "

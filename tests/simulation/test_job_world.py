@@ -12,7 +12,9 @@ from agent.federation import aggregator as aggregator_module
 from agent.federation import register as register_module
 from agent.federation import value as value_module
 from agent.federation.aggregator import Aggregation, Entry
+from agent.federation.desk import Desk
 from agent.federation.history import History
+from agent.federation.job import JobMachine
 from agent.federation.participant import Participant, Update
 from agent.federation.value import Change, JobValue, State, decode
 from agent.federation.watch import Watching
@@ -26,8 +28,8 @@ BAD = Scenario(fault_every_s=1.5, kills=6, seconds=40.0)
 SEEDS = range(1, 41)
 
 
-def first_violations(scenario: Scenario = BAD, saying: str = "") -> list[str]:
-    for seed in SEEDS:
+def first_violations(scenario: Scenario = BAD, saying: str = "", seeds: range = SEEDS) -> list[str]:
+    for seed in seeds:
         found = [one for one in simulate(seed, scenario).violations if saying in one]
         if found:
             return found
@@ -138,6 +140,40 @@ class ReadsFromOne(Reader):
 def test_going_on_from_what_one_member_tells_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(register_module, "Reader", ReadsFromOne)
     assert first_violations(saying="no majority had")
+
+
+def test_a_site_that_does_not_check_the_epoch_of_what_it_hears_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Answers come in any order: one that is older than what the site has read is no news."""
+
+    def adopt(self: JobMachine, value: JobValue, now: float) -> None:
+        if self.value is not None and value.progress < self.value.progress:
+            self.value = None
+        original(self, value, now)
+
+    original = JobMachine._adopt
+    monkeypatch.setattr(JobMachine, "_adopt", adopt)
+    slow = replace(BAD, delay_mean_s=0.1, fault_every_s=1.0)
+    assert first_violations(slow, saying="went back from round", seeds=range(1, 1001))
+
+
+def test_an_aggregator_that_does_not_mind_a_newer_epoch_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(JobMachine, "_drop_aggregation", lambda self: None)  # noqa: ARG005
+    assert first_violations(saying="aggregators")
+
+
+def test_an_operation_id_used_again_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that is not in the register is taken for one that is."""
+    original = Desk.number
+
+    def operation(self: Desk) -> bytes:
+        return self._prefix[:8] + bytes([original(self) % 4])
+
+    monkeypatch.setattr(Desk, "operation", operation)
+    assert first_violations(saying="never committed")
 
 
 # --- mutants: updates ----------------------------------------------------------------------------
