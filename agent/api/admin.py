@@ -66,6 +66,8 @@ from agent.foundation.errors import (
     UsageError,
 )
 from agent.identity.claims import LIFE_S_MAX, check_place
+from agent.serving.access import LOCAL
+from agent.serving.fair import is_application_name
 from agent.wire.documents import BODIES
 from agent.wire.limits import BLOB_BYTES_MAX, DOCUMENT_BYTES_MAX
 
@@ -239,7 +241,10 @@ class _Api:
         for label in residency:
             if not LABEL.fullmatch(label):
                 raise UsageError(f"{label!r} is no jurisdiction")
-        return answer(self._operations.explain(model, residency))
+        application = request.query.get("application", LOCAL)
+        if not is_application_name(application):
+            raise UsageError(f"{application[:80]!r} is no name of an application")
+        return answer(self._operations.explain(model, residency, application))
 
     async def _doctor(self, _: web.Request) -> web.Response:
         return answer({"checks": await self._operations.doctor()})

@@ -109,15 +109,17 @@ class Operations(Protocol):
         """
         ...
 
-    def explain(self, model: str, residency: Sequence[str]) -> Json:
+    def explain(self, model: str, residency: Sequence[str], application: str) -> Json:
         """Where a request for ``model`` would go now, and why.
 
         Args:
             model: ``name`` or ``name:version``.
             residency: jurisdictions in which it may be answered; empty = anywhere.
+            application: who asks, by the name of its token.
 
         Returns:
-            Keys: model, version, model_residency [str], request_residency [str], chosen (site
+            Keys: model, version, model_residency [str], request_residency [str], policies [str]
+            (the names of those that narrow where it may be answered), chosen (site
             name; empty if none may), candidates (allowed, best first), removed. Keys of each site:
             site, name, is_local, jurisdiction; of a candidate also predicted_ms (the score),
             rtt_ms, queue_ms, service_ms, penalty_ms; of a removed one removed_by (the reason).

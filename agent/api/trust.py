@@ -37,6 +37,7 @@ from agent.identity.trust_entries import (
     SetJurisdictions,
     read_entry,
 )
+from agent.wire.documents import Policy
 from agent.wire.residency import law_digest
 
 ENTRIES_PER_REQUEST_MAX = 64
@@ -116,7 +117,10 @@ def routes(operations: TrustOperations) -> list[web.RouteDef]:
 
 # --- what the log says, for a person or a script -------------------------------------------------
 def report(
-    log: TrustLog, names: Mapping[bytes, str], certified: Mapping[bytes, Sequence[str]]
+    log: TrustLog,
+    names: Mapping[bytes, str],
+    certified: Mapping[bytes, Sequence[str]],
+    policies: Sequence[Policy] = (),
 ) -> Json:
     """The log as plain values.
 
@@ -124,13 +128,14 @@ def report(
         log: as known here.
         names: of sites, by id.
         certified: the names of the sites whose present certificate an issuer signed, by its id.
+        policies: the active ones of the catalog, which belong to the law by which requests go.
 
     Returns:
         Keys: height, head, doubt (why it may be older than it was; empty is good), fork (None or
         {height, branches [{number, first, tip, height, is_shown, entries}]}), issuers [{id, site,
         name, expires_at, certified [name]}], admins [id], revoked [{id, name, reason, kind}],
         jurisdictions, groups {name: [jurisdiction]}, law (digest of
-        both, as audit entries have it), entries [{height, at, by, action, text}].
+        both and of the policies, as audit entries have it), entries [{height, at, by, action, text}].
     """
     reasons = log.reasons()
     removed, called = _past(log)
@@ -161,7 +166,7 @@ def report(
             for key in sorted(log.revoked())
         ],
         "jurisdictions": list(log.jurisdictions),
-        "law": law_digest(log.jurisdictions, log.groups).hex(),
+        "law": law_digest(log.jurisdictions, log.groups, policies).hex(),
         "groups": {group.name: list(group.members) for group in log.groups},
         "entries": [
             _entry(

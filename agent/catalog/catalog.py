@@ -24,6 +24,7 @@ from agent.wire.documents import (
     Job,
     Key,
     ModelVersion,
+    Policy,
     Stamp,
     Unknown,
     key_of,
@@ -152,9 +153,11 @@ class Catalog:
     def of_kind(self, kind: type[Deployment]) -> list[Deployment]: ...
     @overload
     def of_kind(self, kind: type[Job]) -> list[Job]: ...
+    @overload
+    def of_kind(self, kind: type[Policy]) -> list[Policy]: ...
     def of_kind(
-        self, kind: type[ModelVersion] | type[Deployment] | type[Job]
-    ) -> list[ModelVersion] | list[Deployment] | list[Job]:
+        self, kind: type[ModelVersion] | type[Deployment] | type[Job] | type[Policy]
+    ) -> list[ModelVersion] | list[Deployment] | list[Job] | list[Policy]:
         """All bodies of one kind, by key; the same order at every site. Not to be changed."""
         if (found := self._bodies.get(kind)) is None:
             found = [entry.body for entry in self if isinstance(entry.body, kind)]
@@ -285,7 +288,7 @@ def _require_names(body: Body) -> None:
             names = [body.model, body.version]
         case Job():
             names = [body.id, body.recipe, body.dataset, *([body.publish] if body.publish else [])]
-        case Unknown():
+        case Policy() | Unknown():
             names = [body.kind, body.name]
         case _:
             assert_never(body)

@@ -14,6 +14,10 @@
     digest = "6f3c..."
     bytes = 3145728
 
+    [policy.scans-stay-in-the-union]
+    models = ["scan-*"]
+    answer_in = ["EU"]
+
 Jobs are not written this way: each is submitted once, with an id of its own (``atoll job submit``).
 """
 
@@ -33,6 +37,7 @@ from agent.wire.documents import (
     Job,
     Key,
     ModelVersion,
+    Policy,
     Rollout,
     Unknown,
     key_of,
@@ -50,6 +55,10 @@ _IS_VERSION = Matches(
 )
 _IS_DIGEST = Matches(re.compile("[0-9a-f]{64}"), "it must be 64 hexadecimal digits")
 _IS_PLACE = Matches(re.compile(r"[A-Z0-9][A-Z0-9-]{0,31}"), "it must be a jurisdiction, such as DE")
+_IS_PATTERN = Matches(
+    re.compile(r"[a-z0-9*][a-z0-9._*-]{0,63}"),
+    "it must be a name (lower-case letters, digits and . _ -), in which * stands for any letters",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,21 @@ class DeploymentTable:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyTable:
+    """``[policy.NAME]``."""
+
+    answer_in: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
+    models: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PATTERN)] = ()
+    origins: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
+    applications: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PATTERN)] = ()
+    needs_label: bool = False
+    is_active: bool = True
+
+
+Policies = Annotated[Mapping[str, PolicyTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_NAME)]
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogFile:
     """The whole file."""
 
@@ -138,6 +162,7 @@ class CatalogFile:
     deployment: Annotated[
         Mapping[str, DeploymentTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_NAME)
     ] = field(default_factory=lambda: MappingProxyType({}))
+    policy: Policies = field(default_factory=lambda: MappingProxyType({}))
 
 
 def read(text: str, source: str) -> dict[Key, Body]:
@@ -174,7 +199,16 @@ def read(text: str, source: str) -> dict[Key, Body]:
             terms = {each.name: getattr(one.rollout, each.name) for each in fields(one.rollout)}
             values["rollout"] = Rollout(**terms)
         bodies.append(Deployment(model=name, **values))
+    bodies += policies_of(file.policy)
     return {key_of(body): body for body in bodies}
+
+
+def policies_of(tables: Mapping[str, PolicyTable]) -> list[Policy]:
+    """The bodies of ``[policy.NAME]`` tables."""
+    return [
+        Policy("policy", name, **{each.name: getattr(one, each.name) for each in fields(one)})
+        for name, one in tables.items()
+    ]
 
 
 def write(body: Body) -> str:
@@ -207,6 +241,9 @@ def table_of(body: Body) -> dict[str, object]:
             terms = {one.name: getattr(body.rollout, one.name) for one in fields(RolloutTable)}
             plain["rollout"] = _without_defaults(terms, RolloutTable)
         return _without_defaults(plain, DeploymentTable)
+    if isinstance(body, Policy):
+        plain = {one.name: getattr(body, one.name) for one in fields(PolicyTable)}
+        return _without_defaults(plain, PolicyTable)
     if isinstance(body, Unknown):
         return {}
     assert isinstance(body, Job)

@@ -16,7 +16,7 @@ from agent.cli.signing import load_signer, submit_bodies, submit_packed, unpack_
 from agent.cli.site_files import admin_client
 from agent.cli.text_files import read_text
 from agent.foundation.errors import NotFound, UsageError
-from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, Stamp, Unknown
+from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, Policy, Stamp, Unknown
 
 DIFFERS = 3
 """Exit code of ``diff``: neither a failure (1) nor wrong usage (2)."""
@@ -160,7 +160,8 @@ def _read(path: Path) -> dict[Key, Body]:
         raise UsageError(
             f"{path} has {len(found)} documents",
             why=f"1 to {DOCUMENTS_PER_FILE_MAX} can be changed together",
-            mend='write [deployment.MODEL] and [model."NAME:VERSION"]; atoll get shows the form',
+            mend='write [deployment.MODEL], [policy.NAME] and [model."NAME:VERSION"]; atoll get shows'
+            " the form",
         )
     return found
 
@@ -168,6 +169,11 @@ def _read(path: Path) -> dict[Key, Body]:
 def _check_versions(wanted: dict[Key, Body], present: dict[Key, Body]) -> None:
     """A deployment of a version that nobody has published, or keeps, would serve nothing, silently."""
     for body in wanted.values():
+        if isinstance(body, Policy) and not (body.answer_in or body.needs_label):
+            raise UsageError(
+                f"policy {body.name} asks for nothing",
+                mend='give it answer_in = ["DE"] or needs_label = true; is_active = false takes one back',
+            )
         if isinstance(body, Deployment) and body.is_active:
             key = Key("model", f"{body.model}:{body.version}")
             version = wanted.get(key, present.get(key))

@@ -340,14 +340,23 @@ def _models(verbs: Verbs) -> None:
     )
     explain.add_argument("model", type=model, metavar="MODEL[:VERSION]")
     _residency(explain)
+    explain.add_argument(
+        "--application", type=name, default="local", metavar="NAME",
+        help="who asks, by the name of its token (default: local, without one)",
+    )  # fmt: skip
     policy = _group(verbs, "policy", "What residency labels allow.")
     cases = _verb(
         policy, "test", "policy:test",
         "Try an operator's cases on the residency filter, without a cluster; 1 if any is not as expected.",
     )  # fmt: skip
     cases.add_argument(
+        "policies", type=Path, nargs="?", metavar="POLICIES.toml",
+        help="a file for atoll apply whose [policy.NAME] hold too",
+    )  # fmt: skip
+    cases.add_argument(
         "cases", type=Path, metavar="CASES.toml",
-        help='[case."NAME"]: request and model (labels), site (its jurisdiction), expect (allow or deny)',
+        help='[case."NAME"]: request and model (labels), site (its jurisdiction), expect (allow or deny);'
+        " for policies also name (of the model), origin (a jurisdiction) and application",
     )  # fmt: skip
 
 

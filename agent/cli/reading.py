@@ -107,8 +107,9 @@ def models(asked: argparse.Namespace) -> int:
 def explain(asked: argparse.Namespace) -> int:
     """Print every candidate for a request, and what removed it."""
     answer = admin_client(asked).get(
-        "/1/route/explain", model=asked.model, residency=",".join(asked.residency)
-    )
+        "/1/route/explain", model=asked.model, residency=",".join(asked.residency),
+        application=asked.application,
+    )  # fmt: skip
     if asked.json:
         print_json(answer)
         return 0
@@ -118,6 +119,8 @@ def explain(asked: argparse.Namespace) -> int:
     )
     print(f"{clean(answer['model'])}:{clean(answer['version'])}")
     print(f"may be answered: {request}; the model may be: {held}")
+    if answer["policies"]:
+        print(f"policies narrow it: {clean(answer['policies'])}")
     print(f"goes to: {clean(answer['chosen']) if answer['chosen'] else 'no site'}")
     print_table(
         (

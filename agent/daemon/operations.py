@@ -231,7 +231,7 @@ class DaemonOperations:
         """See ``Operations.models``."""
         return self._parts.models.models()
 
-    def explain(self, model: str, residency: Sequence[str]) -> Json:
+    def explain(self, model: str, residency: Sequence[str], application: str) -> Json:
         """See ``Operations.explain``."""
         name, _, version = model.partition(":")
         traffic = self._parts.inference.traffic
@@ -240,7 +240,7 @@ class DaemonOperations:
             is_worker_up=self._parts.inference.workers.is_any_up,
             local_wait_ms=traffic.wait_us / 1000 if traffic is not None else 0.0,
             peers=traffic.peers if traffic is not None else (),
-            pairs=traffic.pairs if traffic is not None else (),
+            pairs=traffic.pairs if traffic is not None else (), application=application,
         )  # fmt: skip
         return found.as_dict()
 

@@ -15,6 +15,7 @@ from agent.foundation.ids import SiteId, short
 from agent.identity.trust import TrustLog
 from agent.identity.trust_entries import read_entry
 from agent.site.events import TrustSubmitted
+from agent.wire.documents import Policy
 from agent.wire.mesh import Declined, IssuerKeyOffer, IssuerKeyWanted
 
 CALL_TIMEOUT_S = 10.0
@@ -49,7 +50,9 @@ class TrustDesk:
         for key in self.trust_log.revoked():
             if (gone := site.roll.known(SiteId(key))) is not None:
                 names[key] = gone.claims.name
-        found = report(self.trust_log, names, {key: sorted(one) for key, one in certified.items()})
+        policies = [one for one in site.catalog.of_kind(Policy) if one.is_active]
+        named = {key: sorted(one) for key, one in certified.items()}
+        found = report(self.trust_log, names, named, policies)
         mine = self.issuing.issuer
         own = "" if mine is None else mine.hex()
         return {

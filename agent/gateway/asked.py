@@ -9,6 +9,7 @@ from agent.foundation.errors import UsageError
 from agent.foundation.ids import SiteId
 from agent.gateway.members import HOPS_HEADER, ID_HEADER, RESIDENCY_HEADER
 from agent.gateway.site import SiteState
+from agent.routing.law import Entry, applying, bounds_of, require_label
 from agent.routing.policy import Question, check_received, parse_residency, resolve
 from agent.serving.access import LOCAL
 from agent.serving.fair import Priority
@@ -70,8 +71,20 @@ def read_question(
     version: str | None,
     headers: Mapping[str, str],
     caller: SiteId | None,
+    application: str = LOCAL,
+    *,
+    is_data: bool = False,
 ) -> Question:
-    """What is asked for and within which bounds; ``caller`` is the member that passed it on.
+    """What is asked for and within which bounds.
+
+    Args:
+        state: of this site.
+        name: of the model.
+        version: None = the one that answers by default.
+        headers: of the request.
+        caller: the member that passed it on; None = an application.
+        application: its name by its token; ``LOCAL`` if it has none.
+        is_data: it brings data for the model, not only a question about it.
 
     Raises:
         NotFound: unknown model or version.
@@ -83,9 +96,23 @@ def read_question(
     model = resolve(view, name, version)
     residency = parse_residency(headers.get(RESIDENCY_HEADER))
     if caller is None:
-        return Question(model, residency)
-    question = Question(model, residency, _number(headers, HOPS_HEADER, 1), frozenset({caller}))
-    check_received(view, question, caller)
+        hops, entry = 0, Entry(view.jurisdiction, application)
+    else:
+        hops = _number(headers, HOPS_HEADER, 1)
+        remote = state.remote(caller) if hops == 1 else None
+        entry = Entry("" if remote is None else remote.jurisdiction, None)
+    policies = applying(view.policies, view.groups, name, entry)
+    if is_data:
+        require_label(policies, residency)
+    question = Question(
+        model,
+        residency,
+        hops,
+        frozenset(() if caller is None else (caller,)),
+        bounds_of(policies),
+    )
+    if caller is not None:
+        check_received(view, question, caller)
     return question
 
 

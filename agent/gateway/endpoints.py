@@ -234,13 +234,15 @@ class Endpoints:
         found = request.match_info
         return _json(self._about.statistics(found.get("model"), found.get("version")))
 
-    def _question(self, request: web.Request) -> Question:
+    def _question(self, request: web.Request, *, is_data: bool = False) -> Question:
         return read_question(
             self._state,
             request.match_info["model"],
             request.match_info.get("version"),
             request.headers,
             request.get(CALLER),
+            request[APPLICATION],
+            is_data=is_data,
         )
 
     async def _signature(
@@ -263,7 +265,7 @@ class Endpoints:
         question: Question | None = None
         status = 500
         try:
-            question = self._question(request)
+            question = self._question(request, is_data=True)
             answered = await self._infer(request, question, request_id)
             status = answered.status
             response = _response(answered)

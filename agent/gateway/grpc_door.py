@@ -42,6 +42,7 @@ from agent.gateway.precedence import PRIORITY_HEADER, application_of
 from agent.gateway.repository import Repository
 from agent.gateway.site import SiteState
 from agent.routing.policy import Question
+from agent.serving.access import LOCAL
 from agent.serving.failures import error_text, status_of, told_in
 from agent.serving.fair import Priority, read_priority
 from agent.serving.trace import read_trace
@@ -245,8 +246,14 @@ class GrpcDoor:
         application = self._porter.authenticate(_tokens(context), context.peer())
         return told(application.name, read_peer(context.peer())[0])
 
-    def _question(self, name: str, version: str, headers: CIMultiDict[str]) -> Question:
-        return read_question(self._state, name, version or None, headers, None)
+    def _question(
+        self, name: str, version: str, headers: CIMultiDict[str], application: str = ""
+    ) -> Question:
+        """``application``: who brings data; empty = a question about the model only."""
+        return read_question(
+            self._state, name, version or None, headers, None, application or LOCAL,
+            is_data=bool(application),
+        )  # fmt: skip
 
     # --- inference -------------------------------------------------------------------------------
     async def _infer(self, request: Any, context: Context) -> Any:
@@ -290,7 +297,9 @@ class GrpcDoor:
         question: Question | None = None
         status = 499  # unless the code below says otherwise, the client is gone (cancelled)
         try:
-            question = self._question(request.model_name, request.model_version, headers)
+            question = self._question(
+                request.model_name, request.model_version, headers, application
+            )
             body, json_bytes = body_of(request)
             asked = Asked(
                 id=request_id,

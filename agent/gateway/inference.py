@@ -32,6 +32,7 @@ from agent.gateway.remarks import Remarks
 from agent.gateway.site import SiteState
 from agent.gateway.worker_link import Reply, WorkerGone
 from agent.routing.explain import nobody
+from agent.routing.law import narrowed
 from agent.routing.policy import (
     Question,
     Verdict,
@@ -259,11 +260,12 @@ class Inference:
     async def _pass_on(self, asked: Asked, question: Question, verdict: Verdict) -> Answered:
         remote = verdict.remote
         assert remote is not None
+        label = narrowed(question.residency, question.bounds, self._state.view.groups)
         await self._audit.forward(
             asked.id,
             asked.model,
             remote.site,
-            question.residency,
+            label,
             len(asked.body),
             "" if asked.trace is None else asked.trace.id,
         )
@@ -279,8 +281,8 @@ class Inference:
             headers |= asked.trace.passed_on(os.urandom(SPAN_BYTES)).headers()
         if asked.priority is not Priority.NORMAL:
             headers[PRIORITY_HEADER] = str(int(asked.priority))
-        if question.residency:
-            headers[RESIDENCY_HEADER] = ",".join(question.residency)
+        if label:
+            headers[RESIDENCY_HEADER] = ",".join(label)
         size, told = 0, "given up"  # the caller is gone, or another site was faster
         try:
             answer = await self._elsewhere.call(
@@ -306,7 +308,7 @@ class Inference:
                 ) from error
             raise
         finally:
-            self._audit.outcome(asked.id, remote.site, question.residency, size, told)
+            self._audit.outcome(asked.id, remote.site, label, size, told)
         if answer.status == UNAVAILABLE and LOST_HEADER in answer.headers:
             raise RequestLost(f"site {remote.name}: {told_in(answer.body)}")
         return Answered(

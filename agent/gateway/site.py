@@ -61,7 +61,7 @@ class SiteState:
         self.workers: dict[int, WorkerLink] = {}
         self.residency_of_blob: dict[Digest, tuple[str, ...]] = {}
         self.law_digest = b""
-        """Of the jurisdictions and groups of the view."""
+        """Of the jurisdictions, groups and policies of the view."""
         self._view: View | None = None
         self._local: dict[bytes, LocalModel] = {}
         self._serving: dict[bytes, tuple[RemoteSite, ...]] = {}
@@ -87,7 +87,7 @@ class SiteState:
         self._view = view
         self._local = {model.key: model for model in view.local}
         self.residency_of_blob = {label.manifest: label.residency for label in view.blobs}
-        self.law_digest = law_digest(view.vocabulary, view.groups)
+        self.law_digest = law_digest(view.vocabulary, view.groups, view.policies)
         serving: dict[bytes, list[RemoteSite]] = {}
         for remote in view.sites:
             for served in remote.serving:

@@ -21,6 +21,7 @@ from agent.wire.documents import (
     Document,
     Job,
     ModelVersion,
+    Policy,
     Stamp,
     Unknown,
     Unsigned,
@@ -107,6 +108,10 @@ def _names_of(body: Body) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 raise Malformed(f"{body.id[:80]!r} is not a job id")
             names = (body.recipe, body.dataset, *body.deploy_sites, *filter(None, [body.publish]))
             return names, body.residency
+        case Policy():
+            # What stands for any letters in a pattern stands here for one.
+            patterns = (one.replace("*", "x") for one in (*body.models, *body.applications))
+            return (body.name, *patterns), (*body.answer_in, *body.origins)
         case Unknown():
             if body.kind in KINDS:
                 raise Malformed(f"a document of an unknown kind calls itself a {body.kind}")

@@ -6,9 +6,11 @@ from typing import Any
 
 from agent.foundation.errors import NotFound, Refused, Unreachable
 from agent.foundation.ids import short
+from agent.routing.law import Entry, applying, bounds_of, require_label
 from agent.routing.outlook import Breaker, is_clear_gain, predict_late
 from agent.routing.policy import Question, Verdict, judge, parse_residency, resolve
 from agent.routing.score import Prediction, predict
+from agent.serving.access import LOCAL
 from agent.wire.inside import KnownModel, PairKnown, PeerKnown, View
 
 REMOVED_IN_TEXT_MAX = 5
@@ -32,6 +34,8 @@ class Explanation:
 
     model: KnownModel
     residency: tuple[str, ...]
+    policies: tuple[str, ...]
+    """Names of those that narrow where it may be answered."""
     chosen: str
     """Name of the site that would be asked first; empty if none may."""
     candidates: tuple[Candidate, ...]
@@ -45,6 +49,7 @@ class Explanation:
             "version": self.model.version,
             "model_residency": list(self.model.residency),
             "request_residency": list(self.residency),
+            "policies": list(self.policies),
             "chosen": self.chosen,
             "candidates": [
                 {
@@ -76,6 +81,7 @@ def explain(
     local_wait_ms: float = 0.0,
     peers: Sequence[PeerKnown] = (),
     pairs: Sequence[PairKnown] = (),
+    application: str = LOCAL,
 ) -> Explanation:
     """The decision that a request made now would meet; of near-equals it may be another one.
 
@@ -84,10 +90,15 @@ def explain(
     Raises:
         NotFound: no such model or version.
         UsageError: ``residency`` holds something that is not a jurisdiction.
+        Refused: a policy wants a label.
     """
     known = resolve(view, model, version)
     label = parse_residency(",".join(residency)) if residency else ()
-    verdicts = judge(view, Question(known, label), is_worker_up=is_worker_up)
+    entry = Entry(view.jurisdiction, application)
+    policies = applying(view.policies, view.groups, known.name, entry)
+    require_label(policies, label)
+    bounds = bounds_of(policies)
+    verdicts = judge(view, Question(known, label, bounds=bounds), is_worker_up=is_worker_up)
     troubles = {peer.site: peer for peer in peers}
     late = {pair.site: pair for pair in pairs if pair.key == known.key}
     found = [
@@ -102,6 +113,7 @@ def explain(
     return Explanation(
         model=known,
         residency=label,
+        policies=tuple(bound.policy for bound in bounds),
         chosen=found[0].verdict.name if found else "",
         candidates=tuple(found),
         removed=tuple(verdict for verdict in verdicts if verdict.removed),

@@ -11,6 +11,7 @@ from typing import Literal
 
 from agent.foundation.errors import NotFound, Refused, UsageError
 from agent.foundation.ids import SiteId
+from agent.routing.law import Bound
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View
 from agent.wire.residency import is_within
 
@@ -33,6 +34,8 @@ class Question:
     """How often it has been passed on already."""
     excluded: frozenset[SiteId] = frozenset()
     """Sites that were tried and could not answer."""
+    bounds: tuple[Bound, ...] = ()
+    """What policies say besides."""
 
 
 Ground = Literal["", "policy", "absent", "unloaded", "temporary"]
@@ -206,6 +209,13 @@ def _label(view: View, jurisdiction: str, question: Question) -> Removal:
         if not is_within(jurisdiction, label, view.groups):
             told = f"{subject} only in {', '.join(label)}, the site is in {place}"
             return Removal("policy", told + _unknown(view, label))
+    for bound in question.bounds:
+        if not is_within(jurisdiction, bound.label, view.groups):
+            told = (
+                f"policy {bound.policy} lets it be answered only in {', '.join(bound.label)}, "
+                f"the site is in {place}"
+            )
+            return Removal("policy", told + _unknown(view, bound.label))
     return ALLOWED
 
 

@@ -5,19 +5,22 @@ Nothing is decided here: each case is asked of ``policy.judge_remote``, as the s
 """
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final, Literal
 
 from agent.foundation.errors import Refused
 from agent.foundation.ids import SiteId
 from agent.foundation.toml_reading import AtMost, Each, Keys, Matches, read_toml
+from agent.routing.law import Entry, applying, bounds_of, narrowed, require_label
 from agent.routing.policy import (
     RESIDENCY_MAX,
     Question,
     check_received,
     judge_remote,
 )
+from agent.serving.access import LOCAL
+from agent.wire.documents import Policy
 from agent.wire.inside import KnownModel, RemoteSite, View, model_key
 from agent.wire.residency import GROUPS_MAX, MEMBERS_MAX, Group
 
@@ -48,6 +51,12 @@ class Case:
     """What ``Atoll-Residency`` names; empty = no header."""
     model: _Label = ()
     """The model's residency label; empty = anywhere."""
+    name: Annotated[str, _IS_NAME] = "m"
+    """The model's name, for policies."""
+    origin: Annotated[str, _IS_PLACE] | None = None
+    """The jurisdiction of the site that the application asks; None = the site's own."""
+    application: Annotated[str, _IS_NAME] = LOCAL
+    """By the name of its token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +106,18 @@ def read(text: str, source: str) -> CaseFile:
     return read_toml(CaseFile, text, source)
 
 
-def outcome(name: str, case: Case, groups: tuple[Group, ...]) -> Outcome:
+def outcome(
+    name: str, case: Case, groups: tuple[Group, ...], policies: Sequence[Policy] = ()
+) -> Outcome:
     """Ask the sender's filter and the receiver's."""
-    model = KnownModel(_KEY, "m", "1", is_default=True, residency=case.model)
-    question = Question(model, residency=case.request)
+    model = KnownModel(_KEY, case.name, "1", is_default=True, residency=case.model)
+    entry = Entry(case.site if case.origin is None else case.origin, case.application)
+    about = applying(policies, groups, case.name, entry)
+    try:
+        require_label(about, case.request)
+    except Refused as refusal:
+        return Outcome(name, case.expect, "deny", refusal.why)
+    question = Question(model, residency=case.request, bounds=bounds_of(about))
     receiver = RemoteSite(
         _THERE, "there", "r", "edge", case.site, "h", 1, "alive",
         is_draining=False, rtt_ms=0.0, load=0.0, serving=(),
@@ -110,6 +127,7 @@ def outcome(name: str, case: Case, groups: tuple[Group, ...]) -> Outcome:
     ).removed
     rule = removed.reason if removed.ground == "policy" else ""
     try:
+        question = replace(question, residency=narrowed(case.request, question.bounds, groups))
         check_received(_view(groups, _THERE, "there", case.site), question, _HERE)
     except Refused as refusal:
         rule = rule or refusal.why or refusal.what

@@ -69,7 +69,16 @@ from agent.site.overrides import Overrides
 from agent.site.relations import Relations, Then, record_of
 from agent.site.stored import SiteSettings, Stored
 from agent.site.workshop import Surroundings, Workshop
-from agent.wire.documents import Body, Deployment, Document, Job, ModelVersion, Stamp, Unknown
+from agent.wire.documents import (
+    Body,
+    Deployment,
+    Document,
+    Job,
+    ModelVersion,
+    Policy,
+    Stamp,
+    Unknown,
+)
 from agent.wire.mesh import (
     Call,
     Declined,
@@ -404,7 +413,7 @@ class Site:
                     self._job_effects(self.workshop.step(body.id, job.Cancelled(), now), now)
                 elif not body.is_cancelled:
                     self.workshop.open(body, now)
-            case ModelVersion() | Deployment() | Unknown():
+            case ModelVersion() | Deployment() | Policy() | Unknown():
                 pass  # the shelf is brought up to date once, for all changes together
             case _:
                 assert_never(body)

@@ -4,6 +4,7 @@ import math
 
 from agent.foundation.ids import SiteId
 from agent.site.site import Site
+from agent.wire.documents import Policy
 from agent.wire.inside import BlobLabel, KnownModel, LocalModel, RemoteSite, View, model_key
 
 RTT_MS_UNKNOWN = 1000.0
@@ -28,6 +29,7 @@ def view_of(site: Site, revoked: tuple[SiteId, ...] = ()) -> View:
     return View(
         site.me, claims.name, claims.jurisdiction, site.is_draining, local, _known(site),
         _sites(site), blobs, revoked, site.trust.groups, site.trust.jurisdictions,
+        tuple(one for one in site.catalog.of_kind(Policy) if one.is_active),
     )  # fmt: skip
 
 

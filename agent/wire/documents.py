@@ -22,6 +22,8 @@ KIND_CHARS_MAX = 16
 GOLDEN_CHARS_MAX = 24 << 10
 """Of a golden question with its answer; the document has 32 KiB in all."""
 BlobDigest = Annotated[Digest, Length(32)]
+Pattern = Annotated[str, AtMost(64)]
+"""A name in which ``*`` stands for any letters, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,30 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """Where requests may be answered, besides what their labels say: it narrows and never widens.
+
+    It is about a request if every list that is not empty has something that fits. A new way to narrow needs a
+    new kind: a site that does not know it must not take the policy for a weaker one.
+    """
+
+    kind: Literal["policy"]
+    name: Name
+    answer_in: Jurisdictions
+    """Only there (jurisdictions or groups); empty = anywhere."""
+    models: Annotated[tuple[Pattern, ...], AtMost(64)] = ()
+    """Names of models, ``*`` for any letters; empty = every model."""
+    origins: Jurisdictions = ()
+    """Where the site is that the application asks; empty = anywhere."""
+    applications: Annotated[tuple[Pattern, ...], AtMost(64)] = ()
+    """Names of applications, as their tokens have them (``local``: without one); empty = every one."""
+    needs_label: bool = False
+    """A request without ``Atoll-Residency`` is refused."""
+    is_active: bool = True
+    """False takes it back (documents are never deleted)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A document of a kind that a newer version made: kept and passed on, not understood."""
 
@@ -136,8 +162,8 @@ class Unknown:
     name: Name
 
 
-Body = ModelVersion | Deployment | Job | Unknown
-BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job}, others=Unknown)
+Body = ModelVersion | Deployment | Job | Policy | Unknown
+BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job, 4: Policy}, others=Unknown)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -169,7 +195,7 @@ class Unsigned:
     body: Annotated[bytes, AtMost(DOCUMENT_BYTES_MAX)]
 
 
-KINDS = ("model", "deployment", "job")
+KINDS = ("model", "deployment", "job", "policy")
 """What this version understands."""
 
 
@@ -180,7 +206,7 @@ class Key:
     kind: Annotated[str, AtMost(KIND_CHARS_MAX)]
     """One of ``KINDS``, or what a newer version has added."""
     name: Annotated[str, AtMost(160)]
-    """``model:version`` of a ModelVersion, ``model`` of a Deployment, ``id`` of a Job."""
+    """``model:version`` of a ModelVersion, ``model`` of a Deployment, ``id`` of a Job, else ``name``."""
 
 
 def key_of(body: Body) -> Key:
@@ -192,5 +218,5 @@ def key_of(body: Body) -> Key:
             return Key("deployment", body.model)
         case Job():
             return Key("job", body.id)
-        case Unknown():
+        case Policy() | Unknown():
             return Key(body.kind, body.name)

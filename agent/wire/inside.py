@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from agent.wire.documents import GOLDEN_CHARS_MAX, BlobDigest
+from agent.wire.documents import GOLDEN_CHARS_MAX, BlobDigest, Policy
 from agent.wire.limits import DOCUMENTS_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Port, Served, Site
 from agent.wire.residency import GROUPS_MAX, Group, LawDigest
@@ -99,6 +99,8 @@ class View:
     """Of jurisdictions, as the trust log has them."""
     vocabulary: Annotated[tuple[Name, ...], AtMost(64)] = ()
     """The only jurisdictions that certificates may name; empty = any."""
+    policies: Annotated[tuple[Policy, ...], AtMost(DOCUMENTS_MAX)] = ()
+    """Those that are active, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,9 +40,15 @@ class _Law:
     groups: tuple[Group, ...]
 
 
-def law_digest(vocabulary: tuple[str, ...], groups: tuple[Group, ...]) -> bytes:
-    """Eight bytes that tell by which jurisdictions and groups something was decided."""
-    return hashlib.sha256(pack(_Law(vocabulary, groups))).digest()[:8]
+def law_digest(
+    vocabulary: tuple[str, ...], groups: tuple[Group, ...], policies: Sequence[object] = ()
+) -> bytes:
+    """Eight bytes that tell by which jurisdictions, groups and policies something was decided.
+
+    ``policies``: the active ones (``wire.documents.Policy``), by name.
+    """
+    parts = (pack(_Law(vocabulary, groups)), *map(pack, policies))
+    return hashlib.sha256(b"".join(parts)).digest()[:8]
 
 
 def is_within(jurisdiction: str, label: Sequence[str], groups: Sequence[Group]) -> bool:

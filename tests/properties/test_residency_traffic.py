@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from agent.foundation.errors import AtollError, Unreachable
+from agent.foundation.errors import AtollError, Refused, Unreachable
 from agent.foundation.ids import SiteId
 from agent.gateway.asked import Asked, read_question
 from agent.gateway.inference import Inference
 from agent.gateway.members import MemberAnswer, NotConnected
 from agent.gateway.site import Limits, SiteState
+from agent.wire.documents import Policy
 from agent.wire.inside import KnownModel, RemoteSite, View, model_key
 from agent.wire.records import Served
 from agent.wire.residency import Group
@@ -43,6 +44,9 @@ class World:
         self.places = {self.site(n): rng.choice(PLACES) for n in range(1, rng.randrange(2, 8))}
         self.bound = self.label()
         self.asked = self.label()
+        self.home = rng.choice(PLACES)
+        self.application = rng.choice(("local", "camera", "cash"))
+        self.policies = [self.policy(n) for n in range(rng.choice((0, 0, 1, 2, 3)))]
         self.under_way: dict[SiteId, int] = {}
         self.sent: list[tuple[SiteId, bytes]] = []
 
@@ -51,6 +55,32 @@ class World:
 
     def label(self) -> tuple[str, ...]:
         return tuple(self.rng.sample(NAMES, self.rng.randrange(4)))
+
+    def policy(self, number: int) -> Policy:
+        few = self.rng.choice
+        return Policy(
+            "policy", f"p{number}", self.label(), few(((), ("m",), ("*",), ("x*", "*m"), ("x",))),
+            few(((), (), self.label())), few(((), (), ("camera",), ("ca*",))), self.rng.random() < 0.1,
+            self.rng.random() < 0.9,
+        )  # fmt: skip
+
+    def meant(self, label: tuple[str, ...]) -> set[str]:
+        return {name for one in label for name in (one, *self.groups.get(one, ()))}
+
+    def about(self) -> list[Policy]:
+        """The policies that the request meets, by nothing that the gateway uses."""
+        models = {(), ("m",), ("*",), ("x*", "*m")}
+        applications: dict[tuple[str, ...], tuple[str, ...]] = {
+            (): ("local", "camera", "cash"), ("camera",): ("camera",), ("ca*",): ("camera", "cash"),
+        }  # fmt: skip
+        return [
+            one
+            for one in self.policies
+            if one.is_active
+            and one.models in models
+            and (not one.origins or (self.home and self.home in self.meant(one.origins)))
+            and self.application in applications[one.applications]
+        ]
 
     def view(self) -> View:
         bound = () if self.is_filter_off else self.bound
@@ -62,20 +92,39 @@ class World:
             for site, place in self.places.items()
         )  # fmt: skip
         return View(
-            site=self.site(0), name="home", jurisdiction=self.rng.choice(PLACES), is_draining=False,
+            site=self.site(0), name="home", jurisdiction=self.home, is_draining=False,
             local=(), known=(KnownModel(KEY, "m", "1", True, bound),), sites=sites, blobs=(),
             revoked=(), groups=tuple(Group(*one) for one in sorted(self.groups.items())),
+            policies=() if self.is_filter_off else tuple(self.policies),
         )  # fmt: skip
 
     def may(self, place: str) -> bool:
         """By sets, and by nothing that the gateway uses."""
-        for label in (self.bound, self.asked):
-            meant = {name for one in label for name in (one, *self.groups.get(one, ()))}
-            if label and (not place or place not in meant):
+        policies = self.about()
+        if not self.asked and any(one.needs_label for one in policies):
+            return False
+        for label in (self.bound, self.asked, *(one.answer_in for one in policies)):
+            if label and (not place or place not in self.meant(label)):
                 return False
         return True
 
-    async def call(self, remote: RemoteSite, *_: Any, body: bytes, **__: Any) -> MemberAnswer:
+    def check_passed_on(self, label: tuple[str, ...]) -> None:
+        """A receiver that knows no policies must be as strict by the label alone."""
+        if not label:
+            assert not self.asked
+            assert not any(one.answer_in for one in self.about())
+        for place in PLACES[1:]:
+            if label and place in self.meant(label):
+                bound, self.bound = self.bound, ()  # the receiver knows the model's label itself
+                assert self.may(place), (label, place)
+                self.bound = bound
+
+    async def call(
+        self, remote: RemoteSite, *_: Any, headers: dict[str, str], body: bytes, **__: Any
+    ) -> MemberAnswer:
+        if not self.is_filter_off:
+            passed_on = headers.get("Atoll-Residency", "")
+            self.check_passed_on(tuple(passed_on.split(",")) if passed_on else ())
         if self.rng.random() < 0.2:
             raise NotConnected("no route")
         self.sent.append((remote.site, body))
@@ -95,7 +144,15 @@ class World:
         headers = {"Atoll-Residency": ",".join(self.asked)} if self.asked else {}
         if self.is_filter_off:
             headers = {}
-        question = read_question(state, "m", None, headers, None)
+        try:
+            question = read_question(
+                state, "m", None, headers, None, self.application, is_data=True
+            )
+        except Refused:
+            needs_label = any(one.needs_label for one in self.about())
+            assert needs_label
+            assert not self.asked
+            return
         deadline = time.monotonic() + 5
         asked = Asked("r", question.model, question, None, CANARY, deadline)
         for once in (None, "k"):

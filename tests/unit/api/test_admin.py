@@ -84,8 +84,8 @@ class Site:
         self._note("job", job)
         return {"id": job}
 
-    def explain(self, model: str, residency: Sequence[str]) -> Json:
-        self._note("explain", model, list(residency))
+    def explain(self, model: str, residency: Sequence[str], application: str) -> Json:
+        self._note("explain", model, list(residency), application)
         return {"chosen": None}
 
     async def doctor(self) -> list[Json]:
@@ -248,10 +248,16 @@ async def test_explain_passes_model_version_and_labels(
     client: aiohttp.ClientSession, site: Site
 ) -> None:
     await asked(client, "GET", "/1/route/explain?model=magika:v1&residency=DE,FR")
-    assert site.asked == [("explain", "magika:v1", ["DE", "FR"])]
-    for wrong in ("", "model=../x", "model=a:b:c", "model=a&residency=D%20E"):
+    await asked(client, "GET", "/1/route/explain?model=magika&application=camera")
+    assert site.asked == [
+        ("explain", "magika:v1", ["DE", "FR"], "local"),
+        ("explain", "magika", [], "camera"),
+    ]
+    for wrong in (
+        "", "model=../x", "model=a:b:c", "model=a&residency=D%20E", "model=a&application=%20",
+    ):  # fmt: skip
         assert (await asked(client, "GET", f"/1/route/explain?{wrong}"))[0] == 400
-    assert len(site.asked) == 1
+    assert len(site.asked) == 2
 
 
 async def test_documents_arrive_as_the_bytes_that_were_signed(

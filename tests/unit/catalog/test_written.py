@@ -5,7 +5,7 @@ import pytest
 from agent.catalog.written import changes, read, write
 from agent.foundation.errors import ConfigError
 from agent.foundation.ids import Digest, JobId, SiteId
-from agent.wire.documents import Deployment, Job, ModelVersion, Rollout, key_of
+from agent.wire.documents import Deployment, Job, ModelVersion, Policy, Rollout, key_of
 
 MODEL = ModelVersion("m", "1.2", Digest(b"\7" * 32), 10, "onnx", ("DE", "FR"), 'a "file"\x7f')
 DEPLOYMENT = Deployment(
@@ -20,6 +20,16 @@ JOB = Job(
 IN_WAVES = Deployment(
     "m", "1", (), rollout=Rollout("", 0, (1.5, 50.0), 9.0, 0.5, 10.0, 2.0, 100, is_paused=True)
 )
+POLICY = Policy(
+    "policy",
+    "p",
+    ("EU", "CH"),
+    ("scan-*",),
+    ("DE",),
+    ("camera",),
+    needs_label=True,
+    is_active=False,
+)
 ASKED = ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), "", '{"inputs":[],"outputs":[]}')
 
 
@@ -27,7 +37,8 @@ ASKED = ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), "", '{"inputs":
     "body",
     [
         MODEL, DEPLOYMENT, Deployment("m", "1", ()), IN_WAVES, ASKED,
-        Deployment("m.x", "1", (), rollout=Rollout()),
+        Deployment("m.x", "1", (), rollout=Rollout()), POLICY,
+        ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), is_retired=True),
     ],
 )  # fmt: skip
 def test_what_is_written_is_read_as_the_same(body: ModelVersion | Deployment) -> None:
@@ -52,6 +63,8 @@ def test_models_come_before_the_deployments_that_name_them() -> None:
         ('[deployment.m]\nversion = "1"\ntiers = ["moon"]', "'edge' or 'regional' or 'core'"),
         ('[deployment.m]\nversion = "1"\njurisdictions = ["de"]', "must be a jurisdiction"),
         ('[model."m"]\nbytes = 1', 'such as "magika:2"'),
+        ('[policy.p]\nmodels = ["M"]', "must be a name"),
+        ('[policy.p]\nanswer_in = ["eu"]', "must be a jurisdiction"),
         ('[model."m:1"]\nbytes = 1\ndigest = "xyz"', "64 hexadecimal digits"),
         ('[model."m:1"]\nbytes = 1\ndigest = "00"\ngolden = "{"', "golden is not JSON"),
         ('[model."m:1"]\nbytes = 1\ndigest = "00"\ngolden = "[]"', "golden must be"),

@@ -208,7 +208,7 @@ class CannedSite:
             ],
         )
 
-    def explain(self, model: str, residency: Sequence[str]) -> Json:
+    def explain(self, model: str, residency: Sequence[str], application: str) -> Json:
         here = {"site": "abababab", "name": "berlin", "is_local": True, "jurisdiction": "DE"}
         away = {"site": "cdcdcdcd", "name": "boston", "is_local": False, "jurisdiction": "US"}
         return {
@@ -216,6 +216,7 @@ class CannedSite:
             "version": "1",
             "model_residency": [],
             "request_residency": list(residency),
+            "policies": [f"of-{application}"] if application != "local" else [],
             "chosen": "berlin",
             "candidates": [
                 {

@@ -31,6 +31,20 @@ def test_a_case_that_does_not_hold_ends_with_1_and_its_rule(
     assert (answer["wrong"], answer["cases"][0]["answer"]) == (1, "deny")
 
 
+def test_policies_of_a_catalog_file_hold_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases, policies = tmp_path / "c.toml", tmp_path / "p.toml"
+    cases.write_text(CASES.replace('request = ["DE"]', 'name = "scan-hip"'))
+    policies.write_text('[policy.scans]\nmodels = ["scan-*"]\nanswer_in = ["FR"]\n')
+    assert main(["policy", "test", str(cases)]) == 0
+    assert main(["policy", "test", str(policies), str(cases)]) == 1
+    assert "policy scans lets it be answered only in FR" in capsys.readouterr().out
+    policies.write_text('[deployment.m]\nversion = "1"\n')
+    assert main(["policy", "test", str(policies), str(cases)]) == 1
+    assert "p.toml has no policies" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", [None, b"\xff", b"[case]\n", b"#" * (4 << 20) + b"##"])
 def test_a_file_that_cannot_be_used_is_an_error(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

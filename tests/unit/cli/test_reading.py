@@ -61,4 +61,6 @@ def test_scripts_get_json(atoll: "Atoll", words: list[str], key: str) -> None:
 
 
 def test_scripts_get_the_explanation_as_json(canned: "CannedSite", atoll: "Atoll") -> None:
-    assert json.loads(atoll("route", "explain", "m:1", "--json").out) == canned.explain("m:1", [])
+    assert json.loads(atoll("route", "explain", "m:1", "--json").out) == canned.explain(
+        "m:1", [], "local"
+    )

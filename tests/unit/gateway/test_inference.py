@@ -23,7 +23,9 @@ from agent.gateway.inference import Inference
 from agent.gateway.members import MemberAnswer, NotConnected
 from agent.gateway.site import Limits, SiteState
 from agent.gateway.worker_link import Reply, WorkerGone
+from agent.routing.law import Bound
 from agent.serving.failures import RequestLost, status_of
+from agent.wire.documents import Policy
 from agent.wire.inside import KnownModel, LocalModel, RemoteSite, View, model_key
 from agent.wire.records import Served
 
@@ -110,6 +112,28 @@ def test_a_members_request_was_passed_on_and_does_not_go_back(state: SiteState) 
         read_question(state, "m", "1", {"Atoll-Hops": "-1"}, OTHER)
     with pytest.raises(NotFound):
         read_question(state, "n", None, {}, OTHER)
+
+
+def test_policies_bind_a_request_where_it_comes_in_and_again_where_it_is_received(
+    state: SiteState,
+) -> None:
+    places = Policy("policy", "places", ("FR",), ("m",), ("DE",), ("camera",))
+    labelled = Policy("policy", "labelled", (), ("m",), needs_label=True)
+    state.replace_view(replace(VIEW, policies=(labelled, places)))
+    asked = {"Atoll-Residency": "DE,FR"}
+    mine = read_question(state, "m", None, asked, None, "camera", is_data=True)
+    assert mine.bounds == (Bound("places", ("FR",)),)
+    assert read_question(state, "m", None, asked, None, is_data=True).bounds == ()
+    with pytest.raises(Refused, match="policy labelled wants one"):
+        read_question(state, "m", None, {}, None, is_data=True)
+    with pytest.raises(Refused, match="policy labelled wants one"):
+        read_question(state, "m", "1", {}, OTHER, is_data=True)
+    assert read_question(state, "m", None, {}, None).bounds == ()  # about the model, not to it
+    everyone = replace(places, applications=())
+    state.replace_view(replace(VIEW, sites=(REMOTE,), policies=(everyone,)))
+    with pytest.raises(Refused, match="policy places lets it be answered only in FR"):
+        read_question(state, "m", "1", {}, OTHER)
+    assert read_question(state, "m", "1", {"Atoll-Hops": "2"}, OTHER).bounds == ()
 
 
 def test_a_deadline_is_never_extended(state: SiteState) -> None:

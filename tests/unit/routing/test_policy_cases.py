@@ -1,10 +1,13 @@
 """Cases are answered by the filter itself, from both ends."""
 
+from dataclasses import replace
+
 import pytest
 
 from agent.foundation.errors import ConfigError, Refused
 from agent.routing import policy_cases
 from agent.routing.policy_cases import Case, outcome, read
+from agent.wire.documents import Policy
 from agent.wire.residency import Group
 
 
@@ -33,6 +36,27 @@ def test_what_the_receiver_alone_denies_is_denied(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(policy_cases, "check_received", refuse)
     assert outcome("a", Case("DE", "deny"), ()).rule == "the receiver's rule"
+
+
+def test_policies_hold_too_at_both_ends() -> None:
+    scans = Policy("policy", "scans", ("EU",), ("scan-*",))
+    labelled = Policy("policy", "labelled", (), (), ("US",), ("camera",), needs_label=True)
+    groups = (Group("EU", ("DE", "FR")),)
+
+    def asked(case: Case) -> str:
+        found = outcome("x", case, groups, [scans, labelled])
+        assert found.is_as_expected, found
+        return found.rule
+
+    assert asked(Case("DE", "allow", name="scan-hip")) == ""
+    told = "policy scans lets it be answered only in EU, the site is in US"
+    assert asked(Case("US", "deny", name="scan-hip")) == told
+    assert asked(Case("US", "allow", name="other")) == ""
+    camera = Case("DE", "deny", origin="US", application="camera")
+    assert asked(camera) == "policy labelled wants one"
+    asked(replace(camera, expect="allow", request=("DE",)))
+    asked(replace(camera, expect="allow", origin="FR"))
+    asked(replace(camera, expect="allow", application="local"))
 
 
 def test_a_file_is_read_strictly() -> None:

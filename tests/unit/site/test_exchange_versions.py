@@ -16,7 +16,7 @@ from agent.wire.schema import Tagged
 
 
 @dataclass(frozen=True)
-class Policy:
+class Rule:
     """Of a newer version."""
 
     kind: str
@@ -24,19 +24,19 @@ class Policy:
     rules: tuple[str, ...]
 
 
-NEWER = Tagged({4: Policy})
-KEY = Key("policy", "eu-only")
+NEWER = Tagged({99: Rule})
+KEY = Key("rule", "eu-only")
 
 
 def test_what_an_older_site_does_not_understand_it_keeps_and_passes_on_as_it_was_signed() -> None:
     world = World()
     one, two = world.add(), world.add()
     at_ms = int(one.site.wall_s(world.now) * 1000)
-    body = NEWER.pack(Policy("policy", "eu-only", ("no transit",)))
+    body = NEWER.pack(Rule("rule", "eu-only", ("no transit",)))
     newer = sign_packed(world.keys.admin, Stamp(at_ms, 1), body)
     changed, _, errors = one.site.exchange.merge((newer,), one.site.wall_s(world.now))
     assert errors == [""]
-    assert changed == [(newer, Unknown("policy", "eu-only"))]
+    assert changed == [(newer, Unknown("rule", "eu-only"))]
     world.meet(two, one)
     world.run(1.0)
     entry = two.site.catalog.get(KEY)
@@ -57,7 +57,7 @@ def test_an_unknown_kind_cannot_take_the_place_of_a_known_one() -> None:
     one = world.add()
     world.submit(one, model())
     at_ms = int(one.site.wall_s(world.now) * 1000)
-    body = NEWER.pack(Policy("model", "m", ()))
+    body = NEWER.pack(Rule("model", "m", ()))
     forged = sign_packed(world.keys.admin, Stamp(at_ms + 1, 1), body)
     _, _, errors = one.site.exchange.merge((forged,), one.site.wall_s(world.now))
     assert "calls itself a model" in errors[0]

@@ -10,7 +10,7 @@ from agent.wire.schema import Tagged, pack
 
 
 @dataclass(frozen=True)
-class Policy:
+class Rule:
     """As a newer version might have it: kind and name first."""
 
     kind: str
@@ -36,14 +36,14 @@ class NewerDeployment:
     colour: str = "green"
 
 
-NEWER = Tagged({2: NewerDeployment, 4: Policy})
+NEWER = Tagged({2: NewerDeployment, 99: Rule})
 
 
 def test_a_document_of_an_unknown_kind_has_the_key_that_its_maker_gives_it() -> None:
-    body = BODIES.unpack(NEWER.pack(Policy("policy", "eu-only", ("a", "b"))))
-    assert body == Unknown("policy", "eu-only")
-    assert key_of(body) == Key("policy", "eu-only")
-    assert "policy" not in KINDS
+    body = BODIES.unpack(NEWER.pack(Rule("rule", "eu-only", ("a", "b"))))
+    assert body == Unknown("rule", "eu-only")
+    assert key_of(body) == Key("rule", "eu-only")
+    assert "rule" not in KINDS
 
 
 def test_a_field_more_does_no_harm() -> None:
@@ -52,7 +52,7 @@ def test_a_field_more_does_no_harm() -> None:
 
 
 def test_a_newer_kind_without_kind_and_name_is_refused() -> None:
-    for wrong in (Policy("policy", "x" * 65, ()), Policy("k" * 17, "x", ())):
+    for wrong in (Rule("rule", "x" * 65, ()), Rule("k" * 17, "x", ())):
         with pytest.raises(Malformed):
             BODIES.unpack(NEWER.pack(wrong))
     with pytest.raises(Malformed):
