@@ -22,7 +22,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, assert_never
 
-from agent.election.ballots import LOWEST, proposer_id, quorum_of
+from agent.election.ballots import LOWEST, proposer_id
+from agent.election.roster import (
+    FOLLOWED_MAX,
+    Known,
+    Roster,
+    RosterOf,
+    Voters,
+    is_behind,
+    newer_in,
+    pinned,
+)
 from agent.foundation.ids import JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.randomness import Rng
@@ -125,6 +135,8 @@ class Proposer:
         tries_max: int = TRIES_MAX,
         after: int = 0,
         is_retry: bool = False,
+        known: Known | None = None,
+        roster_of: RosterOf | None = None,
     ) -> None:
         """Get ready; nothing is sent before ``start``.
 
@@ -143,13 +155,13 @@ class Proposer:
             is_retry: an earlier proposer of the same operation ended in ``OutcomeUnknown``. What
                 it left behind is superseded before a refusal is reported, so that the refused
                 operation cannot take effect later.
+            known: who holds the register by now; None: ``committee``.
+            roster_of: reads the holders from a value; None: they never change.
         """
-        assert committee, "a register has a committee"
-        assert len(set(committee)) == len(committee), "each member has one vote"
         self._job, self._me, self._rng, self._change = job, me, rng, change
-        # This site's own acceptor first: its answer needs no network.
-        self._committee = tuple(sorted(committee, key=lambda site: site != me))
-        self._quorum = quorum_of(len(committee))
+        self._known = pinned(committee) if known is None else known
+        self._roster_of, self._follows_left = roster_of, FOLLOWED_MAX
+        self._voters = Voters(self._known.parts, me)
         self._name = proposer_id(me, boot_epoch, rng)
         self._timeout_s, self._tries_left = timeout_s, tries_max
         self._highest = Ballot(after, b"") if after else LOWEST
@@ -187,7 +199,7 @@ class Proposer:
             case Woke():
                 return self._woke()
             case Replied(site, reply):
-                return self._replied(site, reply) if site in self._committee else []
+                return self._replied(site, reply) if site in self._voters.everyone else []
             case _:
                 assert_never(event)
 
@@ -203,6 +215,9 @@ class Proposer:
             case Promise(ballot) if ballot == self._ballot and self._phase == "preparing":
                 self._out.discard(site)
                 self._promises[site] = reply
+                newer = newer_in(reply.value, self._known, self._roster_of)
+                if newer is not None and self._follows_left > 0:
+                    return self._follow(newer)
                 return self._promised()
             case Accepted(ballot) if ballot == self._ballot and self._phase == "accepting":
                 self._out.discard(site)
@@ -224,7 +239,7 @@ class Proposer:
         if self._phase == "preparing" and site in self._promises:
             return []
         self._out.add(site)
-        if len(self._committee) - len(self._out) >= self._quorum:
+        if self._voters.can_have(self._out):
             return []
         return self._next_try(
             "always pre-empted" if self._is_preempted else "a majority cannot be reached"
@@ -236,7 +251,7 @@ class Proposer:
         self._highest = self._ballot
         self._promises, self._refusal = {}, None
         self._begin("preparing")
-        return [Ask(site, Prepare(self._job, self._ballot)) for site in self._committee]
+        return [Ask(site, Prepare(self._job, self._ballot)) for site in self._voters.everyone]
 
     def _begin(self, phase: Phase) -> None:
         self._phase, self._phase_began_at = phase, self._now
@@ -244,11 +259,13 @@ class Proposer:
         self._accepts, self._out, self._is_preempted = set(), set(), False
 
     def _promised(self) -> list[RegisterEffect]:
-        if len(self._promises) < self._quorum:
+        if not self._voters.have(self._promises):
             return []
         self._rtt_s = max(self._now - self._phase_began_at, BACKOFF_FLOOR_S)
         newest = max(self._promises.values(), key=lambda promise: promise.accepted or LOWEST)
         value = newest.value
+        if is_behind(value, self._known, self._roster_of):
+            return self._next_try("the holders of the register do not hold it yet")
         changed = self._change(value)
         if isinstance(changed, bytes) and len(changed) > REGISTER_VALUE_BYTES_MAX:
             changed = Refusal(
@@ -267,17 +284,29 @@ class Proposer:
         else:
             self._value, self._sent_at, self._may_have_changed = changed, self._ballot, True
         self._begin("accepting")
-        return [Ask(site, Accept(self._job, self._ballot, self._value)) for site in self._committee]
+        return [
+            Ask(site, Accept(self._job, self._ballot, self._value))
+            for site in self._voters.everyone
+        ]
 
     def _is_settled(self, accepted: Ballot | None) -> bool:
         """Whether the value read is committed and nothing we sent earlier can come after it."""
         if self._is_retry or (self._sent_at > (accepted or LOWEST)):
             return False
-        same = sum(promise.accepted == accepted for promise in self._promises.values())
-        return same >= self._quorum
+        return self._voters.have(
+            [site for site, promise in self._promises.items() if promise.accepted == accepted]
+        )
+
+    def _follow(self, roster: Roster) -> list[RegisterEffect]:
+        """Ask those whom somebody has accepted as the holders, and those before them."""
+        self._follows_left -= 1
+        self._tries_left += 1
+        self._known = Known(roster, is_committed=False)
+        self._voters = Voters(self._known.parts, self._me)
+        return self._prepare()
 
     def _accepted(self) -> list[RegisterEffect]:
-        if len(self._accepts) < self._quorum:
+        if not self._voters.have(self._accepts):
             return []
         if self._refusal is not None:
             return self._end(Declined(self._refusal))

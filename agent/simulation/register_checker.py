@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Annotated, Literal
 
+from agent.election.roster import Roster
 from agent.wire.records import Counter
-from agent.wire.schema import AtMost, Range, pack, unpack
+from agent.wire.schema import AtMost, Range, omitted, pack, unpack
 
-OPERATIONS_MAX = 1000
-"""At three bytes each the ledger stays within a register's 4,096 bytes."""
+OPERATIONS_MAX = 900
+"""At three bytes each, and two committees, the ledger stays within a register's 4,096 bytes."""
 
 
-Kind = Literal["claim", "commit", "read"]
+Kind = Literal["claim", "commit", "read", "swap"]
+"""``swap``: the holders of the register change, or the change is completed; nothing else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Ledger:
     holder: Counter
     round: Counter
     operations: Annotated[tuple[Annotated[int, Range(1, 65_535)], ...], AtMost(OPERATIONS_MAX)]
+    roster: Roster | None = omitted(None)
 
 
 def written(ledger: Ledger) -> bytes:
@@ -167,6 +170,8 @@ def _replay_rules(operations: Sequence[Operation], observations: Sequence[Operat
             found.append(f"operation {number} was never asked for")
         elif operation.kind == "claim":
             epoch, holder = epoch + 1, operation.site
+        elif operation.kind == "swap":
+            pass
         elif operation.epoch == epoch:
             rounds += 1
         else:
@@ -177,6 +182,7 @@ def _replay_rules(operations: Sequence[Operation], observations: Sequence[Operat
         state = (0, 0, 0) if seen is None else (seen.epoch, seen.holder, seen.round)
         if state != states[min(len(_ledger(operation)), len(states) - 1)]:
             found.append(f"operation {operation.id} saw {state}, which the ledger does not make")
-        if operation.outcome == "declined" and operation.epoch == state[0]:
+        is_fenced = operation.kind != "swap"
+        if is_fenced and operation.outcome == "declined" and operation.epoch == state[0]:
             found.append(f"operation {operation.id} was declined without reason")
     return found

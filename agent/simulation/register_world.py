@@ -10,7 +10,7 @@ longer of the committee. ``register_checker`` judges the history and shares no c
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import count
 from random import Random
@@ -28,6 +28,7 @@ from agent.election.proposer import (
     Replied,
 )
 from agent.election.reader import Reader
+from agent.election.roster import Known, Roster, pinned, released, replaced
 from agent.foundation.ids import JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.writes import Put, Scalar
@@ -48,10 +49,11 @@ JOB = JobId("simulated-00000000")
 RETRIES = 3
 """How often a client repeats an operation whose outcome it does not know, under the same id."""
 Row = dict[str, Scalar]
-ChangeOf = Callable[[Operation], Callable[[bytes | None], bytes | Refusal]]
+Change = Callable[[bytes | None], bytes | Refusal]
+ChangeOf = Callable[[Operation], Change]
 
 
-def change_of(operation: Operation) -> Callable[[bytes | None], bytes | Refusal]:
+def change_of(operation: Operation) -> Change:
     """The idempotent change of a claim or a commit, as federation makes them."""
 
     def change(value: bytes | None) -> bytes | Refusal:
@@ -61,10 +63,38 @@ def change_of(operation: Operation) -> Callable[[bytes | None], bytes | Refusal]
             return value
         operations = (*ledger.operations, operation.id)
         if operation.kind == "claim":
-            return written(Ledger(ledger.epoch + 1, operation.site, ledger.round, operations))
+            claimed = replace(ledger, epoch=ledger.epoch + 1, holder=operation.site)
+            return written(replace(claimed, operations=operations))
         if operation.epoch != ledger.epoch:
             return Refusal(f"the epoch is {ledger.epoch}", value)
-        return written(Ledger(ledger.epoch, ledger.holder, ledger.round + 1, operations))
+        return written(replace(ledger, round=ledger.round + 1, operations=operations))
+
+    return change
+
+
+def roster_of(value: bytes) -> Roster | None:
+    """The holders that a ledger names."""
+    return read(value).roster
+
+
+def swap_of(operation: Operation, present: Roster, gone: SiteId, by: SiteId) -> Change:
+    """Begin to replace ``gone`` by ``by``; what is already under way is completed instead."""
+
+    def change(value: bytes | None) -> bytes | Refusal:
+        if value is None:
+            return Refusal("nothing is held yet", None)
+        ledger = read(value)
+        if operation.id in ledger.operations:
+            return value
+        roster = ledger.roster or present
+        if roster.is_joint:
+            after = released(roster)
+        elif roster.generation != present.generation:
+            return Refusal("the holders have changed", value)
+        else:
+            after = replaced(roster, gone, by)
+        operations = (*ledger.operations, operation.id)
+        return written(replace(ledger, operations=operations, roster=after))
 
     return change
 
@@ -99,6 +129,10 @@ class Scenario:
     wipes: int = 1
     """Committee members whose disk is wiped in the course of the run."""
     timeout_s: float = 0.4
+    swaps: float = 0.0
+    """Share of the operations that change the holders, or complete such a change."""
+    turnover: int = 0
+    """Members wiped one after another, each when the one before it has been replaced."""
 
 
 @dataclass(slots=True)
@@ -112,6 +146,7 @@ class _Site:
     disk_free_at: float = 0.0
     epoch_seen: int = 0
     after: int = 0
+    known: Known | None = None
 
 
 @dataclass(slots=True)
@@ -152,6 +187,8 @@ class Report:
     is_final_read_decided: bool
     outcomes: dict[str, int] = field(default_factory=dict)
     final: Ledger | None = None
+    generation: int = 0
+    """Of the holders in the end."""
 
 
 class World:
@@ -165,6 +202,8 @@ class World:
         self._sites = [_Site(n, parts.acceptor(JOB)) for n in range(scenario.sites)]
         self._committee = tuple(site_id(n) for n in range(scenario.committee))
         self._index = {site_id(n): n for n in range(scenario.sites)}
+        self._newest = pinned(self._committee)
+        self._turnover_left = scenario.turnover
         self._runs: dict[int, _Run] = {}
         self._next_operation = 1
         self._run_numbers = count(1)
@@ -182,14 +221,17 @@ class World:
         for index in wiped:
             at = self._rng.uniform(0.0, scenario.seconds)
             self._network.call_at(at, lambda index=index: self._wipe(index))
+        if scenario.swaps:
+            self._network.call_at(1.0, self._tell_of_holders)
         self._network.run_until(scenario.seconds)
         self._calm()
         self._network.run_until(scenario.seconds + 20.0)
         last_kinds: tuple[Kind, ...] = ("claim", "read")
+        last = next(site.index for site in self._sites if not site.is_barred)
         for kind in last_kinds:
-            self._begin(self._operation(kind, 0))
+            self._begin(self._operation(kind, last))
             self._network.run_until(self._network.now + 20.0)
-        last = self._history.operations[-1]
+        end = self._history.operations[-1]
         outcomes: dict[str, int] = {}
         for operation in self._history.operations:
             outcomes[operation.outcome] = outcomes.get(operation.outcome, 0) + 1
@@ -197,9 +239,10 @@ class World:
             self._history,
             violations(self._history),
             self._network.posted,
-            last.outcome == "decided",
+            end.outcome == "decided",
             outcomes,
-            last.observed,
+            end.observed,
+            self._newest.roster.generation,
         )
 
     # --- faults ----------------------------------------------------------------------------------
@@ -221,6 +264,7 @@ class World:
             case 3:
                 side = self._rng.sample(everyone, len(self._sites) // 2)
                 others = [one for one in everyone if one not in side]
+
                 self._network.cut(side, others)
                 if self._rng.random() < 0.5:  # noqa: PLR2004 - half of the cuts are one-way
                     self._network.cut(others, side)
@@ -244,6 +288,8 @@ class World:
         site.is_up = True
         site.boot_epoch += 1
         site.disk_free_at, site.after = 0.0, 0
+        if site.disk is None:
+            site.known = None
         state = None if site.disk is None else state_of(site.disk)[1]
         site.acceptor = self._parts.acceptor(JOB, state)
 
@@ -253,6 +299,42 @@ class World:
         site.disk = None
         site.is_barred = self._parts.is_wiped_site_barred
         self._restart(index)
+
+    def _tell_of_holders(self) -> None:
+        """What one site knows to be committed reaches another, as by a notice of the aggregator."""
+        teller, hearer = self._rng.sample(self._sites, 2)
+        if teller.is_up and hearer.is_up and teller.known is not None:
+            self._learn(hearer, teller.known.roster)
+        self._network.call_at(
+            self._network.now + self._rng.uniform(0.0, 0.5), self._tell_of_holders
+        )
+
+    def _learn(self, site: _Site, roster: Roster | None) -> None:
+        """``roster`` is named by a committed value."""
+        if roster is None:
+            return
+        if site.known is None or site.known.roster.generation < roster.generation:
+            site.known = Known(roster)
+        if self._newest.roster.generation < roster.generation:
+            self._newest = Known(roster)
+            if self._turnover_left and not self._is_calm:
+                at = self._network.now + self._rng.uniform(1.0, 3.0)
+                self._network.call_at(at, self._turn_over)
+
+    def _turn_over(self) -> None:
+        """A member loses its disk for good, if all others are sound and the word has got around.
+
+        The committee before counts until some living site knows that the next one is in place: two
+        losses in it before that are two losses at once.
+        """
+        roster = self._newest.roster
+        is_sound = not any(self._sites[self._index[one]].is_barred for one in roster.members)
+        knowing = sum(one.known == self._newest and not one.is_barred for one in self._sites)
+        is_at_rest = not roster.is_joint and knowing > 1
+        if is_at_rest and is_sound and self._turnover_left and not self._is_calm:
+            self._turnover_left -= 1
+
+            self._wipe(self._index[self._rng.choice(roster.members)])
 
     def _calm(self) -> None:
         self._is_calm = True
@@ -266,6 +348,9 @@ class World:
     def _some_operation(self) -> None:
         site = self._rng.choice(self._sites)
         if not site.is_up:
+            return
+        if self._scenario.swaps and self._rng.random() < self._scenario.swaps:
+            self._begin(self._operation("swap", site.index))
             return
         dice = self._rng.random()
         kind: Kind = "claim" if dice < 0.25 else "commit" if dice < 0.7 else "read"  # noqa: PLR2004 - a mix
@@ -297,7 +382,13 @@ class World:
                 rng=self._rng,
                 now=self._network.now,
                 timeout_s=self._scenario.timeout_s,
+                known=site.known,
+                roster_of=roster_of,
             )
+        if operation.kind == "swap":
+            change = self._swap(operation, site)
+        else:
+            change = self._parts.change_of(operation)
         return self._parts.proposer(
             job=JOB,
             committee=self._committee,
@@ -305,11 +396,27 @@ class World:
             boot_epoch=site.boot_epoch,
             rng=self._rng,
             now=self._network.now,
-            change=self._parts.change_of(operation),
+            change=change,
             timeout_s=self._scenario.timeout_s,
             after=site.after,
             is_retry=is_retry,
+            known=site.known,
+            roster_of=roster_of,
         )
+
+    def _swap(self, operation: Operation, site: _Site) -> Change:
+        """A member that has lost its disk goes first; somebody sound takes its place."""
+        present = (site.known or pinned(self._committee)).roster
+        members = present.members
+        gone = [one for one in members if self._sites[self._index[one]].is_barred] or list(members)
+        sound = [
+            site_id(one.index)
+            for one in self._sites
+            if not one.is_barred and site_id(one.index) not in {*members, *present.others}
+        ]
+        if not sound:
+            sound = [one for one in self._index if one not in members]
+        return swap_of(operation, present, self._rng.choice(gone), self._rng.choice(sound))
 
     def _carry_out(self, run: _Run, effects: Sequence[RegisterEffect]) -> None:
         for effect in effects:
@@ -344,6 +451,7 @@ class World:
         observed = None if value is None else read(value)
         if observed is not None:
             self._sites[run.site].epoch_seen = observed.epoch
+            self._learn(self._sites[run.site], observed.roster)
         may_retry = operation.kind != "read" and self._sites[run.site].is_up
         if outcome == "unknown" and may_retry and run.retries_left > 0:
             self._network.call_at(

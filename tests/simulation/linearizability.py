@@ -65,7 +65,10 @@ def _steps(operations: Iterable[Operation]) -> Iterable[_Step]:
         began, ended, outcome = operation.began_at, operation.ended_at, operation.outcome
         ledger = operation.observed
         seen = (0, 0, 0) if ledger is None else (ledger.epoch, ledger.holder, ledger.round)
-        if operation.kind == "read":
+        if operation.kind == "swap":
+            if outcome in {"decided", "declined"}:
+                yield _Step(began, ended, None, seen)
+        elif operation.kind == "read":
             if outcome == "decided":
                 yield _Step(began, ended, None, seen)
         elif outcome == "decided":

@@ -6,10 +6,14 @@ from dataclasses import replace
 import pytest
 from linearizability import is_linearizable
 
+from agent.election import proposer as proposer_module
+from agent.election import reader as reader_module
 from agent.election.acceptor import Acceptor, AcceptorState, Answer, RegisterReply
 from agent.election.ballots import PROPOSER_BYTES
 from agent.election.proposer import Decided, NoQuorum, OutcomeUnknown, Proposer, Refusal
 from agent.election.reader import Reader
+from agent.election.roster import Parts as Sets
+from agent.election.roster import Roster
 from agent.simulation.register_checker import Ledger, Operation, read, written
 from agent.simulation.register_world import (
     Parts,
@@ -72,13 +76,13 @@ def test_the_command_reports_good_seeds(capsys: pytest.CaptureFixture[str]) -> N
 class OneIsEnough(Proposer):
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self._quorum = 1
+        self._voters.have = bool  # type: ignore[method-assign]
 
 
 class ReadsFromOne(Reader):
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self._quorum = 1
+        self._voters.have = bool  # type: ignore[method-assign]
 
 
 def test_a_quorum_of_one_in_three_is_caught() -> None:
@@ -191,7 +195,7 @@ class BelievesTheNewest(Proposer):
 
 class ReadsTheNewest(Reader):
     def _looked(self, now: float) -> list:  # type: ignore[type-arg]  # noqa: ARG002
-        if len(self._replies) < self._quorum:
+        if not self._voters.have(self._replies):
             return []
         newest = max(self._replies.values(), key=lambda reply: reply.accepted or Ballot(0, b""))
         return self._end(Decided(newest.value, newest.accepted))
@@ -255,6 +259,37 @@ def with_ids_of_a_counter_that_starts_anew(operation: Operation):  # type: ignor
 def test_a_reused_operation_id_is_caught() -> None:
     found = first_violations(Parts(change_of=with_ids_of_a_counter_that_starts_anew))
     assert any("decided without its effect" in violation for violation in found)
+
+
+# --- the holders change --------------------------------------------------------------------------
+TURNOVER = replace(
+    BAD, sites=8, seconds=40.0, operations=300, wipes=0, swaps=0.15, turnover=3
+)  # fmt: skip
+"""All three first members may lose their disks for good, one after another: each is replaced before."""
+
+
+def test_a_register_outlives_its_first_holders() -> None:
+    for seed in range(1, 13):
+        report = simulate(seed, TURNOVER)
+        assert report.violations == [], f"seed {seed}"
+        assert report.is_final_read_decided, f"seed {seed}"
+        assert report.generation >= 8, f"seed {seed}"
+        assert is_linearizable(report.history), f"seed {seed}"
+
+
+def one_set_alone(self: Roster, *, is_committed: bool) -> Sets:  # noqa: ARG001
+    return (self.members,)
+
+
+def test_a_change_of_holders_that_carries_nothing_over_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No rescan on a swap: the old holders decide alone that the new ones hold the register."""
+    monkeypatch.setattr(Roster, "parts", one_set_alone)
+    monkeypatch.setattr(proposer_module, "is_behind", lambda *_: False)
+    monkeypatch.setattr(reader_module, "is_behind", lambda *_: False)
+    assert first_violations(Parts(), TURNOVER)
+    assert is_caught_by_search(Parts(), TURNOVER)
 
 
 # --- the second judge ----------------------------------------------------------------------------
