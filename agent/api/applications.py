@@ -25,7 +25,8 @@ class ApplicationOperations(Protocol):
     """What the daemon offers of tokens; failures are ``AtollError``.
 
     Keys of a token's row: name, scopes [str], created_at, expires_at, revoked_at (Unix seconds or None),
-    state (``valid`` | ``ended`` | ``revoked``).
+    state (``valid`` | ``ended`` | ``revoked``, and of the fleet's ``elsewhere``: it is not valid at this
+    site), is_fleet (a document of the catalog says so).
     """
 
     def tokens(self) -> list[Json]:

@@ -25,6 +25,7 @@ from agent.wire.documents import (
     Key,
     ModelVersion,
     Policy,
+    Scope,
     Stamp,
     Unknown,
     key_of,
@@ -155,9 +156,12 @@ class Catalog:
     def of_kind(self, kind: type[Job]) -> list[Job]: ...
     @overload
     def of_kind(self, kind: type[Policy]) -> list[Policy]: ...
+    @overload
+    def of_kind(self, kind: type[Scope]) -> list[Scope]: ...
     def of_kind(
-        self, kind: type[ModelVersion] | type[Deployment] | type[Job] | type[Policy]
-    ) -> list[ModelVersion] | list[Deployment] | list[Job] | list[Policy]:
+        self,
+        kind: type[ModelVersion] | type[Deployment] | type[Job] | type[Policy] | type[Scope],
+    ) -> list[ModelVersion] | list[Deployment] | list[Job] | list[Policy] | list[Scope]:
         """All bodies of one kind, by key; the same order at every site. Not to be changed."""
         if (found := self._bodies.get(kind)) is None:
             found = [entry.body for entry in self if isinstance(entry.body, kind)]
@@ -288,7 +292,7 @@ def _require_names(body: Body) -> None:
             names = [body.model, body.version]
         case Job():
             names = [body.id, body.recipe, body.dataset, *([body.publish] if body.publish else [])]
-        case Policy() | Unknown():
+        case Policy() | Scope() | Unknown():
             names = [body.kind, body.name]
         case _:
             assert_never(body)

@@ -39,6 +39,7 @@ from agent.wire.documents import (
     ModelVersion,
     Policy,
     Rollout,
+    Scope,
     Unknown,
     key_of,
 )
@@ -58,6 +59,11 @@ _IS_PLACE = Matches(re.compile(r"[A-Z0-9][A-Z0-9-]{0,31}"), "it must be a jurisd
 _IS_PATTERN = Matches(
     re.compile(r"[a-z0-9*][a-z0-9._*-]{0,63}"),
     "it must be a name (lower-case letters, digits and . _ -), in which * stands for any letters",
+)
+
+_IS_SCOPE = Matches(
+    re.compile(r"read|repository|infer:(?:\*|[a-z0-9][a-z0-9._-]{0,63})"),
+    "it must be infer:MODEL, infer:* (any model), read or repository",
 )
 
 
@@ -149,6 +155,17 @@ class PolicyTable:
     is_active: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class ScopeTable:
+    """``[scope.APPLICATION]``; ``atoll app token create --fleet`` makes the first."""
+
+    tokens: Annotated[tuple[str, ...], AtMost(4), Each(_IS_DIGEST)]
+    scopes: Annotated[tuple[str, ...], AtMost(64), Each(_IS_SCOPE)]
+    expires_at_s: Annotated[int, Between(0, 2**62)] = 0
+    jurisdictions: Annotated[tuple[str, ...], AtMost(64), Each(_IS_PLACE)] = ()
+    is_active: bool = True
+
+
 Policies = Annotated[Mapping[str, PolicyTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_NAME)]
 
 
@@ -163,6 +180,9 @@ class CatalogFile:
         Mapping[str, DeploymentTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_NAME)
     ] = field(default_factory=lambda: MappingProxyType({}))
     policy: Policies = field(default_factory=lambda: MappingProxyType({}))
+    scope: Annotated[Mapping[str, ScopeTable], AtMost(DOCUMENTS_PER_FILE_MAX), Keys(_IS_NAME)] = (
+        field(default_factory=lambda: MappingProxyType({}))
+    )
 
 
 def read(text: str, source: str) -> dict[Key, Body]:
@@ -200,6 +220,10 @@ def read(text: str, source: str) -> dict[Key, Body]:
             values["rollout"] = Rollout(**terms)
         bodies.append(Deployment(model=name, **values))
     bodies += policies_of(file.policy)
+    for name, scope in file.scope.items():
+        values = {each.name: getattr(scope, each.name) for each in fields(scope)}
+        values["tokens"] = tuple(map(bytes.fromhex, scope.tokens))
+        bodies.append(Scope("scope", name, **values))
     return {key_of(body): body for body in bodies}
 
 
@@ -244,6 +268,10 @@ def table_of(body: Body) -> dict[str, object]:
     if isinstance(body, Policy):
         plain = {one.name: getattr(body, one.name) for one in fields(PolicyTable)}
         return _without_defaults(plain, PolicyTable)
+    if isinstance(body, Scope):
+        plain = {one.name: getattr(body, one.name) for one in fields(ScopeTable)}
+        plain["tokens"] = tuple(one.hex() for one in body.tokens)
+        return _without_defaults(plain, ScopeTable)
     if isinstance(body, Unknown):
         return {}
     assert isinstance(body, Job)

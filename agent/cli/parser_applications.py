@@ -3,7 +3,8 @@
 import argparse
 import re
 
-from agent.cli.parser import Verbs, name, seconds
+from agent.cli.parser import Verbs, labels, name, seconds
+from agent.cli.parser import _admin_key as admin_key
 from agent.cli.parser import _group as group
 from agent.cli.parser import _verb as verb
 
@@ -23,7 +24,9 @@ def scope(text: str) -> str:
 def add(verbs: Verbs) -> None:
     """The verbs of this module."""
     applications = group(verbs, "app", "Applications that use this site.")
-    tokens = group(applications, "token", "Tokens of applications, valid at this site.")
+    tokens = group(
+        applications, "token", "Tokens of applications, valid at this site or at every one."
+    )
     create = verb(
         tokens, "create", "applications:create", "Make a token for one application, shown once."
     )
@@ -45,8 +48,18 @@ def add(verbs: Verbs) -> None:
         metavar="TIME",
         help="valid for this long, such as 90d (default: until revoked)",
     )
+    create.add_argument(
+        "--fleet", action="store_true", help="valid at every site, signed with an admin key"
+    )
+    create.add_argument(
+        "--jurisdictions", type=labels, default=(), metavar="DE,FR",
+        help="with --fleet: only at sites of these jurisdictions",
+    )  # fmt: skip
+    admin_key(create)
     verb(tokens, "list", "applications:list_tokens", "Every token: its scopes and dates.")
     revoke = verb(
         tokens, "revoke", "applications:revoke", "Refuse an application's token from now on."
     )
     revoke.add_argument("name", type=name, metavar="NAME")
+    revoke.add_argument("--fleet", action="store_true", help="the one that is valid at every site")
+    admin_key(revoke)

@@ -13,7 +13,7 @@ from agent.cli.parser import _verb as verb
 if TYPE_CHECKING:
     from agent.wire.documents import Stamp
 
-KINDS = ("model", "deployment", "job", "policy")
+KINDS = ("model", "deployment", "job", "policy", "scope")
 """As ``wire.documents.KINDS``; a test compares the two."""
 _STAMP = re.compile(r"(\d{1,16})\.(\d{1,9})")
 
@@ -37,7 +37,11 @@ def add(verbs: Verbs) -> None:
     diff.add_argument("file", type=Path, metavar="FILE.toml", help="- reads stdin")
     get = verb(verbs, "get", "catalog:get", "Documents of the catalog, as apply takes them.")
     get.add_argument(
-        "kind", nargs="?", choices=KINDS, metavar="KIND", help="model, deployment, job or policy"
+        "kind",
+        nargs="?",
+        choices=KINDS,
+        metavar="KIND",
+        help="model, deployment, job, policy or scope",
     )
     get.add_argument("name", nargs="?", metavar="NAME")
     history = verb(
@@ -68,6 +72,6 @@ def add(verbs: Verbs) -> None:
 
 def _document(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", choices=KINDS, metavar="KIND", help="model, deployment, job or policy"
+        "kind", choices=KINDS, metavar="KIND", help="model, deployment, job, policy or scope"
     )
     parser.add_argument("name", metavar="NAME")

@@ -15,7 +15,10 @@ from agent.drivers.clock import wall_s
 from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.serving.access import MAKE_ONE, SECRET_BYTES, mint
+from agent.serving.fleet_tokens import valid_here
 from agent.serving.token_book import TABLE, Change, KeptToken, TokenBook
+from agent.site.site import Site
+from agent.wire.documents import Scope
 from agent.wire.inside import ApplicationToken
 
 Tell = Callable[[], Awaitable[bool]]
@@ -24,16 +27,26 @@ Tell = Callable[[], Awaitable[bool]]
 class ApplicationDesk:
     """One site's tokens."""
 
-    def __init__(self, store: Store, book: TokenBook, listen: ListenPart) -> None:
+    def __init__(
+        self, store: Store, book: TokenBook, listen: ListenPart, site: Site | None
+    ) -> None:
         """Use ``open``."""
-        self._store, self._book, self._listen = store, book, listen
+        self._store, self._book, self._listen, self._site = store, book, listen, site
         self._changing = asyncio.Lock()
         self.tell: Tell | None = None
         """Has the gateway decide by ``valid``; whether it has confirmed that."""
 
     @classmethod
-    async def open(cls, store: Store, listen: ListenPart) -> "ApplicationDesk":
-        """With what the database holds; ``listen`` says who can reach the applications' ports."""
+    async def open(
+        cls, store: Store, listen: ListenPart, site: Site | None = None
+    ) -> "ApplicationDesk":
+        """With what the database holds.
+
+        Args:
+            store: of this site.
+            listen: says who can reach the applications' ports.
+            site: whose catalog has the tokens that are valid at every site.
+        """
 
         def read(database: Database) -> list[KeptToken]:
             return [
@@ -44,7 +57,7 @@ class ApplicationDesk:
                 for row in database[TABLE].rows
             ]  # fmt: skip
 
-        return cls(store, TokenBook(await store.read(read)), listen)
+        return cls(store, TokenBook(await store.read(read)), listen, site)
 
     @property
     def certificate(self) -> str:
@@ -52,13 +65,27 @@ class ApplicationDesk:
         return str(self._listen.http_certificate or "")
 
     def valid(self) -> tuple[ApplicationToken, ...]:
-        """For the gateway."""
-        return self._book.valid(wall_s())
+        """For the gateway; what this site's operator says of a token comes before what the fleet says."""
+        return (*self._book.valid(wall_s()), *self._of_fleet())
+
+    def _of_fleet(self) -> tuple[ApplicationToken, ...]:
+        if self._site is None:
+            return ()
+        jurisdiction = self._site.identity.claims.jurisdiction
+        scopes = self._site.catalog.of_kind(Scope)
+        return valid_here(scopes, jurisdiction, self._site.trust.groups)
 
     # --- the operator ------------------------------------------------------------------------------
     def tokens(self) -> list[Json]:
         """See ``ApplicationOperations.tokens``."""
-        return [_row(token) for token in self._book.all()]
+        valid = {token.hash for token in self._of_fleet()}
+        catalog = self._site.catalog if self._site is not None else ()
+        fleet = [
+            _fleet_row(entry.body, entry.document.stamp.wall_ms / 1000, valid)
+            for entry in catalog
+            if isinstance(entry.body, Scope)
+        ]
+        return [*(_row(token) for token in self._book.all()), *fleet]
 
     async def create(self, name: str, scopes: tuple[str, ...], life_s: float) -> Json:
         """See ``ApplicationOperations.create``."""
@@ -103,5 +130,18 @@ def _row(token: KeptToken) -> Json:
     return {
         "name": token.name, "scopes": list(token.scopes), "created_at": token.created_at,
         "expires_at": token.expires_at, "revoked_at": token.revoked_at,
-        "state": token.state(wall_s()),
+        "state": token.state(wall_s()), "is_fleet": False,
+    }  # fmt: skip
+
+
+def _fleet_row(scope: Scope, at: float, valid: set[bytes]) -> Json:
+    expires_at = float(scope.expires_at_s) or None
+    state = "valid" if not valid.isdisjoint(scope.tokens) else "elsewhere"
+    if not scope.is_active:
+        state = "revoked"
+    elif expires_at is not None and wall_s() >= expires_at:
+        state = "ended"
+    return {
+        "name": scope.name, "scopes": list(scope.scopes), "created_at": at, "expires_at": expires_at,
+        "revoked_at": None if scope.is_active else at, "state": state, "is_fleet": True,
     }  # fmt: skip

@@ -87,6 +87,8 @@ class Inference:
         self._view_cost_s = 0.0
         self._view_sent = b""
         self._applications = applications
+        self._applications_sent: tuple[inside.ApplicationToken, ...] | None = None
+        """None until the first gateway starts, which is sent them before all else."""
         self._told = 0
         self._taken: dict[int, asyncio.Future[bool]] = {}
         """Those who wait until the gateway decides by the tokens of their number."""
@@ -221,7 +223,8 @@ class Inference:
 
     def _post_applications(self) -> bool:
         self._told += 1
-        message = inside.Applications(self._told, self._applications())
+        self._applications_sent = self._applications()
+        message = inside.Applications(self._told, self._applications_sent)
         return self.gateway.post(inside.TO_GATEWAY.pack(message))
 
     def _applications_taken(self, number: int) -> None:
@@ -255,6 +258,8 @@ class Inference:
 
     async def show(self) -> None:
         """The gateway is told how things are now before anything that is sent to it hereafter."""
+        if self._applications_sent not in (None, self._applications()):
+            self._post_applications()  # a document of the catalog has changed them
         began = monotonic_s()
         packed = inside.TO_GATEWAY.pack(self._view())
         self._view_cost_s = monotonic_s() - began

@@ -205,7 +205,7 @@ class _Daemon:
         ]  # fmt: skip
         await server.start(binds[-1], settings.listen.mesh_port)  # of wildcards the last takes all
         await trainers.tidy([job for job, one in site.workshop.machines.items() if not one.is_over])
-        tokens = await ApplicationDesk.open(store, settings.listen)
+        tokens = await ApplicationDesk.open(store, settings.listen, site)
         once_keys = await OnceKeys.open(store)
         inference = outside.inference = self._kept(
             self._inference(binds, hardware, blobs, audit, once_keys, driver, trust, keys, tokens),

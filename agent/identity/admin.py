@@ -22,6 +22,7 @@ from agent.wire.documents import (
     Job,
     ModelVersion,
     Policy,
+    Scope,
     Stamp,
     Unknown,
     Unsigned,
@@ -112,6 +113,8 @@ def _names_of(body: Body) -> tuple[tuple[str, ...], tuple[str, ...]]:
             # What stands for any letters in a pattern stands here for one.
             patterns = (one.replace("*", "x") for one in (*body.models, *body.applications))
             return (body.name, *patterns), (*body.answer_in, *body.origins)
+        case Scope():
+            return (body.name,), body.jurisdictions
         case Unknown():
             if body.kind in KINDS:
                 raise Malformed(f"a document of an unknown kind calls itself a {body.kind}")

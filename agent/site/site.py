@@ -76,6 +76,7 @@ from agent.wire.documents import (
     Job,
     ModelVersion,
     Policy,
+    Scope,
     Stamp,
     Unknown,
 )
@@ -413,7 +414,7 @@ class Site:
                     self._job_effects(self.workshop.step(body.id, job.Cancelled(), now), now)
                 elif not body.is_cancelled:
                     self.workshop.open(body, now)
-            case ModelVersion() | Deployment() | Policy() | Unknown():
+            case ModelVersion() | Deployment() | Policy() | Scope() | Unknown():
                 pass  # the shelf is brought up to date once, for all changes together
             case _:
                 assert_never(body)

@@ -155,6 +155,24 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
+class Scope:
+    """What an application may do at every site, by tokens that all of them know (``serving/access.py``)."""
+
+    kind: Literal["scope"]
+    name: Name
+    """Of the application."""
+    tokens: Annotated[tuple[Annotated[bytes, Length(32)], ...], AtMost(4)]
+    """SHA-256 of each; two while one takes the other's place."""
+    scopes: Annotated[tuple[Annotated[str, AtMost(70)], ...], AtMost(64)]
+    expires_at_s: Counter = 0
+    """Unix time; 0: never."""
+    jurisdictions: Jurisdictions = ()
+    """Only at sites there (jurisdictions or groups); empty = anywhere."""
+    is_active: bool = True
+    """False revokes all of it (documents are never deleted)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A document of a kind that a newer version made: kept and passed on, not understood."""
 
@@ -162,8 +180,8 @@ class Unknown:
     name: Name
 
 
-Body = ModelVersion | Deployment | Job | Policy | Unknown
-BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job, 4: Policy}, others=Unknown)
+Body = ModelVersion | Deployment | Job | Policy | Scope | Unknown
+BODIES = Tagged({1: ModelVersion, 2: Deployment, 3: Job, 4: Policy, 5: Scope}, others=Unknown)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -195,7 +213,7 @@ class Unsigned:
     body: Annotated[bytes, AtMost(DOCUMENT_BYTES_MAX)]
 
 
-KINDS = ("model", "deployment", "job", "policy")
+KINDS = ("model", "deployment", "job", "policy", "scope")
 """What this version understands."""
 
 
@@ -218,5 +236,5 @@ def key_of(body: Body) -> Key:
             return Key("deployment", body.model)
         case Job():
             return Key("job", body.id)
-        case Policy() | Unknown():
+        case Policy() | Scope() | Unknown():
             return Key(body.kind, body.name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from agent.wire.documents import GOLDEN_CHARS_MAX, BlobDigest, Policy
-from agent.wire.limits import DOCUMENTS_MAX
+from agent.wire.limits import DOCUMENTS_MAX, FLEET_TOKENS_MAX
 from agent.wire.records import Counter, Identifier, Jurisdictions, Name, Port, Served, Site
 from agent.wire.residency import GROUPS_MAX, Group, LawDigest
 from agent.wire.schema import AtMost, Length, Range, Tagged
@@ -177,7 +177,7 @@ class Applications:
     """
 
     call: Counter
-    tokens: Annotated[tuple[ApplicationToken, ...], AtMost(256)]
+    tokens: Annotated[tuple[ApplicationToken, ...], AtMost(256 + FLEET_TOKENS_MAX)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,3 +51,6 @@ BLOB_BYTES_MAX = 16 << 30
 
 NAME_CHARS_MAX = 64
 """Names of sites, models, jobs: ``[a-z0-9]([a-z0-9._-]*)``; never a path."""
+
+FLEET_TOKENS_MAX = 1024
+"""Tokens of applications that every site knows; all go to the gateway in one message."""

@@ -5,7 +5,7 @@ import pytest
 from agent.catalog.written import changes, read, write
 from agent.foundation.errors import ConfigError
 from agent.foundation.ids import Digest, JobId, SiteId
-from agent.wire.documents import Deployment, Job, ModelVersion, Policy, Rollout, key_of
+from agent.wire.documents import Deployment, Job, ModelVersion, Policy, Rollout, Scope, key_of
 
 MODEL = ModelVersion("m", "1.2", Digest(b"\7" * 32), 10, "onnx", ("DE", "FR"), 'a "file"\x7f')
 DEPLOYMENT = Deployment(
@@ -30,6 +30,7 @@ POLICY = Policy(
     needs_label=True,
     is_active=False,
 )
+SCOPE = Scope("scope", "shop", (b"t" * 32,), ("infer:m", "read"), 99, ("DE",), is_active=False)
 ASKED = ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), "", '{"inputs":[],"outputs":[]}')
 
 
@@ -37,7 +38,7 @@ ASKED = ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), "", '{"inputs":
     "body",
     [
         MODEL, DEPLOYMENT, Deployment("m", "1", ()), IN_WAVES, ASKED,
-        Deployment("m.x", "1", (), rollout=Rollout()), POLICY,
+        Deployment("m.x", "1", (), rollout=Rollout()), POLICY, SCOPE,
         ModelVersion("m", "1", Digest(bytes(32)), 1, "onnx", (), is_retired=True),
     ],
 )  # fmt: skip
@@ -64,6 +65,8 @@ def test_models_come_before_the_deployments_that_name_them() -> None:
         ('[deployment.m]\nversion = "1"\njurisdictions = ["de"]', "must be a jurisdiction"),
         ('[model."m"]\nbytes = 1', 'such as "magika:2"'),
         ('[policy.p]\nmodels = ["M"]', "must be a name"),
+        ('[scope.s]\ntokens = ["x"]\nscopes = ["read"]', "64 hexadecimal digits"),
+        ('[scope.s]\ntokens = []\nscopes = ["all"]', "it must be infer:MODEL"),
         ('[policy.p]\nanswer_in = ["eu"]', "must be a jurisdiction"),
         ('[model."m:1"]\nbytes = 1\ndigest = "xyz"', "64 hexadecimal digits"),
         ('[model."m:1"]\nbytes = 1\ndigest = "00"\ngolden = "{"', "golden is not JSON"),

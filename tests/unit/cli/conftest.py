@@ -26,7 +26,6 @@ from agent.identity.certificates import key_id
 from agent.wire.documents import (
     BODIES,
     Body,
-    Deployment,
     Document,
     Job,
     Key,
@@ -263,7 +262,7 @@ class CannedSite:
             body = check_document(document, self.admin_keys)
             self.bodies.append(body)
             self.stamps.append(document.stamp)
-            kind = {ModelVersion: "model", Deployment: "deployment", Job: "job"}[type(body)]
+            kind = key_of(body).kind
             results.append(
                 {
                     "kind": kind,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,7 +12,11 @@ from agent.api.admin import AdminServer
 from agent.api.applications import routes
 from agent.api.bodies import Json
 from agent.cli.client import AdminClient
+from agent.drivers.clock import wall_s
 from agent.foundation.errors import NotFound, UsageError
+from agent.serving.access import Access
+from agent.serving.fleet_tokens import valid_here
+from agent.wire.documents import Scope
 
 if TYPE_CHECKING:
     from conftest import Atoll, CannedSite
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 SECRET = "atoll_" + "x" * 43
 ROW: Json = {
     "name": "shop", "scopes": ["infer:m", "read"], "created_at": 0.0, "expires_at": 86_400.0,
-    "revoked_at": None, "state": "valid",
+    "revoked_at": None, "state": "valid", "is_fleet": False,
 }  # fmt: skip
 
 
@@ -132,3 +137,51 @@ def test_the_admin_api_checks_what_others_send(
     with pytest.raises(UsageError, match=text):
         AdminClient(tmp_path / "app.sock").post("/1/applications/tokens", body)
     assert tokens.asked == []
+
+
+@pytest.fixture
+def fleet(atoll: "Atoll", founded: Path, admin_of: Callable[[Path], None]) -> Callable[..., Any]:
+    admin_of(founded)
+    return lambda *words: atoll("app", "token", *words, "--fleet", "--config", founded)
+
+
+def test_a_token_of_the_fleet_is_signed_and_its_secret_goes_nowhere(
+    fleet: Callable[..., Any], canned: "CannedSite"
+) -> None:
+    found = fleet("create", "shop", "--scope", "read", "--scope", "infer:m", "--expires", "1d", "--jurisdictions", "DE")  # fmt: skip
+    assert found.code == 0
+    (body,) = canned.bodies
+    assert isinstance(body, Scope)
+    assert (body.name, body.scopes, body.jurisdictions) == ("shop", ("infer:m", "read"), ("DE",))
+    assert abs(body.expires_at_s - wall_s() - 86_400) < 60
+    tokens = valid_here([body], "DE", ())
+    judge = Access(is_required=True, tokens=tokens)
+    assert judge.authenticate([f"Bearer {found.out.strip()}"], 0.0).name == "shop"
+    assert found.out.strip() not in repr(canned.bodies)
+    canned.known = [body]
+    again = fleet("create", "shop", "--scope", "read")
+    assert again.code == 1
+    assert "atoll app token revoke shop --fleet" in again.err
+    canned.known = [replace(body, expires_at_s=5)]
+    assert fleet("create", "shop", "--scope", "read").code == 0, "the former has ended"
+
+
+def test_a_token_of_the_fleet_is_revoked_everywhere(
+    fleet: Callable[..., Any], canned: "CannedSite"
+) -> None:
+    assert "no application 'shop' has a token at every site" in fleet("revoke", "shop").err
+    scope = Scope("scope", "shop", (bytes(32),), ("read",))
+    canned.known = [scope]
+    found = fleet("revoke", "shop")
+    assert (found.code, canned.bodies) == (0, [replace(scope, is_active=False)])
+    assert "each site refuses shop" in found.out
+    canned.known = [*canned.bodies]
+    assert fleet("revoke", "shop").code == 0
+    assert len(canned.bodies) == 1, "it is revoked already"
+    assert "is the name of requests without" in fleet("create", "local", "--scope", "read").err
+
+
+def test_only_tokens_of_the_fleet_have_jurisdictions(app: Any) -> None:
+    found = app("create", "shop", "--scope", "read", "--jurisdictions", "DE")
+    assert found.code == 1
+    assert "give --fleet too" in found.err

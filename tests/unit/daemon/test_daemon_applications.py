@@ -1,15 +1,21 @@
 """Tokens from the operator's wish to the disk and the gateway."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from agent.catalog.catalog import Catalog
 from agent.config.settings import ListenPart
 from agent.daemon.applications import ApplicationDesk
 from agent.drivers.store import Store
 from agent.foundation.errors import StoreFault, UsageError
-from agent.serving.access import Access
+from agent.serving.access import Access, mint
+from agent.site.site import Site
+from agent.wire.documents import BODIES, Document, Scope, Stamp
 
 LOCAL, OPEN = ListenPart(), ListenPart(http_host="0.0.0.0")
 
@@ -94,3 +100,27 @@ async def test_status_and_doctor_say_who_may_use_the_site(store: Store) -> None:
     assert desk.reasons() == [
         'whoever reaches 0.0.0.0:8000 may use this site: [listen] http_tokens = "never"'
     ]
+
+
+async def test_tokens_of_the_fleet_hold_as_the_catalog_says(store: Store) -> None:
+    token, digest = mint(bytes(32))
+    scope = Scope("scope", "till", (digest,), ("infer:*",), 0, ("DE",))
+    catalog = Catalog()
+    claims = SimpleNamespace(claims=SimpleNamespace(jurisdiction="DE"))
+    site = SimpleNamespace(catalog=catalog, identity=claims, trust=SimpleNamespace(groups=()))
+    desk = await ApplicationDesk.open(store, LOCAL, cast("Site", site))
+    assert desk.valid() == ()
+
+    def say(body: Scope, wall_ms: int) -> list[str]:
+        catalog.merge(Document(Stamp(wall_ms, 0), bytes(32), BODIES.pack(body), bytes(64)), body)
+        return [row["state"] for row in desk.tokens() if row["is_fleet"]]
+
+    assert say(scope, 1000) == ["valid"]
+    (row,) = desk.tokens()
+    assert (row["name"], row["created_at"], row["revoked_at"]) == ("till", 1.0, None)
+    judge = Access(is_required=True, tokens=desk.valid())
+    assert judge.authenticate([f"Bearer {token}"], 0.0).name == "till"
+    assert say(replace(scope, expires_at_s=5), 2000) == ["ended"]
+    assert say(replace(scope, jurisdictions=("FR",)), 3000) == ["elsewhere"]
+    assert say(replace(scope, is_active=False), 4000) == ["revoked"]
+    assert desk.valid() == ()

@@ -224,6 +224,25 @@ async def test_a_view_that_says_nothing_new_is_not_sent(rig: Rig) -> None:
     await rig.inference.stop()
 
 
+async def test_tokens_that_the_catalog_has_changed_are_told_before_the_view(rig: Rig) -> None:
+    rig.is_changing = False
+    telling = asyncio.ensure_future(rig.inference.tell_applications())
+    await asyncio.sleep(0)
+    rig.from_gateway(inside.ApplicationsTaken(1))
+    assert await telling
+    rig.inference.push_view()
+    await rig.settled()
+    assert [type(one) for one in rig.to_gateway] == [inside.Applications, inside.View]
+    rig.tokens = (inside.ApplicationToken("till", bytes(32), ("read",), 0.0),)
+    rig.is_changing = True
+    rig.inference.push_view()
+    await rig.settled()
+    told, view = rig.to_gateway[2:]
+    assert told == inside.Applications(2, rig.tokens)
+    assert isinstance(view, inside.View)
+    await rig.inference.stop()
+
+
 async def test_what_moves_without_an_event_is_looked_at_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
