@@ -43,6 +43,7 @@ system_packages() {
   need dbus "tests only: avahi-daemon speaks through it" has dbus-daemon
   need iproute2 "tests only: sites in network namespaces" sbin_has ip
   need nftables "tests only: cutting links" sbin_has nft
+  need tcpdump "tests only: what crosses the network cards" sbin_has tcpdump
   need strace "tests only: a system call that blocks" has strace
   need libfaketime "tests only: clocks that jump" has_libfaketime
   need e2fsprogs "tests only: a disk whose power is cut" sbin_has mkfs.ext4

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("avahi-daemon", "avahi-browse", "dbus-daemon", "ip", "nft", "gcc", "systemd-analyze")
+COMMANDS = (
+    "avahi-daemon", "avahi-browse", "dbus-daemon", "ip", "nft", "tcpdump", "gcc", "systemd-analyze",
+)  # fmt: skip
 MODULES = (
     "aiohttp", "cryptography", "hypothesis", "magika", "msgpack", "onnx", "onnxruntime", "onnxscript",
     "orjson", "psutil", "pynvml", "rich", "safetensors", "sklearn", "rapidocr_onnxruntime", "schemathesis",
