@@ -38,6 +38,8 @@ class Abilities:
 
     accelerators: int = 0
     memory_bytes: int = 0
+    power_free_w: float | None = None
+    """Of its supply, steadied (``hardware/power.py``); None = not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Placement:
     holders: tuple[SiteId, ...] = ()
     """The sites chosen for its replicas, best first; empty where each matching site serves it."""
     unable: str = ""
-    """Why this site cannot serve it though it is chosen; others then take its place."""
+    """Why this site cannot serve it, chosen or not; where it is chosen others then take its place."""
 
 
 class Models(Protocol):
@@ -140,7 +142,8 @@ def _judged(
         return Placement(deployment, model, "", chosen, lacking)
     names = {one.site: one.place.name for one in others}
     told = ", ".join(names[site] for site in chosen) or "nobody: no site can take it"
-    return Placement(deployment, None, f"its {deployment.replicas} replicas are at {told}", chosen)
+    reason = f"its {deployment.replicas} replicas are at {told}"
+    return Placement(deployment, None, reason, chosen, lacking)
 
 
 def _chosen(
@@ -171,6 +174,14 @@ def _lacking(deployment: Deployment, can: Abilities) -> str:
     if deployment.memory_bytes_min > can.memory_bytes:
         wanted, there = deployment.memory_bytes_min >> 20, can.memory_bytes >> 20
         return f"it asks for {wanted} MiB of memory, and this site has {there}"
+    if deployment.power_free_w_min:
+        asked = f"it asks for {deployment.power_free_w_min:g} W of free power"
+        if can.power_free_w is None:
+            return (
+                f"{asked}, and this site does not know how much it has ([hardware] power_supply_w)"
+            )
+        if can.power_free_w < deployment.power_free_w_min:
+            return f"{asked}, and this site has {can.power_free_w:.0f}"
     return ""
 
 

@@ -139,6 +139,7 @@ class DeploymentTable:
     replicas: Annotated[int, Between(0, 10_000)] = 0
     accelerator: Literal["", "gpu"] = ""
     memory_bytes_min: Annotated[int, Between(0, 2**62)] = 0
+    power_free_w_min: Annotated[float, Between(0.0, 1e6)] = 0.0
     is_active: bool = True
     rollout: RolloutTable | None = None
 

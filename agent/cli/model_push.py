@@ -105,6 +105,7 @@ def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
         jurisdictions=asked.jurisdictions,
         accelerator="gpu" if asked.gpu else "",
         memory_bytes_min=asked.memory_min,
+        power_free_w_min=asked.power_min,
     )
     deployment = _in_waves(client, deployment)
     results = submit_bodies(client, signer, (version, deployment))
@@ -123,7 +124,9 @@ def _push(asked: argparse.Namespace, file: BinaryIO, length: int) -> int:
         if asked.json:
             print_json({"digest": stored["digest"], "results": results})
         return 0
-    if asked.gpu or asked.memory_min:  # who has that, only the sites themselves know
+    if (
+        asked.gpu or asked.memory_min or asked.power_min
+    ):  # who has that, only the sites themselves know
         expected = ()
     return _wait(client, asked, expected, stored["digest"])
 
@@ -160,7 +163,7 @@ def _golden(path: Path) -> str:
 def is_selective(asked: argparse.Namespace) -> bool:
     """Whether the sites are chosen by what they are, not by name."""
     chosen = asked.tiers, asked.regions, asked.jurisdictions, asked.replicas, asked.gpu
-    return any(map(bool, (asked.everywhere, asked.memory_min, *chosen)))
+    return any(map(bool, (asked.everywhere, asked.memory_min, asked.power_min, *chosen)))
 
 
 def _opened(path: Path) -> BinaryIO:

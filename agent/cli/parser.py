@@ -60,6 +60,13 @@ def mebibytes(text: str) -> int:
     return int(text) << 20
 
 
+def watts(text: str) -> float:
+    """An amount of power in watts."""
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of watts")
+    return float(text)
+
+
 def tiers(text: str) -> tuple[str, ...]:
     """Tiers with commas between."""
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
@@ -277,6 +284,10 @@ def _models(verbs: Verbs) -> None:
     push.add_argument(
         "--memory-min", type=mebibytes, default=0, metavar="MIB",
         help="only at sites with so much memory, MiB",
+    )  # fmt: skip
+    push.add_argument(
+        "--power-min", type=watts, default=0.0, metavar="W",
+        help="only at sites with so much of their power supply free, watts",
     )  # fmt: skip
     push.add_argument(
         "--golden", type=Path, metavar="FILE.json",

@@ -372,6 +372,14 @@ class HardwarePart:
         IsAbsolute(),
         Doc("Folder of your own profiles. One with the name of a shipped profile replaces it."),
     ] = None
+    power_supply_w: Annotated[
+        float,
+        Between(0.0, 1e6),
+        Doc(
+            "What this machine may draw, watts: of its supply, a battery, a solar panel. Less what it draws"
+            " it is free for models that ask for power. 0: not told; no such model is served here."
+        ),
+    ] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from agent.daemon.model_desk import ModelDesk
 from agent.daemon.once_keys import OnceKeys
 from agent.daemon.operations import DaemonOperations, Parts
 from agent.daemon.outside import Outside
+from agent.daemon.power import follow_power
 from agent.daemon.renewing import Renewing, Shown
 from agent.daemon.restore import raise_boot_epoch, restore, token_seeds
 from agent.daemon.rollout_desk import RolloutDesk
@@ -238,7 +239,10 @@ class _Daemon:
             ),
         )  # fmt: skip
         await self._opened(serving, "close")
-        for work in (self._follow_clocks(driver), self._watchdog(), witnessing.tell()):
+        for work in (
+            self._follow_clocks(driver), self._watchdog(), witnessing.tell(),
+            follow_power(settings.hardware.power_supply_w, driver.feed),
+        ):  # fmt: skip
             driver.spawn(work)
         await self._become_ready(inference, site)
 

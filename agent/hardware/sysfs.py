@@ -59,8 +59,8 @@ def has_nvidia(root: Path, pci_ids: tuple[str, ...], dt_compatible: tuple[str, .
 def temperatures(root: Path) -> dict[str, float]:
     """Degrees Celsius by thermal zone type; of several zones of one type the hottest."""
     found: dict[str, float] = {}
-    for zone in _children(root / "sys/class/thermal", "thermal_zone*"):
-        kind, milli = _text(zone / "type"), _text(zone / "temp")
+    for zone in children(root / "sys/class/thermal", "thermal_zone*"):
+        kind, milli = text_of(zone / "type"), text_of(zone / "temp")
         if not kind or not milli or not re.fullmatch(r"-?\d{1,7}", milli):
             continue
         celsius = int(milli) / 1000
@@ -76,12 +76,12 @@ def _dmi(root: Path) -> Iterator[Fact]:
 
 def _device_tree(root: Path) -> Iterator[Fact]:
     for base in ("proc/device-tree", "sys/firmware/devicetree/base"):
-        compatible = _text(root / base / "compatible")
+        compatible = text_of(root / base / "compatible")
         if compatible is None:
             continue
         parts = tuple(part for part in compatible.split("\0") if part)
         yield Fact("dt.compatible", parts, f"/{base}/compatible")
-        model = (_text(root / base / "model") or "").rstrip("\0")
+        model = (text_of(root / base / "model") or "").rstrip("\0")
         if model:
             yield Fact("dt.model", model, f"/{base}/model")
         return
@@ -89,7 +89,7 @@ def _device_tree(root: Path) -> Iterator[Fact]:
 
 def _cpu(root: Path) -> Iterator[Fact]:
     source = "/proc/cpuinfo"
-    text = _text(root / "proc/cpuinfo")
+    text = text_of(root / "proc/cpuinfo")
     if text is None:
         return
     processors = 0
@@ -112,7 +112,7 @@ def _cpu(root: Path) -> Iterator[Fact]:
 
 
 def _memory(root: Path) -> Iterator[Fact]:
-    text = _text(root / "proc/meminfo") or ""
+    text = text_of(root / "proc/meminfo") or ""
     found = re.search(r"^MemTotal:\s*(\d{1,15}) kB$", text, re.MULTILINE)
     if found:
         yield Fact("memory.bytes", int(found[1]) * 1024, "/proc/meminfo")
@@ -120,9 +120,9 @@ def _memory(root: Path) -> Iterator[Fact]:
 
 def _pci(root: Path) -> Iterator[Fact]:
     ids: list[str] = []
-    for device in _children(root / "sys/bus/pci/devices", "*"):
-        vendor = _HEX_ID.fullmatch((_text(device / "vendor") or "").lower())
-        kind = _HEX_ID.fullmatch((_text(device / "device") or "").lower())
+    for device in children(root / "sys/bus/pci/devices", "*"):
+        vendor = _HEX_ID.fullmatch((text_of(device / "vendor") or "").lower())
+        kind = _HEX_ID.fullmatch((text_of(device / "device") or "").lower())
         if vendor and kind:
             ids.append(f"{vendor[1]}:{kind[1]}")
     if ids:
@@ -131,14 +131,14 @@ def _pci(root: Path) -> Iterator[Fact]:
 
 def _cgroup(root: Path) -> Iterator[Fact]:
     """Limits of the own control group (version 2): a quota of 200 % is two usable cores."""
-    own = re.search(r"^0::(/.*)$", _text(root / "proc/self/cgroup") or "", re.MULTILINE)
+    own = re.search(r"^0::(/.*)$", text_of(root / "proc/self/cgroup") or "", re.MULTILINE)
     if own is None or ".." in own[1].split("/"):
         return
     group = root / "sys/fs/cgroup" / own[1].lstrip("/")
-    quota = re.fullmatch(r"(\d{1,12}) (\d{1,12})", _text(group / "cpu.max") or "")
+    quota = re.fullmatch(r"(\d{1,12}) (\d{1,12})", text_of(group / "cpu.max") or "")
     if quota and int(quota[2]) > 0:
         yield Fact("cgroup.cores", int(quota[1]) / int(quota[2]), "cgroup cpu.max")
-    limit = _text(group / "memory.max") or ""
+    limit = text_of(group / "memory.max") or ""
     if re.fullmatch(r"\d{1,18}", limit):
         yield Fact("cgroup.memory_bytes", int(limit), "cgroup memory.max")
 
@@ -150,9 +150,9 @@ def _thermal(root: Path) -> Iterator[Fact]:
 
 
 def _power(root: Path) -> Iterator[Fact]:
-    for supply in _children(root / "sys/class/power_supply", "*"):
-        if _text(supply / "type") == "Mains":
-            online = _text(supply / "online")
+    for supply in children(root / "sys/class/power_supply", "*"):
+        if text_of(supply / "type") == "Mains":
+            online = text_of(supply / "online")
             if online in {"0", "1"}:
                 state = "mains" if online == "1" else "battery"
                 yield Fact("power.source", state, f"/sys/class/power_supply/{supply.name}")
@@ -160,12 +160,12 @@ def _power(root: Path) -> Iterator[Fact]:
 
 
 def _one(name: str, root: Path, path: str) -> Iterator[Fact]:
-    lines = (_text(root / path) or "").splitlines()
+    lines = (text_of(root / path) or "").splitlines()
     if lines and lines[0].strip():
         yield Fact(name, lines[0].strip(), f"/{path}")
 
 
-def _children(folder: Path, pattern: str) -> list[Path]:
+def children(folder: Path, pattern: str) -> list[Path]:
     """Entries of a folder in order; none if it cannot be listed."""
     try:
         return sorted(folder.glob(pattern))[:ENTRIES_MAX]
@@ -173,7 +173,13 @@ def _children(folder: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _text(path: Path) -> str | None:
+def number(path: Path) -> int | None:
+    """The whole number that a file says; None if it says none."""
+    text = text_of(path) or ""
+    return int(text) if re.fullmatch(r"-?\d{1,18}", text) else None
+
+
+def text_of(path: Path) -> str | None:
     """The file's text, stripped, undecodable bytes replaced; None if it cannot be read."""
     try:
         if not path.is_file():  # a pipe or device in its place would block for ever

@@ -204,6 +204,13 @@ class LoadMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class PowerMeasured:
+    """How much of this machine's supply is free, watts, steadied; None: not known."""
+
+    free_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class DrainRequested:
     """The operator wants this site to take no new work from others (or to take it again)."""
 
@@ -227,7 +234,7 @@ SiteEvent = (
     CallReceived | CallEnded | Discovered | NetworkChanged | WallClock | Submitted | BlobStored | BlobFailed
     | TrustSubmitted | TrustFetched | BlobsFull | CollectRequested
     | BlobLoaded | JobEnded | ModelReady | ModelFailed | ModelReleased | ModelOverridden
-    | WorkerUp | WorkerDown | LoadMeasured
+    | WorkerUp | WorkerDown | LoadMeasured | PowerMeasured
     | DrainRequested | Recertified | LeaveRequested | swim.Heard | swim.SendFailed | swim.PortRefused
     | swim.LoopLagged | job.Persisted | Woke
 )  # fmt: skip

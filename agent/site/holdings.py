@@ -6,6 +6,7 @@ wants any more is forgotten. A blob's residency label is known before the blob c
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from random import Random
 
 from agent.catalog.catalog import Catalog
@@ -222,6 +223,11 @@ class Holdings:
         for key, item in self.shelf.items.items():
             item.service_us = service_us.get(key, item.service_us)
         self._tell(LocalChanged(load=load), now)
+
+    def power_measured(self, free_w: float | None, now: float) -> None:
+        """So much of the supply is free: models that ask for some may come or have to go."""
+        self.versions.abilities = replace(self.versions.abilities, power_free_w=free_w)
+        self.wanted_soon(now)
 
     # --- blobs -----------------------------------------------------------------------------------
     def fetch(self, digest: Digest, sites: Collection[SiteId]) -> None:

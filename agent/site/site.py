@@ -51,6 +51,7 @@ from agent.site.events import (
     NetworkChanged,
     Noted,
     Persist,
+    PowerMeasured,
     Recertified,
     Resolved,
     SiteEffect,
@@ -240,6 +241,8 @@ class Site:
                 self.holdings.serving_changed(now)
             case LoadMeasured(load, service_us, counts):
                 self.holdings.measured(load, service_us, counts, now)
+            case PowerMeasured(free_w):
+                self.holdings.power_measured(free_w, now)
             case DrainRequested(is_draining):
                 self._surroundings.is_draining = is_draining
                 self._relations.step(

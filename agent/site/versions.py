@@ -42,7 +42,9 @@ class Versions:
         """All of one site; ``claims`` are its certificate's."""
         self._claims, self._catalog, self._workshop = claims, catalog, workshop
         self._shelf, self._swim, self._overrides = shelf, swim, overrides
-        self._roll, self._abilities, self._rollouts = roll, abilities, rollouts
+        self._roll, self._rollouts = roll, rollouts
+        self.abilities = abilities
+        """Of this machine, now."""
         self._lingering = Lingering()
         self.has_former = False
         """Whether a former version waits here for its successor: look again when somebody has news."""
@@ -79,7 +81,7 @@ class Versions:
         me = Member(record.site, place_of(self._claims), record.capacity, record.status == "alive")
         others = list(self._others()) if self.has_replicas else []
         meant = self._catalog if as_written else Meant(self._catalog, self._rollouts)
-        return placements(meant, me, others, self._abilities, self._roll.groups)
+        return placements(meant, me, others, self.abilities, self._roll.groups)
 
     @property
     def has_replicas(self) -> bool:
@@ -140,6 +142,7 @@ class Versions:
             if (
                 one.holders
                 and one.model is None
+                and not one.unable
                 and version is not None
                 and (version.name, version.version) not in present
                 and not self._overrides.is_unloaded(version.name, version.version)

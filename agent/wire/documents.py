@@ -99,6 +99,8 @@ class Deployment:
     """Only on sites with so much memory."""
     rollout: Rollout | None = omitted(None)
     """In waves; None: everywhere at once."""
+    power_free_w_min: Annotated[float, Range(0.0, 1e6)] = omitted(0.0)
+    """Only on sites with so much of their power supply free, watts; 0: not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from agent.wire.documents import Deployment, Job, ModelVersion, Policy, Rollout,
 MODEL = ModelVersion("m", "1.2", Digest(b"\7" * 32), 10, "onnx", ("DE", "FR"), 'a "file"\x7f')
 DEPLOYMENT = Deployment(
     "m", "1.2", ("a", "b"), ("edge",), ("north",), is_active=False, replicas=2,
-    jurisdictions=("DE",), accelerator="gpu", memory_bytes_min=1 << 30,
+    jurisdictions=("DE",), accelerator="gpu", memory_bytes_min=1 << 30, power_free_w_min=12.5,
 )  # fmt: skip
 JOB = Job(
     JobId("j-12345678"), "mnist-2nn", "d", (SiteId(b"s" * 32),), 1, 1, 8, 0.1, 1, 1, 60.0, "", ()

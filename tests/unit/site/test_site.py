@@ -17,7 +17,15 @@ from agent.foundation.ids import SiteId
 from agent.membership.coordinates import Coordinate
 from agent.membership.events import RememberPlace
 from agent.site.causes import GOOD
-from agent.site.events import Answer, Ask, BlobStored, CallReceived, LeaveRequested, WallClock
+from agent.site.events import (
+    Answer,
+    Ask,
+    BlobStored,
+    CallReceived,
+    LeaveRequested,
+    PowerMeasured,
+    WallClock,
+)
 from agent.site.exchange import DOCUMENTS_PER_MESSAGE_MAX
 from agent.site.stored import COORDINATE_KEY
 from agent.wire.mesh import Ballot, Declined, Have, HaveReply, Prepare, Promise, Push, SyncRequest
@@ -276,3 +284,23 @@ def test_a_site_keeps_its_place_over_a_restart(world: World) -> None:
     assert again.site.swim.record.coordinate == lies
     world.run(10)
     assert other.site.swim.members()[one.site.me].record.coordinate == lies
+
+
+def test_a_model_that_asks_for_power_goes_where_it_is_free_and_leaves_when_it_is_not(
+    world: World,
+) -> None:
+    one, other = pair(world)
+    world.feed(one, BlobStored(model().manifest))
+    hungry = replace(deployment(), replicas=1, power_free_w_min=50.0)
+    world.submit(one, model(), hungry)
+    world.run(5)
+    for node in (one, other):
+        reasons = [item.reason for item in node.site.shelf.items.values()]
+        assert all("does not know how much it has" in reason for reason in reasons)
+    world.feed(other, PowerMeasured(80.0))
+    world.run(5)
+    assert (one.stage() == "ready", other.stage()) == (False, "ready")
+    world.feed(one, PowerMeasured(80.0))
+    world.feed(other, PowerMeasured(20.0))
+    world.run(5)
+    assert (one.stage(), other.stage() == "ready") == ("ready", False)

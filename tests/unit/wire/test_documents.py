@@ -33,6 +33,7 @@ class NewerDeployment:
     accelerator: str = ""
     memory_bytes_min: int = 0
     rollout: None = None
+    power_free_w_min: float = 0.0
     colour: str = "green"
 
 
