@@ -49,17 +49,24 @@ def choose_committee(job: JobId, seats: Sequence[Seat], size_max: int = 5) -> tu
     return tuple(seat.site for seat in ranked[: sizes[0] if sizes else 1])
 
 
+def choose_substitute(job: JobId, kept: Sequence[Seat], seats: Sequence[Seat]) -> SiteId | None:
+    """Of ``seats`` the one that had best join ``kept``: from another region first, then the steadiest."""
+    regions = [seat.region for seat in kept]
+    ranked = sorted(seats, key=lambda seat: (regions.count(seat.region), *_preference(job, seat)))
+    return ranked[0].site if ranked else None
+
+
+def _preference(job: JobId, seat: Seat) -> tuple[int, bytes]:
+    steadiness = STEADINESS.get(seat.tier, len(STEADINESS))
+    return steadiness, sha256(b"atoll seat\0" + job.encode() + b"\0" + seat.site).digest()
+
+
 def _spread(job: JobId, seats: Sequence[Seat]) -> list[Seat]:
     """All seats, so that every prefix stands in as many regions, as evenly, as can be."""
-
-    def preference(seat: Seat) -> tuple[int, bytes]:
-        steadiness = STEADINESS.get(seat.tier, len(STEADINESS))
-        return steadiness, sha256(b"atoll seat\0" + job.encode() + b"\0" + seat.site).digest()
-
     taken: dict[str, int] = defaultdict(int)
     rounds: list[tuple[int, tuple[int, bytes], Seat]] = []
-    for seat in sorted(seats, key=preference):
-        rounds.append((taken[seat.region], preference(seat), seat))
+    for seat in sorted(seats, key=lambda one: _preference(job, one)):
+        rounds.append((taken[seat.region], _preference(job, seat), seat))
         taken[seat.region] += 1
     return [seat for *_, seat in sorted(rounds, key=lambda entry: entry[:2])]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from agent.election.roster import Roster
 from agent.federation.custody import Custody
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
@@ -149,6 +150,13 @@ class Aggregation:
             self._consider(now)
         self._desk.emit(Progressed())
 
+    def holders_changed(self, value: JobValue, now: float) -> None:
+        """Others hold the register by now; the round goes on."""
+        self._value = value
+        if self.phase == "securing":
+            self._keep_again(now)
+            self._commit_if_secured(now)
+
     def close(self) -> None:
         """This epoch is over, or the job."""
         self._state += 1
@@ -222,8 +230,14 @@ class Aggregation:
                 entry.reason = reply.reason if isinstance(reply, NoticeReply) else "no answer"
             self._consider(now)
 
-        notice = Notice(self._job.id, value.epoch, value.round, self._me)
-        self._desk.ask(site, notice, INVITE_TIMEOUT_S, answered)
+        self._desk.ask(site, self._notice(value), INVITE_TIMEOUT_S, answered)
+
+    def _notice(self, value: JobValue) -> Notice:
+        roster = value.roster or Roster(0, (), ())
+        return Notice(
+            self._job.id, value.epoch, value.round, self._me, roster.generation, roster.members,
+            roster.others,
+        )  # fmt: skip
 
     def collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
         """Take note of an update and fetch it; nothing is promised by ``collected``."""
@@ -430,7 +444,7 @@ class Aggregation:
     def _keep_again(self, now: float) -> None:
         """Ask whoever has not kept them and is not being asked, however dead it may seem."""
         self._timers.pop("keep", None)
-        for site in self._job.committee:
+        for site in self._register.voters().everyone:
             if self.phase == "securing" and site not in self._secured | self._asking:
                 self._asking.add(site)
                 self._ask_to_keep(site)
@@ -448,14 +462,15 @@ class Aggregation:
                 self._commit_if_secured(now)
                 return
             self._refusals = min(self._refusals + 1, 16)
-            pause_s = min(RETRY_S * 2 ** (self._refusals // len(self._job.committee)), RETRY_MAX_S)
+            pause_s = min(
+                RETRY_S * 2 ** (self._refusals // len(self._register.members)), RETRY_MAX_S
+            )
             self._later("keep", now + pause_s, self._keep_again)
 
         self._desk.ask(site, Keep(self._job.id, blobs), KEEP_TIMEOUT_S, answered)
 
     def _commit_if_secured(self, now: float) -> None:
-        holders = self._secured & set(self._job.committee)
-        if len(holders) > len(self._job.committee) // 2 and self._then is not None:
+        if self._register.voters().have(self._secured) and self._then is not None:
             change, self._then = self._then, None
             self._timers.pop("keep", None)
             self._commit(change, now)
@@ -488,8 +503,9 @@ class Aggregation:
             return
         for site, entry in self.entries.items():
             if site != self._me and entry.state != "out":
-                notice = Notice(self._job.id, value.epoch, value.round, self._me)
-                self._desk.ask(site, notice, INVITE_TIMEOUT_S, lambda _reply, _now: None)
+                self._desk.ask(
+                    site, self._notice(value), INVITE_TIMEOUT_S, lambda _reply, _now: None
+                )
 
     def resigned_because(self, now: float) -> str:
         """Why another site had better take over; empty while all goes well."""

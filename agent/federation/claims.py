@@ -57,7 +57,7 @@ class Claims:
     def moved(self, before: JobValue | None, value: JobValue) -> None:
         """The register has moved, so somebody aggregates: withdraw what was scheduled."""
         self._at = NEVER
-        has_progressed = before is None or before.progress[:3] != value.progress[:3]
+        has_progressed = before is None or before.achieved != value.achieved
         self._barren = 0 if has_progressed else self._barren + 1
 
     def stop(self) -> None:
@@ -88,5 +88,5 @@ class Claims:
         alive.setdefault(self._me, 1.0)
         epoch = value.epoch + 1 if value is not None else 1
         order = claim_order(self._job.id, epoch, [Candidate(s, w) for s, w in alive.items()])
-        committee = set(self._job.committee)
+        committee = set(self._register.members)
         return sorted(order, key=lambda site: site not in committee).index(self._me)

@@ -44,6 +44,14 @@ class Surroundings(Protocol):
         """Whether the job's residency label lets its parameters and updates go to ``site``."""
         ...
 
+    def is_gone(self, site: SiteId) -> bool:
+        """Whether the trust log has revoked or retired the site: it never comes back."""
+        ...
+
+    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:
+        """The living site that had best take the place of ``gone``; None: there is none."""
+        ...
+
 
 class Desk:
     """The outbox and the pending calls."""

@@ -107,9 +107,26 @@ class Cancelled:
     """The job's document says it is cancelled."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplaceMember:
+    """An operator says that ``gone`` of the committee does not come back; ``by`` takes its place."""
+
+    gone: SiteId
+    by: SiteId
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverRegister:
+    """An operator says that of the committee only ``survivors`` are left; ``members`` follow it."""
+
+    survivors: tuple[SiteId, ...]
+    members: tuple[SiteId, ...]
+
+
 JobEvent = (
     Called | Replied | ViewChanged | BlobArrived | BlobMissing | BlobRead | Trained
-    | AttemptEnded | WorkDone | WorkFailed | Persisted | Cancelled | Woke
+    | AttemptEnded | WorkDone | WorkFailed | Persisted | Cancelled | ReplaceMember
+    | RecoverRegister | Woke
 )  # fmt: skip
 
 

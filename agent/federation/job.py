@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import assert_never
 
+from agent.election.roster import Roster
 from agent.federation.aggregator import Aggregation
 from agent.federation.claims import Claims
 from agent.federation.custody import Custody
@@ -34,7 +35,9 @@ from agent.federation.events import (
     Persist,
     Persisted,
     Progressed,
+    RecoverRegister,
     ReleaseTrainer,
+    ReplaceMember,
     Replied,
     Trained,
     ViewChanged,
@@ -44,6 +47,7 @@ from agent.federation.events import (
 from agent.federation.history import Counted, History
 from agent.federation.participant import Participant, Update
 from agent.federation.register import Outcome, Register, RegisterRow, Settled
+from agent.federation.swaps import Swap, Swaps
 from agent.federation.value import Contributions, JobValue
 from agent.federation.watch import RESIGNED, Watchers, Watching
 from agent.foundation.ids import Digest, SiteId
@@ -130,6 +134,9 @@ class JobMachine:
             job, me, desk, surroundings, self._sources, self._collect, self._on_withdrawn,
             self._on_silence, self._refresh,
         )  # fmt: skip
+        if restored.value is not None:
+            self._register.learn(restored.value.roster)
+        self.swaps = Swaps(job, me, desk, surroundings, self._register, self._adopt)
         self._claims = Claims(job, me, desk, surroundings, self._register, self._on_claimed)
         self._watching = Watching(
             job,
@@ -198,6 +205,12 @@ class JobMachine:
                     self._tell_if_resigned(now)
             case Persisted(token):
                 self._register.persisted(token, now)
+            case ReplaceMember(gone, by):
+                if self.value is not None and not self.is_over:
+                    self.swaps.replace(Swap(gone, by), self.value, now)
+            case RecoverRegister(survivors, members):
+                if not self.is_over:
+                    self.swaps.recover(survivors, members, self.value, now)
             case Cancelled():
                 self.job = replace(self.job, is_cancelled=True)
                 self._end()
@@ -212,6 +225,11 @@ class JobMachine:
             for effect in self._desk.take()
             if not isinstance(effect, ForgetBlob) or not self.needs(effect.digest)
         ]
+
+    @property
+    def committee(self) -> tuple[SiteId, ...]:
+        """Who holds the register by now."""
+        return self._register.members
 
     def bar(self, reason: str) -> None:
         """Vote and propose no more under this identity."""
@@ -255,6 +273,7 @@ class JobMachine:
         due = [
             self._refresh_at, self._claims.wake_at(), self._register.wake_at(),
             self.participant.wake_at(), self.history.wake_at(), self._watchers.wake_at(),
+            self.swaps.wake_at(),
         ]  # fmt: skip
         if self.aggregation is not None:
             due.append(self.aggregation.wake_at())
@@ -273,6 +292,7 @@ class JobMachine:
             self._refresh(now)
         self._claims.woke(self.value, now)
         self._watchers.woke(now)
+        self.swaps.woke(self.value, now, is_aggregator=self.aggregation is not None)
 
     # --- the register ----------------------------------------------------------------------------
     def _refresh(self, now: float) -> None:
@@ -331,11 +351,15 @@ class JobMachine:
             self._end()
             return
         if self.aggregation is not None:
-            self.aggregation.begin(value, now)
+            if before is not None and before.progress[:-1] == value.progress[:-1]:
+                self.aggregation.holders_changed(value, now)
+            else:
+                self.aggregation.begin(value, now)
         self._carry_on(value, now)
 
     def _carry_on(self, value: JobValue, now: float) -> None:
         self.participant.follow(value, now)
+        self.swaps.consider(value, now, is_aggregator=self.aggregation is not None)
         if value.aggregator != self._me:
             self._watching.watch(value)
             self._look_for(value, now)
@@ -348,6 +372,7 @@ class JobMachine:
         self.is_over = True
         self._refresh_at = NEVER
         self._claims.stop()
+        self.swaps.stop()
         self._register.hush()
         if self.aggregation is not None:
             self._drop_aggregation()
@@ -433,6 +458,8 @@ class JobMachine:
             return
         if self.aggregation is not None:
             self.aggregation.view_changed(now)
+            if self.value is not None:
+                self.swaps.consider(self.value, now, is_aggregator=True)
         value = self.value
         if value is not None and value.aggregator != self._me:
             self._look_for(value, now)
@@ -466,6 +493,8 @@ class JobMachine:
     def _noticed(self, call: int, notice: Notice, now: float) -> None:
         reason = "the job has ended here" if self.is_over else self._surroundings.refusal(self.job)
         self._desk.emit(Answer(call, NoticeReply(not reason, reason)))
+        if notice.members:
+            self._register.learn(Roster(notice.generation, notice.members, notice.others))
         value = self.value
         told, known = (notice.epoch, notice.round), (0, 0)
         if value is not None:
@@ -517,5 +546,5 @@ class JobMachine:
         """Where the job's blobs may be had: the aggregator, the committee, then everyone alive."""
         alive: Mapping[SiteId, float] = self._surroundings.alive()
         first = () if self.value is None else (self.value.aggregator,)
-        order = dict.fromkeys((*first, *self.job.committee, *alive))
+        order = dict.fromkeys((*first, *self._register.voters().everyone, *alive))
         return tuple(site for site in order if site != self._me and site in alive)[:SOURCES_MAX]

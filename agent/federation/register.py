@@ -17,13 +17,15 @@ from agent.election.proposer import (
     NoQuorum,
     OutcomeUnknown,
     Proposer,
+    Refusal,
     RegisterEffect,
     Replied,
 )
 from agent.election.reader import Reader
+from agent.election.roster import Known, Roster, Voters, pinned
 from agent.federation.desk import Desk
 from agent.federation.events import Persist
-from agent.federation.value import Change, JobValue, decode
+from agent.federation.value import Change, JobValue, decode, roster_of
 from agent.foundation.errors import Corruption, Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER, Woke
@@ -74,6 +76,7 @@ class Register:
         ``barred_because``: why this site may not vote at all (it may have forgotten a promise).
         """
         self._barred_because = barred_because[:400]
+        self._known = pinned(job.committee)
         self._job, self._me, self._boot_epoch = job, me, boot_epoch
         self._desk, self._rng = desk, rng
         try:
@@ -86,11 +89,31 @@ class Register:
         self._mute = ""
         self._highest = self._acceptor.state.promised.number
 
+    @property
+    def roster(self) -> Roster:
+        """Who holds the register, as far as is known here."""
+        return self._known.roster
+
+    @property
+    def members(self) -> tuple[SiteId, ...]:
+        """The committee, without those to come."""
+        return self._known.roster.members
+
+    def voters(self) -> Voters:
+        """Counts sites that keep what the register is to name, as votes are counted."""
+        return Voters(self._known.parts, self._me)
+
+    def learn(self, roster: Roster | None) -> None:
+        """A committed value names ``roster`` as the holders."""
+        if roster is not None and roster.generation > self._known.roster.generation:
+            self._known = Known(roster)
+
     def read(self, now: float, then: Then) -> None:
         """The committed value."""
         reader = Reader(
             job=self._job.id, committee=self._job.committee, me=self._me,
             boot_epoch=self._boot_epoch, rng=self._rng, now=now, timeout_s=ASK_TIMEOUT_S,
+            known=self._known, roster_of=roster_of,
         )  # fmt: skip
         self._open(reader, then, now)
 
@@ -102,23 +125,43 @@ class Register:
         """
         return decode(self._acceptor.state.value)
 
-    def change(self, change: Change, now: float, then: Then, *, is_retry: bool = False) -> None:
-        """Apply ``change`` to the committed value; ``is_retry``: its outcome was unknown before."""
+    def change(
+        self,
+        change: Change,
+        now: float,
+        then: Then,
+        *,
+        is_retry: bool = False,
+        recovered: Known | None = None,
+        after: int = 0,
+    ) -> None:
+        """Apply ``change`` to the committed value.
+
+        Args:
+            change: see ``federation.value``.
+            now: monotonic time, seconds.
+            then: takes the outcome.
+            is_retry: its outcome was unknown before.
+            recovered: the holders that an operator has named after the loss of a majority; nobody
+                else is asked, whatever a value says.
+            after: highest ballot number seen elsewhere.
+        """
         if self._mute:
             then(Unknown(self._mute), now)
             return
         proposer = Proposer(
             job=self._job.id, committee=self._job.committee, me=self._me,
-            boot_epoch=self._boot_epoch, rng=self._rng, now=now, change=change,
+            boot_epoch=self._boot_epoch, rng=self._rng, now=now, change=_readable(change),
             timeout_s=ASK_TIMEOUT_S, is_retry=is_retry,
-            after=max(self._highest, self._acceptor.state.promised.number),
+            after=max(after, self._highest, self._acceptor.state.promised.number),
+            known=recovered or self._known, roster_of=None if recovered else roster_of,
         )  # fmt: skip
         self._open(proposer, then, now)
 
     def called(self, sender: SiteId, call: mesh.Prepare | mesh.Accept | mesh.Read) -> mesh.Reply:
         """This site's acceptor answers; its promise is persisted before the reply can leave."""
-        if self._me not in self._job.committee:
-            return mesh.Declined("this site is not in the job's committee")
+        # Whoever is asked votes: only the value tells who is a member by now, and it is not here yet
+        # when a new one is asked first. Whose votes count is decided by the one who asks.
         if self._barred_because:
             return mesh.Declined(self._barred_because)
         answer = self._acceptor.step(call, sender)
@@ -190,9 +233,9 @@ class Register:
                 case Decided(value, ballot):
                     if ballot is not None:
                         self._highest = max(self._highest, ballot.number)
-                    self._close(number, _settled(value, is_ours=True), now)
+                    self._close(number, self._settled(value, is_ours=True), now)
                 case Declined(refusal):
-                    self._close(number, _settled(refusal.value, is_ours=False), now)
+                    self._close(number, self._settled(refusal.value, is_ours=False), now)
                 case NoQuorum(reason) | OutcomeUnknown(reason):
                     self._close(number, Unknown(reason), now)
 
@@ -207,9 +250,23 @@ class Register:
         if (conversation := self._conversations.pop(number, None)) is not None:
             conversation[1](outcome, now)
 
+    def _settled(self, value: bytes | None, *, is_ours: bool) -> Outcome:
+        try:
+            decoded = decode(value)
+        except Malformed as error:
+            return Unknown(f"the register's value is of another version: {error.what}")
+        if decoded is not None:
+            self.learn(decoded.roster)
+        return Settled(decoded, is_ours)
 
-def _settled(value: bytes | None, *, is_ours: bool) -> Outcome:
-    try:
-        return Settled(decode(value), is_ours)
-    except Malformed as error:
-        return Unknown(f"the register's value is of another version: {error.what}")
+
+def _readable(change: Change) -> Change:
+    """A value of a newer version is refused, not overwritten."""
+
+    def apply(value: bytes | None) -> bytes | Refusal:
+        try:
+            return change(value)
+        except Malformed as error:
+            return Refusal(f"the value is of another version: {error.what}", value)
+
+    return apply

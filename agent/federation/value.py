@@ -13,15 +13,22 @@ from typing import Annotated, Literal
 
 from agent.distribution.manifest import build, digest_of, encode
 from agent.election.proposer import Refusal
+from agent.election.roster import Members, Roster, released, replaced
+from agent.foundation.errors import Malformed
 from agent.foundation.ids import Digest, SiteId
 from agent.wire.documents import BlobDigest, Job
 from agent.wire.limits import CHUNK_BYTES
 from agent.wire.mesh import JobName
 from agent.wire.records import Counter, Site
-from agent.wire.schema import AtMost, pack, unpack
+from agent.wire.schema import AtMost, omitted, pack, unpack
 
 OPERATIONS_KEPT = 8
 """Enough to recognise one's own change after an unknown outcome; a proposer has one under way."""
+
+EPOCH_JUMP = 2**20
+"""After the loss of a majority: what it may have decided unseen, or may still decide, stays below."""
+ONE_FIELD = b"\x91"
+"""How MessagePack begins an array of one."""
 
 Operation = Annotated[bytes, AtMost(48)]
 State = Literal["running", "exporting", "finished", "failed"]
@@ -48,11 +55,21 @@ class JobValue:
     reason: Annotated[str, AtMost(400)]
     """Why it failed; empty otherwise."""
     operations: Annotated[tuple[Operation, ...], AtMost(OPERATIONS_KEPT)]
+    roster: Roster | None = omitted(None)
+    """Who holds the register; None: the committee pinned in the job."""
+    recoveries: Counter = omitted(0)
+    """How often an operator took the register over after the loss of a majority."""
 
     @property
-    def progress(self) -> tuple[int, int, bool, int]:
+    def progress(self) -> tuple[int, int, int, bool, int, int]:
         """Never decreases along the register's history; equal means the same state."""
-        return (self.round, _RANK[self.state], self.parameters is not None, self.epoch)
+        return (*self.achieved, self.epoch, self.roster.generation if self.roster else 0)
+
+    @property
+    def achieved(self) -> tuple[int, int, int, bool]:
+        """The part of ``progress`` that is work done, whoever did it."""
+        is_begun = self.parameters is not None
+        return (self.recoveries, self.round, _RANK[self.state], is_begun)
 
     @property
     def blobs(self) -> set[Digest]:
@@ -98,9 +115,37 @@ def blob_digest(data: bytes) -> Digest:
     return digest_of(encode(build(chunks)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Around a value that names its holders, so that it does not begin as a ``JobValue`` does.
+
+    A version that knows of no holders but the pinned ones reads nothing, and writes nothing back.
+    """
+
+    value: JobValue
+
+
+def encode_value(value: JobValue) -> bytes:
+    """The bytes of ``value`` in a register."""
+    return pack(value) if value.roster is None else pack(_Moved(value))
+
+
 def decode(value: bytes | None) -> JobValue | None:
     """The value in a register; None for one never written. Raises ``Malformed``."""
-    return None if value is None else unpack(JobValue, value)
+    if value is None:
+        return None
+    if value[:1] == ONE_FIELD:
+        return unpack(_Moved, value).value
+    return unpack(JobValue, value)
+
+
+def roster_of(value: bytes) -> Roster | None:
+    """Who holds the register by ``value``; None: those pinned in the job, or no version of ours knows."""
+    try:
+        known = decode(value)
+    except Malformed:
+        return None
+    return None if known is None else known.roster
 
 
 def claim(job: Job, me: SiteId, expected_epoch: int, operation: bytes) -> Change:
@@ -109,16 +154,16 @@ def claim(job: Job, me: SiteId, expected_epoch: int, operation: bytes) -> Change
     def change(value: bytes | None) -> bytes | Refusal:
         now = decode(value)
         if now is None:
-            return pack(
+            return encode_value(
                 JobValue(job.id, 1, me, 0, None, None, "running", None, 0, "", (operation,))
             )
         if operation in now.operations:
-            return pack(now)
+            return encode_value(now)
         if now.state in ("finished", "failed"):
             return Refusal(f"the job has {now.state}", value)
         if now.epoch != expected_epoch:
             return Refusal(f"epoch is {now.epoch}, not {expected_epoch}", value)
-        return pack(_with(now, operation, epoch=now.epoch + 1, aggregator=me))
+        return encode_value(_with(now, operation, epoch=now.epoch + 1, aggregator=me))
 
     return change
 
@@ -183,17 +228,95 @@ def fail(reason: str, epoch: int, operation: bytes) -> Change:
     return _fenced(epoch, operation, apply)
 
 
+def replace_member(
+    job: Job, gone: SiteId, by: SiteId, kept: frozenset[Digest], operation: bytes
+) -> Change:
+    """Name ``by`` as the one to take the place of ``gone``; ``kept``: the blobs that ``by`` holds."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        roster = now.roster or Roster(0, job.committee, ())
+        if roster.is_joint:
+            return "another change of the committee is under way"
+        if gone not in roster.members or by in roster.members:
+            return "the committee has changed"
+        if not now.blobs <= kept:
+            return "the register has moved on"
+        return _with(now, operation, roster=replaced(roster, gone, by))
+
+    return _known(operation, apply)
+
+
+def release_member(kept: frozenset[Digest], operation: bytes) -> Change:
+    """Put the members to come in place, of which the new one holds the blobs ``kept``.
+
+    The proposer has a majority of them take the value with it.
+    """
+
+    def apply(now: JobValue) -> JobValue | str:
+        if now.roster is None or not now.roster.is_joint:
+            return "no change of the committee is under way"
+        if not now.blobs <= kept:
+            return "the register has moved on"
+        return _with(now, operation, roster=released(now.roster))
+
+    return _known(operation, apply)
+
+
+def recover(best: JobValue, members: Members, me: SiteId, operation: bytes) -> Change:
+    """Take the register over at ``members``, whatever they hold, from the best that is left.
+
+    Args:
+        best: the furthest value that any survivor had accepted or this site had read.
+        members: the new holders; every survivor is among them.
+        me: becomes the aggregator, until somebody claims the next epoch.
+        operation: see ``JobValue.operations``.
+    """
+
+    def change(value: bytes | None) -> bytes | Refusal:
+        now = decode(value)
+        if now is not None and operation in now.operations:
+            return encode_value(now)
+        if now is not None and now.recoveries > best.recoveries:
+            return Refusal("another recovery came first", value)
+        base = best if now is None or now.progress < best.progress else now
+        generation = 0 if base.roster is None else base.roster.generation
+        roster = Roster((generation + EPOCH_JUMP) // 2 * 2, members, ())
+        return encode_value(
+            _with(
+                base, operation, roster=roster, aggregator=me, epoch=base.epoch + EPOCH_JUMP,
+                recoveries=base.recoveries + 1,
+            )
+        )  # fmt: skip
+
+    return change
+
+
+def _known(operation: bytes, apply: Callable[[JobValue], JobValue | str]) -> Change:
+    """A change that any site may make, of a register that has been claimed."""
+
+    def change(value: bytes | None) -> bytes | Refusal:
+        now = decode(value)
+        if now is None:
+            return Refusal("nobody has claimed the job", None)
+        if operation in now.operations:
+            return encode_value(now)
+        after = apply(now)
+        return Refusal(after, value) if isinstance(after, str) else encode_value(after)
+
+    return change
+
+
 def _fenced(epoch: int, operation: bytes, apply: Callable[[JobValue], JobValue | str]) -> Change:
     def change(value: bytes | None) -> bytes | Refusal:
         now = decode(value)
         if now is None:
             return Refusal("nobody has claimed the job", None)
         if operation in now.operations:
-            return pack(now)  # our own change, whose outcome was unknown
+            return encode_value(now)  # our own change, whose outcome was unknown
         if now.epoch != epoch:
             return Refusal(f"epoch is {now.epoch}, not {epoch}", value)
         after = apply(now)
-        return Refusal(after, value) if isinstance(after, str) else pack(after)
+        return Refusal(after, value) if isinstance(after, str) else encode_value(after)
 
     return change
 

@@ -160,6 +160,10 @@ class Roll:
             )
         )
 
+    def is_gone(self, site: SiteId) -> bool:
+        """Whether ``site`` was revoked or retired: nobody of that identity ever comes back."""
+        return site in self._trust.revoked() or site in self.retired()
+
     def gossip_key(self, site: SiteId) -> bytes | None:
         """Raw X25519 public key of a known, unrevoked site (``lookup`` of the sealer)."""
         identity = self.get(site)

@@ -45,6 +45,8 @@ class Chosen:
     value: JobValue
     holders: int
     """Committee disks that held every blob which ``value`` names, at this moment."""
+    committee: int
+    """How many sites the committee had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +174,10 @@ def _one_history(evidence: Evidence) -> Iterator[str]:
                 yield f"round {value.round} was committed twice, with different results"
         if value.round > evidence.rounds:
             yield f"round {value.round} of a job of {evidence.rounds} rounds"
-        if choice.holders <= len(evidence.committee) // 2 and not evidence.is_cancelled:
+        if choice.holders <= choice.committee // 2 and not evidence.is_cancelled:
             yield (
                 f"round {value.round} was committed while {choice.holders} of "
-                f"{len(evidence.committee)} committee disks held what it names"
+                f"{choice.committee} committee disks held what it names"
             )
         last = value
 

@@ -14,13 +14,14 @@ from random import Random
 from typing import Any
 
 from agent.election.committee import Seat, choose_committee
+from agent.election.roster import Roster
 from agent.federation import events as job_events
 from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, JobEvent
 from agent.federation.history import Counted
 from agent.federation.job import JobMachine, Restored
 from agent.federation.participant import Update
-from agent.federation.value import Contributions, JobValue
+from agent.federation.value import Contributions, JobValue, decode
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.writes import Put
@@ -78,6 +79,9 @@ class Scenario:
     """Share of sites that neither train nor aggregate."""
     publish: str = "model"
     cancel: bool = False
+    turnover: int = 0
+    """Committee members whose disks are lost for ever and which are then revoked, each when the one
+    before it has been replaced."""
     sites_min: int = 2
 
 
@@ -131,6 +135,13 @@ class SimulatedSite:
     second: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
 
 
+def value_of(data: bytes) -> JobValue:
+    """What was put forward."""
+    value = decode(data)
+    assert value is not None
+    return value
+
+
 class _Around:
     """``Surroundings`` of one site."""
 
@@ -155,6 +166,12 @@ class _Around:
 
     def may_hold(self, job: Job, site: SiteId) -> bool:  # noqa: ARG002 - the protocol's shape
         return True
+
+    def is_gone(self, site: SiteId) -> bool:
+        return site in self._world.revoked
+
+    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:  # noqa: ARG002 - the protocol's shape
+        return next((site for site in self.alive() if site not in members), None)
 
 
 class TightLoop(Exception):
@@ -194,6 +211,9 @@ class Fleet:
         self._outside = Outside(self)
         self.trace = sha256()
         self.is_calm = self.is_cancelled = False
+        self.revoked: set[SiteId] = set()
+        self.roster = Roster(0, committee, ())
+        """The newest that was chosen."""
         self.cut: tuple[float, frozenset[SiteId]] | None = None
         self.asks = 0
         self.finished_at: float | None = None
@@ -414,11 +434,14 @@ class Fleet:
         if write.table == "register" and row["value"] is not None:
             ballot = (row["accepted_number"], row["accepted_proposer"])
             self._accepted[ballot].add(site.id)
-            voters = self._accepted[ballot] & set(self.job.committee)
-            if len(voters) > len(self.job.committee) // 2 and ballot not in self._chosen:
+            value = value_of(row["value"])
+            # While a change is under way the members so far decide what can still be seen by all.
+            members = self.job.committee if value.roster is None else value.roster.members
+            voters = self._accepted[ballot] & set(members)
+            if len(voters) > len(members) // 2 and ballot not in self._chosen:
                 self._chosen.add(ballot)
                 taken = {voter: self._taken_at[ballot, voter] for voter in sorted(voters)}
-                self._choose(taken, ballot, unpack(JobValue, row["value"]))
+                self._choose(taken, ballot, value)
 
     def _choose(
         self, taken: Mapping[SiteId, float], ballot: tuple[int, bytes], value: JobValue
@@ -427,8 +450,11 @@ class Fleet:
             n for n in (value.parameters, value.contributions, value.exported) if n is not None
         ]
         known = {name for name in names if self._is_new(name)}
-        holders = sum(known <= self.sites[self.index[s]].blobs for s in self.job.committee)
-        self.evidence.chosen.append(Chosen(taken, ballot, value, holders))
+        members = self.job.committee if value.roster is None else value.roster.members
+        holders = sum(known <= self.sites[self.index[s]].blobs for s in members)
+        self.evidence.chosen.append(Chosen(taken, ballot, value, holders, len(members)))
+        if value.roster is not None and value.roster.generation > self.roster.generation:
+            self.roster = value.roster
 
     def _is_new(self, name: Digest) -> bool:
         """Judged when first named: a later claim may find the disks of some gone."""
@@ -486,7 +512,7 @@ class Fleet:
         if isinstance(effect.message, Notice):
             self.evidence.invitations.add((effect.message.epoch, site.id))
         if isinstance(effect.message, Accept):
-            self.evidence.proposed.append(unpack(JobValue, effect.message.value))
+            self.evidence.proposed.append(value_of(effect.message.value))
         target = self.index[effect.site]
         site.asked[effect.call] = target
         boot = site.boot_epoch
@@ -561,7 +587,7 @@ class Fleet:
         elif write.table == "rounds":
             site.read = max(site.read, row["round"])
         elif write.table == "register" and row["value"] is not None:
-            self.evidence.proposed.append(unpack(JobValue, row["value"]))
+            self.evidence.proposed.append(value_of(row["value"]))
             ballot = (row["accepted_number"], row["accepted_proposer"])
             self._taken_at.setdefault((ballot, site.id), self.network.now)
         elif write.table == "updates" and row["state"] != "open":

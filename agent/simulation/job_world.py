@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from agent.federation.events import ViewChanged
+from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
 from agent.simulation.job_checks import (
     Cut,
@@ -53,6 +55,8 @@ class World(Fleet):
             self.network.call_at(rng.uniform(0.0, scenario.seconds), self._mark_aggregator)
         for _ in range(scenario.gone):
             self.network.call_at(rng.uniform(0.0, scenario.seconds), self._lose_for_ever)
+        for _ in range(scenario.turnover):
+            self.network.call_at(rng.uniform(0.0, scenario.seconds * 0.7), self._turn_over)
         if scenario.cancel:
             self.network.call_at(rng.uniform(0.0, scenario.seconds), self._cancel)
         self.network.run_until(scenario.seconds)
@@ -162,7 +166,8 @@ class World(Fleet):
     def _note_cut(self, side: Sequence[int], others: Sequence[int]) -> None:
         for part in (side, others):
             ids = frozenset(self.sites[n].id for n in part)
-            if len(ids & set(self.job.committee)) <= len(self.job.committee) // 2:
+            is_fixed = self.scenario.turnover == 0  # else who is the minority changes meanwhile
+            if is_fixed and len(ids & set(self.job.committee)) <= len(self.job.committee) // 2:
                 self.cut = (self.network.now, ids)
 
     def _heal(self) -> None:
@@ -194,6 +199,37 @@ class World(Fleet):
             self.crash(site)
             site.is_gone = True
             site.labels.clear()
+
+    def _turn_over(self) -> None:
+        """A committee member is lost and revoked, if all others stand and the word has got around.
+
+        The committee before counts until a living site has read that the next one is in place.
+        """
+        roster = self.roster
+        sound = [self.sites[self.index[s]] for s in roster.members]
+        knowing = [
+            s for s in self.sites
+            if s.is_up and s.machine is not None and s.machine.committee == roster.members
+        ]  # fmt: skip
+        left = [s for s in self.sites if not s.is_gone]
+        may = not roster.is_joint and all(not s.is_gone for s in sound) and len(knowing) > 1
+        if self.is_calm or len(left) <= max(self.scenario.sites_min + 1, len(roster.members)):
+            return
+        if not may:
+            self.network.call_at(self.network.now + 1.0, self._turn_over)
+            return
+        site = self.rng.choice(sound)
+        self.crash(site)
+        site.is_gone = True
+        site.labels.clear()
+        later = self.network.now + self.rng.uniform(0.0, 5.0)
+        self.network.call_at(later, lambda: self._revoke(site.id))
+
+    def _revoke(self, site: SiteId) -> None:
+        self.revoked.add(site)
+        self.views_change()
+        for other in self.sites:
+            self.later(other, self.network.now + self.rng.uniform(0.0, 1.0), ViewChanged())
 
     def _cancel(self) -> None:
         """The document spreads; who is down or late learns of it after its next start."""

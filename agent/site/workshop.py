@@ -8,6 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from random import Random
 
+from agent.election.committee import Seat, choose_substitute
 from agent.federation import events as job_events
 from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, JobEvent
@@ -91,6 +92,28 @@ class Surroundings:
         return identity is not None and is_within(
             identity.claims.jurisdiction, job.residency, self._roll.groups
         )
+
+    def is_gone(self, site: SiteId) -> bool:
+        """Whether the trust log has revoked or retired ``site``."""
+        return self._roll.is_gone(site)
+
+    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:
+        """The living site that had best take the place of ``gone`` in the committee of ``job``."""
+        kept = [seat for site in members if site != gone and (seat := self._seat(site)) is not None]
+        seats = [
+            seat
+            for site in self.alive()
+            if site not in members
+            and self.may_hold(job, site)
+            and (seat := self._seat(site)) is not None
+        ]
+        return choose_substitute(job.id, kept, seats)
+
+    def _seat(self, site: SiteId) -> Seat | None:
+        identity = self._identity if site == self._me else self._roll.get(site)
+        if identity is None:
+            return None
+        return Seat(site, identity.claims.region, identity.claims.tier)
 
 
 class Workshop:

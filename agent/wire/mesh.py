@@ -209,6 +209,11 @@ class Notice:
     round: Counter
     """Rounds committed so far."""
     aggregator: Site
+    generation: Counter = omitted(0)
+    """Of the register's holders, by a committed value (``election.roster``)."""
+    members: Annotated[tuple[Site, ...], AtMost(5)] = omitted(())
+    """Who holds the register; empty: those pinned in the job."""
+    others: Annotated[tuple[Site, ...], AtMost(5)] = omitted(())
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ class Around:
         self.refuses = ""
         self.aggregates = True
         self.outlaws: set[SiteId] = set()
+        self.gone: set[SiteId] = set()
 
     def alive(self) -> Mapping[SiteId, float]:
         return self.living
@@ -87,6 +88,12 @@ class Around:
 
     def may_hold(self, job: Job, site: SiteId) -> bool:  # noqa: ARG002
         return site not in self.outlaws
+
+    def is_gone(self, site: SiteId) -> bool:
+        return site in self.gone
+
+    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:  # noqa: ARG002
+        return next((site for site in self.living if site not in members), None)
 
 
 def desk() -> Desk:

@@ -113,10 +113,13 @@ def test_a_hushed_register_starts_nothing_and_still_votes() -> None:
     assert isinstance(bench.register.called(ANNA, Prepare(job().id, ballot)), Promise)
 
 
-def test_a_barred_site_and_an_outsider_do_not_vote() -> None:
+def test_a_barred_site_does_not_vote() -> None:
     barred = Bench(ME, ANNA, BERT, barred_because="its database was lost")
     assert barred.register.called(ANNA, Read(job().id)) == Declined("its database was lost")
-    assert isinstance(Bench(ANNA).register.called(ANNA, Read(job().id)), Declined)
+
+
+def test_a_site_votes_before_it_has_heard_that_it_is_a_member_by_now() -> None:
+    assert Bench(ANNA).register.called(ANNA, Read(job().id)) == ReadReply(None, None)
 
 
 def test_a_site_that_finds_itself_doubled_stops_voting_and_proposing_at_once() -> None:
