@@ -84,6 +84,9 @@ class Evidence:
     chosen: list[Chosen] = field(default_factory=list)
     histories: dict[int, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
     """Durable rows of table ``rounds`` by site and round."""
+    handed_over: list[tuple[int, int, int]] = field(default_factory=list)
+    """Generation of a committee that was put in place, its sites that held all that the register named,
+    and how many it has."""
     dropped: list[Dropped] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
     invitations: set[tuple[int, SiteId]] = field(default_factory=set)
@@ -112,6 +115,7 @@ def violations(evidence: Evidence) -> list[str]:
         *_beliefs(evidence),
         *_cuts(evidence),
         *_dropped(evidence),
+        *_handed_over(evidence),
     ]
     found += evidence.unheld
     found += evidence.loops
@@ -275,6 +279,15 @@ def _cuts(evidence: Evidence) -> Iterator[str]:
             across = [at for site, at in choice.taken.items() if site not in cut.minority]
             if owner in cut.minority and any(cut.began_at < at < cut.ended_at for at in across):
                 yield f"a minority committed round {choice.value.round}"
+
+
+def _handed_over(evidence: Evidence) -> Iterator[str]:
+    for generation, holders, size in evidence.handed_over:
+        if holders <= size // 2 and not evidence.is_cancelled:
+            yield (
+                f"committee {generation} was put in place while {holders} of {size} committee disks "
+                "hold what the register names"
+            )
 
 
 def _dropped(evidence: Evidence) -> Iterator[str]:

@@ -32,7 +32,7 @@ from agent.simulation.job_checks import (
     Dropped,
     Evidence,
 )
-from agent.simulation.job_outside import Outside
+from agent.simulation.job_outside import Around, Outside
 from agent.simulation.network import Faults, Network
 from agent.wire.documents import Job
 from agent.wire.mesh import Accept, Call, Notice, Reply
@@ -142,38 +142,6 @@ def value_of(data: bytes) -> JobValue:
     return value
 
 
-class _Around:
-    """``Surroundings`` of one site."""
-
-    def __init__(self, world: "Fleet", site: SimulatedSite) -> None:
-        self._world, self._site = world, site
-
-    def alive(self) -> Mapping[SiteId, float]:
-        seen = self._site.view | {self._site.index}
-        return {self._world.sites[index].id: 1.0 for index in self._world.by_id if index in seen}
-
-    def is_held(self, digest: Digest) -> bool:
-        return digest in self._site.blobs
-
-    def refusal(self, job: Job) -> str:  # noqa: ARG002 - the protocol's shape
-        return "no data set here" if self._site.is_idle else ""
-
-    def can_aggregate(self) -> bool:
-        return not self._site.is_idle
-
-    def unix_s(self, now: float) -> float:
-        return now
-
-    def may_hold(self, job: Job, site: SiteId) -> bool:  # noqa: ARG002 - the protocol's shape
-        return True
-
-    def is_gone(self, site: SiteId) -> bool:
-        return site in self._world.revoked
-
-    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:  # noqa: ARG002 - the protocol's shape
-        return next((site for site in self.alive() if site not in members), None)
-
-
 class TightLoop(Exception):
     """A machine would never let time pass."""
 
@@ -249,7 +217,7 @@ class Fleet:
         if self.is_cancelled and not site.knows_of_cancellation:
             self.tell_of_cancellation(site)
         site.machine = self._parts.machine(
-            job, site.id, site.boot_epoch, desk, _Around(self, site), self.rng, self.network.now,
+            job, site.id, site.boot_epoch, desk, Around(self, site), self.rng, self.network.now,
             self._restored(site),
         )  # fmt: skip
         self.views_change()
@@ -455,6 +423,10 @@ class Fleet:
         self.evidence.chosen.append(Chosen(taken, ballot, value, holders, len(members)))
         if value.roster is not None and value.roster.generation > self.roster.generation:
             self.roster = value.roster
+            if not value.roster.is_joint:
+                full = sum(set(names) <= self.sites[self.index[s]].blobs for s in members)
+                handed_over = (value.roster.generation, full, len(members))
+                self.evidence.handed_over.append(handed_over)
 
     def _is_new(self, name: Digest) -> bool:
         """Judged when first named: a later claim may find the disks of some gone."""

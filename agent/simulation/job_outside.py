@@ -1,6 +1,6 @@
 """Blobs and work of simulated sites: fetches that fail, attempts that fail, means that are hashes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -8,11 +8,52 @@ from agent.federation import events as job_events
 from agent.federation.events import JobEvent
 from agent.foundation.ids import Digest, SiteId
 from agent.simulation.job_checks import mean_of, named
+from agent.wire.documents import Job
 
 if TYPE_CHECKING:
     from agent.simulation.job_fleet import Fleet, SimulatedSite
 
 Work = job_events.Initialise | job_events.Aggregate | job_events.Export
+
+
+class Around:
+    """``Surroundings`` of one site."""
+
+    def __init__(self, world: "Fleet", site: "SimulatedSite") -> None:
+        self._world, self._site = world, site
+
+    def alive(self) -> Mapping[SiteId, float]:
+        """Who is seen, this site included."""
+        seen = self._site.view | {self._site.index}
+        return {self._world.sites[index].id: 1.0 for index in self._world.by_id if index in seen}
+
+    def is_held(self, digest: Digest) -> bool:
+        """Whether the blob is on the disk."""
+        return digest in self._site.blobs
+
+    def refusal(self, job: Job) -> str:  # noqa: ARG002 - the protocol's shape
+        """Idle sites take no part."""
+        return "no data set here" if self._site.is_idle else ""
+
+    def can_aggregate(self) -> bool:
+        """Idle sites do not."""
+        return not self._site.is_idle
+
+    def unix_s(self, now: float) -> float:
+        """Virtual time."""
+        return now
+
+    def may_hold(self, job: Job, site: SiteId) -> bool:  # noqa: ARG002 - the protocol's shape
+        """Everybody may."""
+        return True
+
+    def is_gone(self, site: SiteId) -> bool:
+        """Whether the site was revoked."""
+        return site in self._world.revoked
+
+    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:  # noqa: ARG002 - the protocol's shape
+        """Any living site will do."""
+        return next((site for site in self.alive() if site not in members), None)
 
 
 class Outside:

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from agent.election import proposer as proposer_module
+from agent.election import reader as reader_module
 from agent.election.proposer import Refusal
 from agent.election.reader import Reader
+from agent.election.roster import Roster
 from agent.federation import aggregator as aggregator_module
 from agent.federation import register as register_module
 from agent.federation import value as value_module
@@ -16,6 +19,7 @@ from agent.federation.desk import Desk
 from agent.federation.history import History
 from agent.federation.job import JobMachine
 from agent.federation.participant import Participant, Update
+from agent.federation.swaps import Swaps
 from agent.federation.value import Change, JobValue, State, decode
 from agent.federation.watch import Watching
 from agent.foundation.ids import SiteId
@@ -134,7 +138,7 @@ def test_a_second_commit_of_a_round_is_caught(monkeypatch: pytest.MonkeyPatch) -
 class ReadsFromOne(Reader):
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self._quorum = 1
+        self._voters.have = bool  # type: ignore[method-assign]
 
 
 def test_going_on_from_what_one_member_tells_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +178,39 @@ def test_an_operation_id_used_again_is_caught(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Desk, "operation", operation)
     assert first_violations(saying="never committed")
+
+
+# --- the committee changes -----------------------------------------------------------------------
+TURNOVER = replace(BAD, sites=10, gone=0, turnover=4, rounds=8, seconds=80.0)
+"""Of a committee of three, four are lost for good one after another, and revoked."""
+
+
+def test_a_job_outlives_its_first_committee() -> None:
+    generations = []
+    for seed in range(1, 9):
+        report = simulate(seed, TURNOVER)
+        assert report.violations == [], f"seed {seed}"
+        assert report.rounds == TURNOVER.rounds
+        rosters = [choice.value.roster for choice in report.evidence.chosen]
+        generations.append(max(roster.generation for roster in rosters if roster is not None))
+    assert max(generations) == 2 * TURNOVER.turnover
+
+
+def test_a_committee_changed_without_a_rescan_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Roster, "parts", lambda self, *, is_committed: (self.members,))  # noqa: ARG005
+    monkeypatch.setattr(proposer_module, "is_behind", lambda *_: False)
+    monkeypatch.setattr(reader_module, "is_behind", lambda *_: False)
+    assert first_violations(TURNOVER, seeds=range(1, 1001))
+
+
+def test_a_new_member_that_need_not_hold_the_parameters_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def after_keeping(self: Swaps, by, value, change, now) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
+        self._change(change, now)
+
+    monkeypatch.setattr(Swaps, "_after_keeping", after_keeping)
+    assert first_violations(TURNOVER, saying="committee disks hold", seeds=range(1, 1001))
 
 
 # --- mutants: updates ----------------------------------------------------------------------------

@@ -1,0 +1,226 @@
+"""A committee that changes, and one that has lost its majority, on the bench of one site."""
+
+from random import Random
+
+import pytest
+from federated_site import ANNA, BERT, CARL, ME, Around, asked, desk, digest, job, of, value
+
+from agent.election.roster import Roster
+from agent.federation.events import JobEffect, Persist
+from agent.federation.register import Register
+from agent.federation.swaps import RETRY_S, Swap, Swaps
+from agent.federation.value import (
+    EPOCH_JUMP,
+    JobValue,
+    decode,
+    encode_value,
+    recover,
+    release_member,
+    replace_member,
+    roster_of,
+)
+from agent.foundation.machine import NEVER
+from agent.wire.mesh import (
+    Accept,
+    Accepted,
+    Ballot,
+    Done,
+    Keep,
+    Prepare,
+    Promise,
+    Read,
+    ReadReply,
+)
+
+DORA = CARL
+THE_JOB = job(committee=(ME, ANNA, BERT))
+
+
+class Bench:
+    """``ME``, ``ANNA`` and ``BERT`` hold a register that was claimed; ``DORA`` lives beside them."""
+
+    def __init__(self, held: JobValue) -> None:
+        self.desk, self.around = desk(), Around(ANNA, BERT, DORA)
+        self.register = Register(THE_JOB, ME, 1, self.desk, Random(1), None)
+        self.adopted: list[JobValue] = []
+        self.swaps = Swaps(
+            THE_JOB, ME, self.desk, self.around, self.register,
+            lambda value, _now: self.adopted.append(value),
+        )  # fmt: skip
+        self.held: dict[bytes, tuple[Ballot, bytes]] = {}
+        for site in (ANNA, BERT):
+            self.held[site] = (Ballot(1, ANNA + bytes(16)), encode_value(held))
+        self.dead: set[bytes] = set()
+        self.asks: list[tuple[bytes, str]] = []
+        self.around.held = set(held.blobs)
+
+    def settle(self) -> None:
+        """Everybody but the dead answers; rows are durable at once."""
+        while effects := self.desk.take():
+            for persist in of(effects, Persist):
+                assert persist.token is not None
+                self.register.persisted(persist.token, 0.0)
+            self._answer(effects)
+
+    def _answer(self, effects: list[JobEffect]) -> None:
+        for ask in asked(effects, object):  # type: ignore[type-abstract]
+            self.asks.append((ask.site, type(ask.message).__name__))
+            accepted, held = self.held.get(ask.site, (None, None))
+            if ask.site in self.dead:
+                self.desk.replied(ask.call, None, 0.0)
+                continue
+            match ask.message:
+                case Prepare(_, ballot):
+                    self.desk.replied(ask.call, Promise(ballot, accepted, held), 0.0)
+                case Accept(_, ballot, data):
+                    self.held[ask.site] = (ballot, data)
+                    self.desk.replied(ask.call, Accepted(ballot), 0.0)
+                case Read():
+                    self.desk.replied(ask.call, ReadReply(accepted, held), 0.0)
+                case Keep():
+                    self.desk.replied(ask.call, Done(), 0.0)
+
+
+def test_a_revoked_member_is_replaced_by_the_aggregator_in_two_changes() -> None:
+    held = value(aggregator=ME)
+    bench = Bench(held)
+    bench.around.gone = {BERT}
+    bench.dead = {BERT}
+    bench.swaps.consider(held, 0.0, is_aggregator=True)
+    bench.settle()
+    assert bench.asks[0] == (DORA, "Keep"), "it holds the parameters before it may be named"
+    (joint,) = bench.adopted
+    assert joint.roster == Roster(1, (ME, ANNA, BERT), (ME, ANNA, DORA))
+    bench.swaps.consider(joint, 0.0, is_aggregator=True)
+    bench.settle()
+    assert bench.adopted[-1].roster == Roster(2, (ME, ANNA, DORA), (ME, ANNA, BERT))
+    assert decode(bench.held[DORA][1]) == bench.adopted[-1]
+    assert bench.register.members == (ME, ANNA, DORA)
+    bench.swaps.consider(bench.adopted[-1], 0.0, is_aggregator=True)
+    assert bench.desk.take() == []
+
+
+def test_nobody_but_the_aggregator_and_the_operator_changes_a_committee() -> None:
+    held = value(aggregator=ANNA)
+    bench = Bench(held)
+    bench.around.gone = {BERT}
+    bench.swaps.consider(held, 0.0, is_aggregator=False)
+    assert bench.desk.take() == []
+    bench.swaps.replace(Swap(BERT, DORA), held, 0.0)
+    bench.settle()
+    bench.swaps.consider(bench.adopted[-1], 0.0, is_aggregator=False)
+    bench.settle()
+    assert bench.register.members == (ME, ANNA, DORA)
+
+
+def test_a_site_without_the_parameters_says_why_it_cannot_and_tries_again_later() -> None:
+    held = value(aggregator=ANNA)
+    bench = Bench(held)
+    bench.around.held = set()
+    bench.swaps.replace(Swap(BERT, DORA), held, 0.0)
+    assert bench.desk.take() == []
+    assert "does not hold" in bench.swaps.trouble
+    assert bench.swaps.wake_at() == RETRY_S
+    bench.around.held = set(held.blobs)
+    bench.swaps.woke(held, RETRY_S, is_aggregator=False)
+    assert [ask.site for ask in asked(bench.desk.take(), Keep)] == [DORA]
+    bench.swaps.stop()
+    assert bench.swaps.wake_at() == NEVER
+
+
+def test_an_unknown_outcome_is_asked_again_as_the_same_operation() -> None:
+    held = value(aggregator=ME)
+    bench = Bench(held)
+    bench.around.gone, bench.dead = {BERT}, {ANNA, BERT}
+    bench.swaps.consider(held, 0.0, is_aggregator=True)
+    now = 0.0
+    for _ in range(60):
+        bench.settle()
+        if bench.swaps.trouble:
+            break
+        now = bench.register.wake_at()
+        bench.register.woke(now)
+    assert bench.swaps.trouble
+    bench.dead = {BERT}
+    bench.swaps.woke(held, bench.swaps.wake_at(), is_aggregator=True)
+    bench.settle()
+    assert bench.adopted[-1].roster is not None
+
+
+def test_a_recovery_takes_the_best_that_any_survivor_holds_and_jumps() -> None:
+    held = value(aggregator=BERT, round=2, contributions=digest("c2"))
+    bench = Bench(held)
+    bench.dead = {BERT}
+    bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(round=1), 0.0)
+    bench.settle()
+    (found,) = bench.adopted
+    assert (found.round, found.recoveries, found.aggregator) == (2, 1, ME)
+    assert found.epoch == held.epoch + EPOCH_JUMP
+    assert found.roster == Roster(EPOCH_JUMP, (ME, ANNA, DORA), ())
+    assert found.progress > held.progress
+    assert bench.register.members == (ME, ANNA, DORA)
+    assert (BERT, "Prepare") not in bench.asks, "who is left out is not asked"
+
+
+def test_a_recovery_waits_for_every_survivor() -> None:
+    bench = Bench(value())
+    bench.dead = {ANNA}
+    bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)
+    bench.settle()
+    assert bench.adopted == []
+    assert "does not answer" in bench.swaps.trouble
+
+
+def test_a_recovery_of_nothing_is_refused() -> None:
+    bench = Bench(value())
+    bench.swaps.recover((ME,), (ME,), None, 0.0)
+    assert "submit the job anew" in bench.swaps.trouble
+
+
+# --- the changes ---------------------------------------------------------------------------------
+def test_a_value_that_names_its_holders_is_unreadable_to_versions_that_know_of_none() -> None:
+    plain, moved = value(), value(roster=Roster(2, (ME, ANNA, DORA), (ME, ANNA, BERT)))
+    assert decode(encode_value(plain)) == plain
+    assert decode(encode_value(moved)) == moved
+    assert encode_value(plain)[0] == 0x9B, "as it always was: an array of eleven"
+    assert encode_value(moved)[0] == 0x91
+    assert roster_of(encode_value(plain)) is None
+    assert roster_of(encode_value(moved)) == moved.roster
+    assert roster_of(b"\xc1") is None
+
+
+@pytest.mark.parametrize(
+    ("held", "gone", "by", "kept", "reason"),
+    [
+        (value(), BERT, DORA, set(), "moved on"),
+        (value(), DORA, BERT, {digest("p0")}, "has changed"),
+        (value(), BERT, ANNA, {digest("p0")}, "has changed"),
+        (
+            value(roster=Roster(1, (ME, ANNA, BERT), (ME, ANNA, DORA))),
+            BERT, DORA, {digest("p0")}, "under way",
+        ),
+    ],
+)  # fmt: skip
+def test_a_change_that_does_not_fit_is_refused(held, gone, by, kept, reason) -> None:  # type: ignore[no-untyped-def]
+    refusal = replace_member(THE_JOB, gone, by, frozenset(kept), b"x")(encode_value(held))
+    assert not isinstance(refusal, bytes)
+    assert reason in refusal.reason
+
+
+def test_nothing_is_released_before_the_new_member_keeps_what_the_register_names() -> None:
+    joint = value(roster=Roster(1, (ME, ANNA, BERT), (ME, ANNA, DORA)))
+    assert not isinstance(release_member(frozenset(), b"x")(encode_value(joint)), bytes)
+    assert not isinstance(release_member(frozenset(), b"x")(encode_value(value())), bytes)
+    done = decode(release_member(frozenset(joint.blobs), b"x")(encode_value(joint)))  # type: ignore[arg-type]
+    assert done is not None
+    assert done.roster == Roster(2, (ME, ANNA, DORA), (ME, ANNA, BERT))
+
+
+def test_of_two_recoveries_one_wins() -> None:
+    change = recover(value(), (ME,), ME, b"one")
+    taken = change(encode_value(value()))
+    assert isinstance(taken, bytes)
+    assert change(taken) == taken
+    second = recover(value(), (ANNA,), ANNA, b"two")(taken)
+    assert not isinstance(second, bytes)
+    assert "another recovery" in second.reason
