@@ -99,8 +99,8 @@ class Operations(Protocol):
     async def job(self, job: str) -> Json:
         """One job in full.
 
-        Keys: those of ``jobs()``, and committee [site name], value (the register's value as a
-        dict, or None), participants [{site, name, state, reason}],
+        Keys: those of ``jobs()``, and committee [site name], committee_trouble (why a change of it
+        waits), recoveries, value (the register's value as a dict, or None), participants [{site, name, state, reason}],
         rounds_done [{round, epoch, aggregator, parameters, committed_at,
         counted [{site, name, samples, update}], accuracy (or None)}].
 

@@ -91,6 +91,13 @@ def show(asked: argparse.Namespace) -> int:
         + (f" ({clean(answer['reason'])})" if answer["reason"] else "")
     )
     print(f"committee: {clean(answer['committee'])}")
+    if answer.get("committee_trouble"):
+        print(f"a change of the committee waits: {clean(answer['committee_trouble'])}")
+    if answer.get("recoveries"):
+        print(
+            "TAKEN OVER by an operator after the loss of the committee's majority, times:"
+            f" {answer['recoveries']}; rounds that only the lost members knew are gone"
+        )
     print_table(
         (
             "round",

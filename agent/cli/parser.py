@@ -127,14 +127,17 @@ def build() -> argparse.ArgumentParser:
     _life(verbs)
     _looking(verbs)
     _models(verbs)
-    _training(verbs)
+    jobs = _training(verbs)
     from agent.cli import (  # noqa: PLC0415 - they are made of this module's parts
         parser_applications,
         parser_audit,
         parser_blobs,
         parser_catalog,
+        parser_committee,
         parser_trust,
     )
+
+    parser_committee.add(jobs)
 
     parser_catalog.add(verbs)
     parser_blobs.add(verbs)
@@ -371,7 +374,7 @@ def _models(verbs: Verbs) -> None:
     )  # fmt: skip
 
 
-def _training(verbs: Verbs) -> None:
+def _training(verbs: Verbs) -> Verbs:
     jobs = _group(verbs, "job", "Federated training jobs.")
     submit = _verb(jobs, "submit", "jobs:submit", "Sign a job and give it to the cluster.")
     submit.add_argument("file", type=Path, metavar="JOB.toml")
@@ -382,6 +385,7 @@ def _training(verbs: Verbs) -> None:
     _verb(jobs, "list", "jobs:list_jobs", "Every job and how far it is.")
     show = _verb(jobs, "show", "jobs:show", "One job: its rounds and who was counted in each.")
     show.add_argument("job", type=job, metavar="ID")
+    return jobs
 
 
 def _residency(parser: argparse.ArgumentParser) -> None:

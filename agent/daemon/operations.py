@@ -137,6 +137,7 @@ class DaemonOperations:
         reasons += parts.renewing.reasons(parts.site.swim.members())
         reasons += parts.site.duplicates.reports(monotonic_s())
         reasons += parts.site.holdings.rollouts.reasons()
+        reasons += self._recovered()
         if parts.site.workshop.barred_because not in ("", *reasons):
             reasons.append(parts.site.workshop.barred_because)
         if starting := parts.fallback_reason():
@@ -147,6 +148,15 @@ class DaemonOperations:
             return "draining", ["drained by the operator; atoll undrain ends it", *reasons]
         reasons += parts.inference.workers.troubles
         return "ready", reasons
+
+    def _recovered(self) -> list[str]:
+        """Jobs that were taken over by force: rounds that only the lost members knew are gone."""
+        return [
+            f"job {machine.job.id} was taken over by an operator after its committee had lost its"
+            f" majority ({machine.value.recoveries} times)"
+            for machine in self._parts.site.workshop.machines.values()
+            if machine.value is not None and machine.value.recoveries and not machine.is_over
+        ]
 
     def _store_troubles(self) -> list[str]:
         parts = self._parts
@@ -287,7 +297,9 @@ class DaemonOperations:
         value = machine.value
         return {
             **self._brief(machine),
-            "committee": [self._name(site) for site in machine.job.committee],
+            "committee": [self._name(site) for site in machine.committee],
+            "committee_trouble": machine.swaps.trouble,
+            "recoveries": 0 if value is None else value.recoveries,
             "value": None if value is None else _plain(asdict(value)),
             "participants": participants,
             "rounds_done": [self._round(machine, row) for row in rows],

@@ -21,6 +21,7 @@ from agent.api import applications
 from agent.api import audit as audit_api
 from agent.api import blobs as blobs_api
 from agent.api import catalog as catalog_api
+from agent.api import committees as committees_api
 from agent.api import rollouts as rollouts_api
 from agent.api import trust as trust_api
 from agent.api.admin import AdminServer
@@ -31,6 +32,7 @@ from agent.daemon import listening
 from agent.daemon.applications import ApplicationDesk
 from agent.daemon.blob_desk import BlobDesk
 from agent.daemon.catalog_desk import CatalogDesk
+from agent.daemon.committee_desk import CommitteeDesk
 from agent.daemon.driver import Driver
 from agent.daemon.inference import Inference
 from agent.daemon.issuing import Issuing
@@ -236,6 +238,7 @@ class _Daemon:
                 *catalog_api.routes(CatalogDesk(site.catalog, store)), *audit_api.routes(witnessing),
                 *rollouts_api.routes(RolloutDesk(site)),
                 *blobs_api.routes(BlobDesk(driver, outside, blobs)),
+                *committees_api.routes(CommitteeDesk(driver, store, blobs, audit)),
             ),
         )  # fmt: skip
         await self._opened(serving, "close")

@@ -231,6 +231,11 @@ class JobMachine:
         """Who holds the register by now."""
         return self._register.members
 
+    @property
+    def holders(self) -> tuple[SiteId, ...]:
+        """The committee, and those that are about to take over or may still count."""
+        return self._register.voters().everyone
+
     def bar(self, reason: str) -> None:
         """Vote and propose no more under this identity."""
         self._register.bar(reason)

@@ -168,6 +168,14 @@ class Workshop:
         """Why this site does not train for ``job``; empty if it does."""
         return self._surroundings.refusal(job)
 
+    def may_hold(self, job: Job, site: SiteId) -> bool:
+        """Whether the job's residency lets its parameters go to ``site``."""
+        return self._surroundings.may_hold(job, site)
+
+    def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:
+        """See ``Surroundings.substitute``."""
+        return self._surroundings.substitute(job, members, gone)
+
     def step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
         """Give one job one event."""
         machine = self.machines.get(job)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from trust_desk import PASS, Desk
 
-from agent.api import blobs, catalog, rollouts
+from agent.api import blobs, catalog, committees, rollouts
 from agent.api.admin import AdminServer
 from agent.api.bodies import Json
 from agent.api.job_spec import JobSpec
@@ -64,6 +64,9 @@ class CannedSite:
         self.known: list[Body] = []
         """What the catalog says."""
         self.rollout_rows: list[Json] = []
+        self.committee_calls: list[tuple[Any, ...]] = []
+        self.inclusion_findings: list[str] = []
+        self.job_troubles: Json = {}
         self.blob_rows: list[Json] = []
         self.blob_bytes_max = 0
         self.stamps: list[Stamp] = []
@@ -193,6 +196,7 @@ class CannedSite:
             job,
             committee=["berlin", "paris", "rome"],
             value={"round": 1},
+            **self.job_troubles,
             participants=[{"site": SITE, "name": "berlin", "state": "training", "reason": ""}],
             rounds_done=[
                 {
@@ -251,6 +255,24 @@ class CannedSite:
 
     async def history(self, key: Key) -> list[Json]:
         return self.documents(key.kind, key.name)
+
+    async def audit(self, job: str) -> Json:
+        row = {
+            "round": 1, "update": "ef" * 32, "samples": 600, "standing": "counted", "among": 2,
+            "epoch": 1, "aggregator": "berlin",
+        }  # fmt: skip
+        return {
+            "job": job, "round": 1, "checked": 1, "findings": self.inclusion_findings,
+            "rows": [row],
+        }  # fmt: skip
+
+    async def replace(self, job: str, gone: str, by: str) -> Json:
+        self.committee_calls.append(("replace", job, gone, by))
+        return {"committee": ["berlin", "paris", by]}
+
+    async def recover(self, job: str, members: tuple[str, ...]) -> Json:
+        self.committee_calls.append(("recover", job, members))
+        return {"committee": list(members), "epoch": 2**20 + 2, "round": 4}
 
     def rollouts(self, model: str) -> list[Json]:
         return [row for row in self.rollout_rows if model in ("", row["model"])]
@@ -367,7 +389,10 @@ def canned() -> CannedSite:
 def socket_path(canned: CannedSite, loop_thread: LoopThread, tmp_path: Path) -> Iterator[Path]:
     operations: Operations = canned
     path = tmp_path / "agent.sock"
-    more = (*catalog.routes(canned), *rollouts.routes(canned), *blobs.routes(canned))
+    more = (
+        *catalog.routes(canned), *rollouts.routes(canned), *blobs.routes(canned),
+        *committees.routes(canned),
+    )  # fmt: skip
     server = loop_thread.run(AdminServer.start(operations, path, more))
     yield path
     loop_thread.run(server.close())

@@ -1,0 +1,141 @@
+"""Was this site's update counted? The answer from bytes that this site can check itself.
+
+The register names the last round's contributions by digest, each of them names the one before: from the
+committed value on, every link is hashed here and compared with what this site made. Whoever runs
+the aggregation can leave an update out (then it shows), but cannot claim to have counted it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.federation.participant import Update
+from agent.federation.value import Contribution, Contributions, JobValue, blob_digest
+from agent.foundation.errors import Malformed
+from agent.foundation.ids import Digest, SiteId
+from agent.wire.schema import unpack
+
+ROUNDS_MAX = 10_000
+"""As many as a job may have."""
+
+Standing = Literal["counted", "not counted", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one update of this site."""
+
+    round: int
+    update: Digest
+    samples: int
+    standing: Standing
+    """``open``: its round is not committed yet."""
+    among: int
+    """Updates that the round counted; 0 while open."""
+    epoch: int
+    aggregator: SiteId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Inclusion:
+    """All updates of this site, and what is wrong with the rounds that should have counted them."""
+
+    rows: tuple[Row, ...]
+    findings: tuple[str, ...]
+    """Empty: every committed round is what its digest says, and follows from the one before."""
+    rounds: int
+    """Committed rounds that were checked."""
+
+
+def verify(
+    me: SiteId,
+    value: JobValue | None,
+    read: Callable[[Digest], bytes | None],
+    updates: Sequence[Update],
+) -> Inclusion:
+    """Follow the committed rounds back to the first, and look for this site's updates in them.
+
+    Args:
+        me: whose updates.
+        value: the newest value that a majority of the committee has confirmed; None: nobody began.
+        read: the bytes of a blob; None if it is not here.
+        updates: what this site made, by its own records; the last of each round.
+    """
+    chain, findings = _chain(value, read)
+    committed = 0 if value is None else value.round
+    own = {update.round: update for update in updates}
+    rows = tuple(
+        _row(me, update, chain.get(update.round), is_committed=update.round <= committed)
+        for update in sorted(updates, key=lambda one: one.round)
+    )
+    seen: Counter[Digest] = Counter()
+    for number, content in sorted(chain.items()):
+        for entry in content.entries:
+            seen[entry.update] += 1
+            if entry.site == me:
+                findings += _compared(number, content, entry, own.get(number))
+    findings += [
+        f"update {update.hex()[:16]} was counted {times} times"
+        for update, times in seen.items()
+        if times > 1
+    ]
+    return Inclusion(rows, tuple(findings), len(chain))
+
+
+def _chain(
+    value: JobValue | None, read: Callable[[Digest], bytes | None]
+) -> tuple[dict[int, Contributions], list[str]]:
+    rounds: dict[int, Contributions] = {}
+    if value is None:
+        return rounds, []
+    name, number, parameters = value.contributions, value.round, value.parameters
+    while name is not None and len(rounds) < ROUNDS_MAX:
+        content = _named(name, read(name))
+        if isinstance(content, str):
+            return rounds, [f"round {number}: {content}"]
+        if (content.job, content.round, content.parameters) != (value.job, number, parameters):
+            return rounds, [f"round {number}: what comes after does not follow from it"]
+        rounds[number] = content
+        name, number, parameters = content.previous, number - 1, content.base
+    return rounds, [f"round {number}: nothing names what it counted"] if number > 0 else []
+
+
+def _named(name: Digest, data: bytes | None) -> Contributions | str:
+    if data is None:
+        return "what it counted is not here yet"
+    if blob_digest(data) != name:
+        return "what it counted is not what the digest says"
+    try:
+        return unpack(Contributions, data)
+    except Malformed as error:
+        return f"what it counted cannot be read ({error.what})"
+
+
+def _row(me: SiteId, update: Update, content: Contributions | None, *, is_committed: bool) -> Row:
+    if content is None:
+        standing: Standing = "not counted" if is_committed else "open"
+        return Row(update.round, update.digest, update.samples, standing, 0, 0, None)
+    is_counted = any(
+        entry.site == me and entry.update == update.digest for entry in content.entries
+    )
+    return Row(
+        update.round, update.digest, update.samples, "counted" if is_counted else "not counted",
+        len(content.entries), content.epoch, content.aggregator,
+    )  # fmt: skip
+
+
+def _compared(
+    number: int, content: Contributions, entry: Contribution, update: Update | None
+) -> list[str]:
+    """What a round says of this site, beside what this site knows."""
+    if update is None or update.digest != entry.update:
+        return [f"round {number} counts an update that this site has no record of"]
+    found = []
+    if update.samples != entry.samples:
+        found.append(
+            f"round {number} counts {entry.samples} samples of this site, which had {update.samples}"
+        )
+    if update.base != content.base:
+        found.append(f"round {number} counts an update that started from other parameters")
+    return found
