@@ -46,6 +46,8 @@ class JobSpec:
     """Sites that serve the published model; empty = every site allowed by ``residency``."""
     seed: int = 0
     round_timeout_s: float = 120.0
+    is_float_mean: bool = False
+    """Sum updates in float32 instead of exactly: faster for large models."""
 
     def job(self, *, identifier: JobId, committee: tuple[SiteId, ...]) -> Job:
         """The document's body, with what only the site can add."""
@@ -64,6 +66,7 @@ class JobSpec:
             publish=self.publish,
             residency=self.residency,
             deploy_sites=self.deploy_sites,
+            is_float_mean=self.is_float_mean,
         )
 
 
@@ -102,6 +105,12 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
     return check
 
 
+def _yes_or_no(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError("true or false")
+    return value
+
+
 def _list(pattern: re.Pattern[str], most: int, of: str) -> Callable[[Any], tuple[str, ...]]:
     def check(value: Any) -> tuple[str, ...]:
         if (
@@ -130,6 +139,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "deploy_sites": _list(NAME, LIST_MAX, "site names"),
     "seed": _whole(0, 2**63 - 1),
     "round_timeout_s": _number(1.0, 86_400.0),
+    "is_float_mean": _yes_or_no,
 }
 
 

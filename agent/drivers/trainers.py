@@ -193,6 +193,8 @@ class Trainers:
     ) -> Path:
         """The mean of updates, each weighted by its samples: the same bytes for any order of them.
 
+        Where the job sums in float32 they are added in the order of their files' names, which are digests.
+
         Args:
             job: whose folder takes the result.
             round: names the result.
@@ -210,7 +212,7 @@ class Trainers:
         part = folder / f"mean-{round}.part"
         async with self._averaging:
             worker = await self._averager()
-            begin = Begin(len(updates))
+            begin = Begin(len(updates), job.is_float_mean)
             if base is None:
                 await worker.ask(begin, expect=Inspected, timeout_s=STEP_S_MAX)
             else:
@@ -218,7 +220,7 @@ class Trainers:
                     await worker.ask(begin, [like], expect=Inspected, timeout_s=STEP_S_MAX)
             if rejected := await _inspected(worker, updates):
                 raise UpdatesRejected(rejected)
-            for path, samples in updates:
+            for path, samples in sorted(updates, key=lambda one: one[0].name):
                 with _opened(path) as update:
                     await worker.ask(Add(samples), [update], expect=Inspected, timeout_s=STEP_S_MAX)
             with _created(part) as out:

@@ -117,6 +117,8 @@ class Begin:
     """A new mean. Descriptor: the parameters all updates must be like, or none (the first is)."""
 
     updates: Annotated[int, Range(1, UPDATES_MAX)]
+    is_float: bool = False
+    """Sum in float32, in the order in which updates are added; else in integers, which have none."""
 
 
 @dataclass(frozen=True, slots=True)

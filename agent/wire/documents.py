@@ -130,6 +130,8 @@ class Job:
     deploy_sites: Annotated[tuple[Name, ...], AtMost(1024)] = ()
     """Sites that serve the published model; empty = every site allowed by ``residency``."""
     is_cancelled: bool = False
+    is_float_mean: bool = omitted(False)
+    """Sum updates in float32, in the order of their digests, instead of exactly in integers."""
 
 
 @dataclass(frozen=True, slots=True)

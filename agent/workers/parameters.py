@@ -51,8 +51,10 @@ class Parameters:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-def read(descriptor: int) -> Parameters:
+def read(descriptor: int, *, is_read_whole: bool = False) -> Parameters:
     """Map a file's tensors (read-only views of it; the descriptor may be closed afterwards).
+
+    ``is_read_whole``: all pages at once, since a fault for each would cost as much as adding it up.
 
     Raises:
         Malformed: not a safetensors file of float32 tensors within bounds. The update it came as
@@ -61,7 +63,8 @@ def read(descriptor: int) -> Parameters:
     size = os.fstat(descriptor).st_size
     if not ALIGNMENT < size <= FILE_BYTES_MAX:
         raise Malformed(f"parameters of {size} bytes", why=f"the bound is {FILE_BYTES_MAX}")
-    content = memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+    flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if is_read_whole else 0)
+    content = memoryview(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ))
     return parse(content)
 
 
@@ -126,11 +129,14 @@ def largest(parameters: Parameters) -> dict[str, float]:
             block = flat[start : start + CHECK_ELEMENTS]
             most = max(most, float(block.max()), -float(block.min()), key=_nan_first)
         if not np.isfinite(most):
-            raise Malformed(
-                f"tensor {name!r} is not finite", why="training diverged, or was made to"
-            )
+            raise not_finite(name)
         found[name] = most
     return found
+
+
+def not_finite(name: str) -> Malformed:
+    """The error for a tensor that holds NaN or infinity."""
+    return Malformed(f"tensor {name!r} is not finite", why="training diverged, or was made to")
 
 
 def write(parameters: Parameters, file: BinaryIO) -> int:

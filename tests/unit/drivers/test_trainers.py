@@ -54,10 +54,14 @@ def values_of(path: Path) -> list[float]:
     return read
 
 
-async def test_a_mean_is_weighted_and_has_no_order(trainers: Trainers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_float", [False, True])
+async def test_a_mean_is_weighted_and_has_no_order(
+    trainers: Trainers, tmp_path: Path, *, is_float: bool
+) -> None:
+    job = replace(JOB, is_float_mean=is_float)
     updates = [(update(tmp_path, f"u{k}", 0.1 * k, -7.0 / (k + 1)), 100 + k) for k in range(7)]
-    one = (await trainers.aggregate(JOB, 1, updates)).read_bytes()
-    other = (await trainers.aggregate(JOB, 1, list(reversed(updates)))).read_bytes()
+    one = (await trainers.aggregate(job, 1, updates)).read_bytes()
+    other = (await trainers.aggregate(job, 1, list(reversed(updates)))).read_bytes()
     assert one == other
     (average,) = trainers.processes()
     assert average.sandbox == f"landlock {landlock_abi()}, seccomp"

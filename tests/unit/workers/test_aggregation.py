@@ -8,7 +8,7 @@ import pytest
 
 from agent.foundation.errors import Malformed, UsageError
 from agent.training.contract import Add, Averaged, Begin, Finish, Inspect, Inspected
-from agent.workers.aggregation import Aggregation, Mean
+from agent.workers.aggregation import Aggregation, FloatMean, Mean
 from agent.workers.parameters import Parameters, parse, write
 
 Update = tuple[Parameters, int]
@@ -76,16 +76,44 @@ def test_more_samples_than_the_precision_bears_are_refused() -> None:
         mean.inspect(made(1.0), 2**35)
 
 
+@pytest.mark.parametrize("kind", [Mean, FloatMean])
 @pytest.mark.parametrize(
     "bad", [made(1.0), made(1.0, np.nan), made(1.0, 2.0, label="other/8"), made(np.inf, 1.0)]
 )
-def test_a_bad_update_leaves_the_set_as_it_was(bad: Parameters) -> None:
-    mean = Mean(made(0.0, 0.0))
+def test_a_bad_update_leaves_the_set_as_it_was(bad: Parameters, kind: type[Mean]) -> None:
+    mean = kind(made(0.0, 0.0))
     mean.inspect(made(1.0, 3.0), 1)
     with pytest.raises(Malformed):
         mean.inspect(bad, 1)
     mean.add(made(1.0, 3.0), 1)
     assert mean.result().tensors["w"].tolist() == [1.0, 3.0]
+
+
+def test_float_sums_are_close_to_exact_ones_and_alike_in_one_order() -> None:
+    random = np.random.default_rng(3)
+    updates = [
+        (Parameters("r/8", {"w": random.standard_normal(100_000).astype(np.float32)}), n + 1)
+        for n in range(20)
+    ]
+    found = []
+    for _ in range(2):
+        mean = FloatMean(updates[0][0])
+        for update, samples in updates:
+            mean.inspect(update, samples)
+        for update, samples in updates:
+            mean.add(update, samples)
+        found.append(mean.result().tensors["w"])
+    assert np.array_equal(*found)
+    exact = mean_of(updates).tensors["w"]
+    assert float(np.abs(found[0] - exact).max()) < 1e-6
+
+
+def test_an_update_that_became_infinite_after_its_inspection_spoils_no_float_mean() -> None:
+    mean = FloatMean()
+    mean.inspect(made(1.0), 1)
+    mean.add(made(np.inf), 1)
+    with pytest.raises(Malformed, match="not finite"):
+        mean.result()
 
 
 def test_an_update_that_grew_after_its_inspection_is_refused() -> None:
@@ -125,6 +153,8 @@ def test_the_process_answers_each_message(tmp_path: Path) -> None:
         first, second, bad = opened
         with pytest.raises(UsageError, match="no mean was begun"):
             aggregation.answer(Inspect(1), [first])
+        assert aggregation.answer(Begin(3, is_float=True), [first]) == Inspected()
+        assert isinstance(aggregation._mean, FloatMean)
         assert aggregation.answer(Begin(3), [first]) == Inspected()
         assert aggregation.answer(Inspect(1), [first]) == Inspected()
         assert aggregation.answer(Inspect(1), [second]) == Inspected()
