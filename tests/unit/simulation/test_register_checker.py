@@ -4,7 +4,15 @@ from math import inf
 
 import pytest
 
-from agent.simulation.register_checker import History, Ledger, Operation, read, violations, written
+from agent.simulation.register_checker import (
+    OPERATIONS_MAX,
+    History,
+    Ledger,
+    Operation,
+    read,
+    violations,
+    written,
+)
 
 
 def claim(number: int, began_at: float, ended_at: float, *ledger: int) -> Operation:
@@ -42,7 +50,7 @@ def test_a_history_of_one_register_is_good() -> None:
 
 
 def test_a_ledger_survives_its_encoding() -> None:
-    ledger = Ledger(3, 2, 1, tuple(range(1, 1001)))
+    ledger = Ledger(3, 2, 1, tuple(range(1, OPERATIONS_MAX + 1)))
     assert read(written(ledger)) == ledger
     assert len(written(ledger)) < 4096
 
