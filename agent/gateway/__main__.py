@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from agent.drivers import keystore, memory, tls
+from agent.drivers import keystore, memory, tls, uvloop_library
 from agent.drivers.channel import Channel, exit_with_parent
 from agent.drivers.served_certificate import ServedCertificate
 from agent.foundation.errors import AtollError
@@ -193,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="gateway: %(levelname)s: %(message)s")
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.get_loop().set_exception_handler(uvloop_library.heed)
             runner.run(serve(given))
     except (AtollError, OSError) as error:
         sys.stderr.write(f"gateway: {error}\n")

@@ -456,6 +456,12 @@ def test_no_file_and_no_figure_of_a_foreign_site_holds_the_canary(story: Story) 
     assert any(story.canary.encode() in path.read_bytes() for path in kept)
 
 
+def test_no_log_holds_a_defect(story: Story) -> None:
+    """Though requests were given up in mid-handshake, and sites died under them."""
+    for site in story.wire.sites.values():
+        assert "Traceback" not in site.log(), site.log()
+
+
 def forms_of(word: str) -> list[bytes]:
     """As it is, in hexadecimal, and as UTF-16."""
     plain = word.encode()
