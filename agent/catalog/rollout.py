@@ -40,7 +40,7 @@ _LASTING = (*GONE_BACK, *GONE_ON)
 """Stages that a restart does not undo; another one begins anew."""
 _WORDS = {
     Gate.NONE: "it went back",
-    Gate.REFUSED: "it cannot be served, or answers its golden question wrongly",
+    Gate.REFUSED: "it cannot be served, or answers its golden question or hold-out wrongly",
     Gate.CRASH: "it crashed the model worker",
     Gate.ERRORS: "too many requests failed",
     Gate.LATENCY: "it is too slow",

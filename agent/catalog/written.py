@@ -51,6 +51,9 @@ _NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 _IS_NAME = Matches(
     re.compile(_NAME), "it must be lower-case letters, digits and . _ - (at most 64)"
 )
+_IS_NAME_OR_EMPTY = Matches(
+    re.compile(f"(?:{_NAME})?"), "it must be lower-case letters, digits and . _ - (at most 64)"
+)
 _IS_VERSION = Matches(
     re.compile(f"{_NAME}:{_NAME}"), 'it must be a model and its version, such as "magika:2"'
 )
@@ -125,6 +128,8 @@ class RolloutTable:
     p99_ratio_max: Annotated[float, Between(0.0, 1000.0)] = 0.0
     requests_min: Annotated[int, Between(0, 2**31)] = 0
     is_paused: bool = False
+    accuracy_min: Annotated[float, Between(0.0, 1.0)] = 0.0
+    holdout: Annotated[str, _IS_NAME_OR_EMPTY] = ""
 
 
 @dataclass(frozen=True, slots=True)

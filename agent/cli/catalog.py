@@ -16,7 +16,17 @@ from agent.cli.signing import load_signer, submit_bodies, submit_packed, unpack_
 from agent.cli.site_files import admin_client
 from agent.cli.text_files import read_text
 from agent.foundation.errors import NotFound, UsageError
-from agent.wire.documents import Body, Deployment, Job, Key, ModelVersion, Policy, Stamp, Unknown
+from agent.wire.documents import (
+    Body,
+    Deployment,
+    Job,
+    Key,
+    ModelVersion,
+    Policy,
+    Stamp,
+    Unknown,
+    key_of,
+)
 
 DIFFERS = 3
 """Exit code of ``diff``: neither a failure (1) nor wrong usage (2)."""
@@ -173,6 +183,13 @@ def _check_versions(wanted: dict[Key, Body], present: dict[Key, Body]) -> None:
             raise UsageError(
                 f"policy {body.name} asks for nothing",
                 mend='give it answer_in = ["DE"] or needs_label = true; is_active = false takes one back',
+            )
+        terms = body.rollout if isinstance(body, Deployment) else None
+        if terms is not None and bool(terms.accuracy_min) != bool(terms.holdout):
+            raise UsageError(
+                f"the rollout of {key_of(body).name} has only one of accuracy_min and holdout",
+                why="accuracy is judged on the data set that holdout names, where a site has bound it",
+                mend="give both, or neither",
             )
         if isinstance(body, Deployment) and body.is_active:
             key = Key("model", f"{body.model}:{body.version}")

@@ -135,6 +135,8 @@ def _gates(terms: Mapping[str, Any]) -> str:
         told.append(f"p99 <= {terms['p99_ms_max']:g} ms")
     if terms["p99_ratio_max"]:
         told.append(f"p99 <= {terms['p99_ratio_max']:g} x the previous version's")
+    if terms["accuracy_min"]:
+        told.append(f"accuracy >= {terms['accuracy_min']:g} on {terms['holdout']}")
     if terms["requests_min"]:
         told.append(f"{terms['requests_min']} requests in each wave")
     return ", ".join(told)

@@ -356,6 +356,15 @@ class DatasetPart:
         Each(IS_NAME_OR_STAR),
         Doc('Names of the jobs that may use the data; `["*"]` allows every job of the admins.'),
     ] = ("*",)
+    models: Annotated[
+        tuple[str, ...],
+        AtMost(256),
+        Each(IS_NAME_OR_STAR),
+        Doc(
+            "Names of the models whose new versions its hold-out may judge, where a rollout asks for"
+            ' accuracy; only whether it suffices is told. `["*"]` allows every one, `[]` none.'
+        ),
+    ] = ("*",)
 
 
 @dataclass(frozen=True, slots=True)

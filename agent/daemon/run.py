@@ -323,7 +323,9 @@ class _Daemon:
             *(part for share in serving.shares for part in ("--share", share)),
         ]  # fmt: skip
         inference = Inference(
-            gateway_arguments=gateway, plan=worker_plan(serving, hardware, keys.identity.claims.name),
+            gateway_arguments=gateway, plan=worker_plan(
+                serving, hardware, keys.identity.claims.name, settings.datasets
+            ),
             blobs=blobs, audit=audit, once_keys=once_keys,
             view=lambda: view_of(driver.site, _refused(trust, driver.site.roll)),
             applications=tokens.valid, feed=driver.feed, spawn=driver.spawn,

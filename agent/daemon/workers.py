@@ -8,15 +8,17 @@ other's leftovers. Which worker loads what is decided by ``agent.serving.worker_
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import Any, assert_never
 
-from agent.config.settings import ServingPart
+from agent.config.settings import DatasetPart, ServingPart
 from agent.daemon.child import Callbacks, Child
 from agent.drivers import oom
 from agent.drivers.blobs import BlobStore
+from agent.drivers.holdout import Holdout
 from agent.drivers.memory import resident_bytes
 from agent.drivers.shared_memory import ALIGNMENT, SharedSlots, doorbell_pair
 from agent.foundation.errors import AtollError
@@ -59,9 +61,16 @@ class WorkerPlan:
     unload_after_s: float
     """How long a model that is not wanted any more stays loaded. The gateway hears of it meanwhile, and
     what it has passed on for it gets its turn."""
+    holdouts: Mapping[str, Holdout] = field(default_factory=dict)
+    """Data sets of this site by which versions may be judged."""
 
 
-def worker_plan(serving: ServingPart, hardware: Hardware, site_name: str) -> WorkerPlan:
+def worker_plan(
+    serving: ServingPart,
+    hardware: Hardware,
+    site_name: str,
+    datasets: Mapping[str, DatasetPart] = MappingProxyType({}),
+) -> WorkerPlan:
     """The workers that the operator's settings and the hardware ask for.
 
     What the operator sets aside for all, and the threads, are shared equally among them.
@@ -87,6 +96,7 @@ def worker_plan(serving: ServingPart, hardware: Hardware, site_name: str) -> Wor
         slots=-(-serving.slots // count), slot_bytes=serving.request_bytes_max + ALIGNMENT,
         providers=hardware.providers, site_name=site_name,
         unload_after_s=serving.queue_max_s + UNLOAD_AFTER_S,
+        holdouts={name: Holdout(part.path, part.models) for name, part in datasets.items()},
     )  # fmt: skip
 
 
@@ -371,6 +381,7 @@ class Workers:
             if self._pool.refused(load.worker, load.key):
                 self._feed(ModelFailed(load.key, f"its bytes cannot be read: {error}"))
             return
+        holdout = self._holdout(source)
         try:
             message = inside.LoadModel(
                 load.key,
@@ -380,11 +391,29 @@ class Workers:
                 sha256,
                 self._plan.providers,
                 version.golden,
+                source.judged.accuracy_min if source.judged is not None and holdout else 0.0,
             )
-            if self.all[load.worker].child.post(inside.TO_WORKER.pack(message), (descriptor,)):
+            given = (descriptor, *holdout)
+            if self.all[load.worker].child.post(inside.TO_WORKER.pack(message), given):
                 self._pool.sent(load)
         finally:
-            os.close(descriptor)
+            for one in (descriptor, *holdout):
+                os.close(one)
+
+    def _holdout(self, source: LoadModel) -> tuple[int, ...]:
+        """Descriptors of the images and labels that judge the version; none if this site has none for it."""
+        if source.judged is None:
+            return ()
+        name, told = source.judged.holdout, f"{source.version.name}:{source.version.version}"
+        folder = self._plan.holdouts.get(name)
+        if folder is None or not folder.may_judge(source.version.name):
+            _log.info("model %s is not judged by accuracy here: no hold-out %r for it", told, name)
+            return ()
+        try:
+            return folder.opened()
+        except OSError as error:
+            _log.warning("model %s is not judged by accuracy here: %s", told, error)
+            return ()
 
 
 def _is_somebodys_doing(worker: Worker, reason: str) -> bool:

@@ -277,11 +277,20 @@ class FetchBlob:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """By which of this site's data a version is judged, and how good it must be."""
+
+    holdout: str
+    accuracy_min: float
+
+
+@dataclass(frozen=True, slots=True)
 class LoadModel:
     """Have the model worker load this version (its blob is held)."""
 
     key: bytes
     version: ModelVersion
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from agent.membership.swim import Swim
 from agent.site.events import (
     FetchBlob,
     GatewayChanged,
+    Judged,
     ModelOverridden,
     Noted,
     Persist,
@@ -35,7 +36,7 @@ from agent.site.rollouts import Rollouts
 from agent.site.shelf import Shelf
 from agent.site.versions import Versions
 from agent.site.workshop import Workshop
-from agent.wire.documents import ModelVersion
+from agent.wire.documents import Deployment, Key, ModelVersion
 from agent.wire.inside import model_key
 from agent.wire.limits import SERVING_PER_RECORD_MAX
 from agent.wire.records import Served
@@ -76,7 +77,7 @@ class Holdings:
         self._rng, self._emit, self._tell = rng, emit, tell
         self.held = held
         self.labels: dict[Digest, tuple[str, ...]] = {}
-        self.shelf = Shelf(held.__contains__, self._fetch_model, dict(crashes))
+        self.shelf = Shelf(held.__contains__, self._fetch_model, dict(crashes), self._judged)
         self._place, self.overrides = claims.jurisdiction, overrides
         self.rollouts = Rollouts(claims, catalog, self.shelf, swim, overrides, roll, rollouts)
         self.versions = Versions(
@@ -277,6 +278,17 @@ class Holdings:
         members.sort(key=lambda m: all(served.key != key for served in m.record.serving))
         sites = [m.site for m in members if self._is_allowed(version.residency, m.site)]
         self.fetch(version.manifest, sites)
+
+    def _judged(self, version: ModelVersion) -> Judged | None:
+        """By what the rollout of a version says, if it says anything."""
+        entry = self._catalog.get(Key("deployment", version.name))
+        body = entry.body if entry is not None else None
+        if not isinstance(body, Deployment) or body.rollout is None or not body.is_active:
+            return None
+        terms = body.rollout
+        if body.version != version.version or not terms.accuracy_min or not terms.holdout:
+            return None
+        return Judged(terms.holdout, terms.accuracy_min)
 
     def _is_allowed(self, residency: tuple[str, ...], site: SiteId) -> bool:
         identity = self._roll.get(site)

@@ -12,7 +12,7 @@ from typing import Literal
 from agent.foundation.ids import Digest
 from agent.foundation.machine import NEVER
 from agent.foundation.writes import Delete, Put, Scalar
-from agent.site.events import LoadModel, Noted, Persist, SiteEffect, UnloadModel
+from agent.site.events import Judged, LoadModel, Noted, Persist, SiteEffect, UnloadModel
 from agent.wire.documents import ModelVersion
 from agent.wire.inside import model_key
 
@@ -49,8 +49,10 @@ class Shelf:
         is_held: Callable[[Digest], bool],
         fetch: Callable[[ModelVersion], None],
         crashes: dict[bytes, int],
+        judged: Callable[[ModelVersion], Judged | None] = lambda _: None,
     ) -> None:
-        """``crashes``: by model key, as read from the database."""
+        """``crashes``: by model key, as read from the database; ``judged``: by what a version is."""
+        self._judged = judged
         self._is_held, self._fetch, self._crashes = is_held, fetch, crashes
         self._has_worker = False
         self.items: dict[bytes, Item] = {}
@@ -103,7 +105,7 @@ class Shelf:
                     )
                 elif self._has_worker:
                     item.stage, item.reason = "loading", "being loaded"
-                    effects.append(LoadModel(key, item.version))
+                    effects.append(LoadModel(key, item.version, self._judged(item.version)))
         return effects
 
     def fetch_failed(self, digest: Digest, reason: str, now: float) -> None:

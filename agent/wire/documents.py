@@ -75,6 +75,10 @@ class Rollout:
     """So many the sites of a wave must have answered together before the next one begins."""
     is_paused: bool = False
     """No further site begins; those that have begun go on."""
+    accuracy_min: Annotated[float, Range(0.0, 1.0)] = omitted(0.0)
+    """Least share of right answers on ``holdout``, at each site that has it; 0: not judged."""
+    holdout: Name = omitted("")
+    """The name of a data set that sites have bound, whose hold-out judges."""
 
 
 @dataclass(frozen=True, slots=True)

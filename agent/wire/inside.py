@@ -365,6 +365,8 @@ class LoadModel:
     """Execution providers in order of preference."""
     golden: Annotated[str, AtMost(GOLDEN_CHARS_MAX)] = ""
     """See ``documents.ModelVersion``."""
+    accuracy_min: float = 0.0
+    """Asked of it; then two more descriptors are the images and labels of the site's hold-out."""
 
 
 @dataclass(frozen=True, slots=True)

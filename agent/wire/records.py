@@ -74,7 +74,7 @@ class Gate(IntEnum):
 
     NONE = 0
     REFUSED = 1
-    """It cannot be loaded, or its golden question is answered wrongly."""
+    """It cannot be loaded, its golden question is answered wrongly, or its accuracy is too low."""
     CRASH = 2
     ERRORS = 3
     LATENCY = 4

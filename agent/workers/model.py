@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +37,10 @@ from agent.wire.inside import (
     WorkerReady,
 )
 from agent.workers.confine import confine
+from agent.workers.inference_holdout import check_accuracy
 from agent.workers.inference_models import Memory, Models, Source
 from agent.workers.inference_runner import EXIT_STUCK, Runner
-from agent.workers.inference_session import RUNTIME
+from agent.workers.inference_session import RUNTIME, LoadRefused
 
 METADATA_CHARS_MAX = 65_536
 SESSIONS_PART = 0.4
@@ -70,30 +72,41 @@ class ModelWorker:
                     raise Malformed("shared memory is not what the control process says")
                 self._runner.attach(socket.socket(fileno=doorbell), slots)
             case LoadModel():
-                (descriptor,) = descriptors
-                self._models.soon(partial(self._load, message, descriptor))
+                self._models.soon(partial(self._load, message, *descriptors))
             case UnloadModel():
                 # Behind the loads that were asked for before it.
                 self._models.soon(partial(self._models.remove, message.key))
 
-    def _load(self, message: LoadModel, descriptor: int) -> None:
+    def _load(self, message: LoadModel, descriptor: int, *holdout: int) -> None:
         answer: ModelLoaded | ModelRefused
         try:
-            answer = self._loaded(message, descriptor)
+            answer = self._loaded(message, descriptor, holdout)
         except AtollError as error:
             answer = ModelRefused(message.key, str(error)[:1000])
         except MemoryError:
             answer = ModelRefused(message.key, "the model does not fit the memory allowed")
+        finally:
+            for one in holdout:
+                os.close(one)
         with contextlib.suppress(Unreachable):
             self._channel.send(FROM_WORKER.pack(answer))
 
-    def _loaded(self, message: LoadModel, descriptor: int) -> ModelLoaded | ModelRefused:
+    def _loaded(
+        self, message: LoadModel, descriptor: int, holdout: Sequence[int]
+    ) -> ModelLoaded | ModelRefused:
         begun = time.perf_counter()
         source = Source(
             descriptor, message.sha256, message.name, message.version, message.site,
             message.providers, message.golden,
         )  # fmt: skip
         session, passed = self._models.add(message.key, source)
+        if holdout:
+            try:
+                images, labels = holdout
+                check_accuracy(session, images, labels, message.accuracy_min)
+            except LoadRefused:
+                self._models.remove(message.key)
+                raise
         metadata = session.signature.metadata().decode()
         if len(metadata) > METADATA_CHARS_MAX:
             self._models.remove(message.key)

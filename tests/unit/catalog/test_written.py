@@ -18,7 +18,22 @@ JOB = Job(
 
 
 IN_WAVES = Deployment(
-    "m", "1", (), rollout=Rollout("", 0, (1.5, 50.0), 9.0, 0.5, 10.0, 2.0, 100, is_paused=True)
+    "m",
+    "1",
+    (),
+    rollout=Rollout(
+        "",
+        0,
+        (1.5, 50.0),
+        9.0,
+        0.5,
+        10.0,
+        2.0,
+        100,
+        is_paused=True,
+        accuracy_min=0.9,
+        holdout="digits",
+    ),
 )
 POLICY = Policy(
     "policy",

@@ -36,7 +36,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "model": "m", "version": "2", "previous": "1", "established": "1", "is_stopped": False,
         "terms": {
             "observe_s": 5.0, "error_rate_max": 0.01, "p99_ms_max": 50.0, "p99_ratio_max": 2.0,
-            "requests_min": 10, "is_paused": False,
+            "requests_min": 10, "is_paused": False, "accuracy_min": 0.9, "holdout": "digits",
         },
         "waves": [[site], [{**site, "name": "paris", "presence": "alive", "stage": "waiting", "p99_ms": 0}]],
         "here": {"stage": "trying", "reason": "", "waiting": "", "requests": 70, "errors": 0, "p99_ms": 17.0},
@@ -75,7 +75,8 @@ def test_the_status_shows_waves_gates_and_what_each_site_tells(run: Run) -> None
     assert found.code == 0
     assert "m: version 2 in place of 1" in found.out
     assert (
-        "errors <= 1.00%, p99 <= 50 ms, p99 <= 2 x the previous version's, 10 requests" in found.out
+        "errors <= 1.00%, p99 <= 50 ms, p99 <= 2 x the previous version's, accuracy >= 0.9 on digits, 10 requests"
+        in found.out
     )
     lines = [" ".join(line.split()) for line in found.out.splitlines()]
     assert "1 berlin this site trying 64 0 16 ms -" in lines
@@ -175,3 +176,11 @@ def test_a_push_keeps_the_waves_of_the_deployment_and_carries_its_golden_questio
     assert (deployment.rollout.previous, deployment.rollout.waves) == ("1", (50.0,))
     golden.write_text('{"inputs": []}')
     assert "is no golden question" in run(*words, "--golden", golden).err
+
+
+def test_an_accuracy_without_a_hold_out_is_refused(run: Run, file: Callable[[str], Path]) -> None:
+    path = file("3")
+    path.write_text(path.read_text() + "accuracy_min = 0.9\n")
+    found = run("apply", path)
+    assert found.code == 1
+    assert "only one of accuracy_min and holdout" in found.err

@@ -12,8 +12,10 @@ import pytest
 from agent.config.settings import ServingPart
 from agent.daemon.workers import WorkerPlan, Workers, worker_plan
 from agent.drivers.blobs import BlobStore
+from agent.drivers.holdout import Holdout
 from agent.foundation.ids import Digest
 from agent.site.events import (
+    Judged,
     LoadModel,
     ModelFailed,
     ModelReady,
@@ -97,6 +99,31 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
 @pytest.fixture
 async def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     return Rig(tmp_path / "blobs", monkeypatch, 2)
+
+
+async def test_a_version_is_judged_by_the_hold_out_that_the_operator_has_bound(
+    rig: Rig, tmp_path: Path
+) -> None:
+    await rig.says(0, READY)
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"t10k-{kind}-ubyte").write_text(kind)
+    rig.workers._plan = replace(
+        rig.workers._plan,
+        holdouts={
+            "digits": Holdout(tmp_path, ("m",)), "mine": Holdout(tmp_path, ()),
+            "gone": Holdout(tmp_path / "gone", ("*",)),
+        },
+    )  # fmt: skip
+    digest = await rig.blobs.put_bytes(b"a model")
+    for holdout, asked in (("digits", 0.9), ("mine", 0.0), ("gone", 0.0), ("unbound", 0.0)):
+        key = inside.model_key("m", holdout)
+        version = ModelVersion("m", holdout, digest, 7, "onnx", ())
+        rig.workers.model(LoadModel(key, version, Judged(holdout, 0.9)))
+        await rig.settled()
+        message = rig.to_worker[0][-1]
+        assert isinstance(message, inside.LoadModel)
+        assert (message.version, message.accuracy_min) == (holdout, asked)
+        await rig.says(0, loaded(key))
 
 
 async def test_a_dead_worker_is_told_to_everybody_and_the_model_at_work_is_blamed(rig: Rig) -> None:

@@ -7,7 +7,7 @@ from sites_of_one_cluster import Node, World, deployment, model, remembered
 
 from agent.catalog.gates import Counts
 from agent.foundation.ids import SiteId
-from agent.site.events import DrainRequested, LoadMeasured, ModelFailed, ModelOverridden
+from agent.site.events import DrainRequested, Judged, LoadMeasured, ModelFailed, ModelOverridden
 from agent.site.view import view_of
 from agent.wire.documents import Deployment, Rollout
 from agent.wire.inside import model_key
@@ -93,7 +93,7 @@ def test_a_version_that_is_refused_goes_back_and_stays_away_from_the_others() ->
     told = other.site.holdings.rollouts.parts["m"].standing.reason
     assert (
         told
-        == f"at {first.site.identity.claims.name} it cannot be served, or answers its golden question wrongly"
+        == f"at {first.site.identity.claims.name} it cannot be served, or answers its golden question or hold-out wrongly"
     )
     assert six.answering("1") == 6
     assert sum(len(node.loaded) for node in six.nodes) == 7, "nobody else has tried it"
@@ -272,3 +272,15 @@ def test_a_failure_that_a_start_finds_in_the_peer_book_is_durable_at_once() -> N
     again = six.world.add(stored=replace(stored, peers=(told,)), again=late)
     assert again.site.holdings.rollouts.parts["m"].standing.stage is Stage.STOPPED
     assert any(put.table == "rollouts" for put in again.persisted)
+
+
+def test_a_version_is_judged_by_what_its_rollout_says_and_the_previous_one_is_not() -> None:
+    world = World()
+    one = world.add()
+    one.site.held |= {model(number).manifest for number in ("1", "2")}
+    world.submit(one, model("1"), model("2"), deployment("1"))
+    terms = replace(TERMS, accuracy_min=0.9, holdout="digits")
+    world.submit(one, replace(deployment("2"), rollout=terms))
+    world.run(5)
+    judged = {load.version.version: load.judged for load in one.loaded}
+    assert judged == {"1": None, "2": Judged("digits", 0.9)}
