@@ -12,11 +12,11 @@ withdraws or fails after that changes nothing in it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal
 
 from agent.election.roster import Roster
 from agent.federation.custody import Custody
+from agent.federation.deadline import Paces, patience_s
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
     Aggregate,
@@ -58,10 +58,6 @@ STUCK_S = 30.0
 """A majority that cannot be reached for so long may be in reach of another site."""
 BARREN_EPOCHS_MAX = 8
 """So many aggregators in a row without first parameters, and the recipe is to blame."""
-GRACE_FACTOR = 3.0
-GRACE_S = 5.0
-"""A site is waited for until 3x the median arrival + 5 s: a slow site is counted, a stuck one is not."""
-
 Phase = Literal[
     "initialising", "collecting", "averaging", "securing", "committing", "exporting", "resigned"
 ]
@@ -107,6 +103,7 @@ class Aggregation:
         self._value = value
         self._opened_at = now
         self._arrived_s: list[float] = []
+        self._paces = Paces()
         self._state = 0
         """Counts what ``begin`` began: an answer to an earlier question changes nothing."""
         self._timers: dict[Timer, tuple[float, Callable[[float], None]]] = {}
@@ -256,7 +253,7 @@ class Aggregation:
             return OfferReply("collected")  # or refused for good: the same bytes stay as bad
         entry.state, entry.offer, entry.fetches = "offered", offer, 0
         if self._surroundings.is_held(offer.update):
-            self._fetched(entry, now)
+            self._fetched(sender, entry, now)
         else:
             self._fetch(sender, entry, now)
         self._consider(now)
@@ -275,7 +272,7 @@ class Aggregation:
             offer = entry.offer
             if entry.state == "offered" and offer is not None and offer.update == digest:
                 self._refetch.pop(site, None)
-                self._fetched(entry, now)
+                self._fetched(site, entry, now)
         if digest == self._value.parameters:
             self._base_arrived(now)
         else:
@@ -299,9 +296,10 @@ class Aggregation:
         self._refetch[site] = now + KEEP_TIMEOUT_S  # should nothing ever be heard of this fetch
         self._desk.emit(FetchBlob(entry.offer.update, (site,)))
 
-    def _fetched(self, entry: Entry, now: float) -> None:
+    def _fetched(self, site: SiteId, entry: Entry, now: float) -> None:
         entry.state = "fetched"
         self._arrived_s.append(now - self._opened_at)
+        self._paces.arrived(site, now - self._opened_at)
         self._desk.emit(Progressed())
 
     def view_changed(self, now: float) -> None:
@@ -329,10 +327,8 @@ class Aggregation:
             self._timers["close"] = now + INVITE_TIMEOUT_S, self._invite_again
             return
         if open_:
-            patience_s = min(
-                GRACE_FACTOR * median(self._arrived_s) + GRACE_S, self._job.round_timeout_s
-            )
-            close_at = self._opened_at + patience_s
+            wait_s = patience_s(self._arrived_s, self._paces.of(open_))
+            close_at = self._opened_at + min(wait_s, self._job.round_timeout_s)
             self.waiting_for = f"{len(open_)} more sites"
             if now < close_at:
                 self._timers["close"] = close_at, self._consider
@@ -340,6 +336,7 @@ class Aggregation:
         if not self._has_base(now):
             self.waiting_for = "the parameters of the round"
             return
+        self._paces.closed(open_, now - self._opened_at)
         self._average(sorted(fetched))
 
     def _invite_again(self, now: float) -> None:

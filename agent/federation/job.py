@@ -324,6 +324,9 @@ class JobMachine:
             return
         if not isinstance(outcome, Settled):
             self._look(now, QUIET_S + self._rng.uniform(0, QUIET_S))
+            others = [site for site in self._surroundings.alive() if site != self._me]
+            if others:
+                self._register.ask_who_holds_it(self._rng.choice(others))
         elif outcome.value is None:
             self._claims.consider(None, now)
         else:

@@ -75,6 +75,8 @@ class Participant:
         self._reason = ""
         self._offered: tuple[int, Digest] | None = None
         self._withdrawn: tuple[int, int] | None = None
+        self._refused: tuple[object, Digest] | None = None
+        """Where the register stood when this update was not taken: no reason to offer it again at once."""
         self._is_asking = False
         self._again_at = NEVER
         self._pause_s = RETRY_AFTER_S
@@ -249,7 +251,7 @@ class Participant:
     def woke(self, now: float) -> None:
         """Retry when due."""
         if now >= self._again_at:
-            self._again_at = NEVER
+            self._again_at, self._refused = NEVER, None
             if self._value is not None:
                 self.follow(self._value, now)
 
@@ -258,7 +260,10 @@ class Participant:
         return self._again_at
 
     def _offer(self, update: Update, value: JobValue, now: float) -> None:
-        if self._is_asking or self._offered == (value.epoch, update.digest):
+        key = (value.progress, update.digest)
+        was_just_refused = self._refused == key and now < self._again_at
+        was_taken = self._offered == (value.epoch, update.digest)
+        if self._is_asking or was_taken or was_just_refused:
             return
         self.activity = "offering"
         offer = Offer(
@@ -270,6 +275,7 @@ class Participant:
             if self._collect(self._me, offer, now).outcome == "collected":
                 self._collected(value.epoch, update)
             else:
+                self._refused = key
                 self._retry(now)
             return
         self._is_asking = True
@@ -281,6 +287,7 @@ class Participant:
             if self._is_over:
                 return
             if self._offered != (value.epoch, update.digest):
+                self._refused = key
                 self._retry(at)
                 if reply is None:
                     self._aggregator_silent(at)

@@ -5,7 +5,7 @@ very site's acceptor do not go through the network; its own vote counts when it 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from agent.election.acceptor import Acceptor
@@ -167,6 +167,12 @@ class Register:
         answer = self._acceptor.step(call, sender)
         if answer.writes:
             self._save(answer)
+        known = self._known.roster
+        if isinstance(answer.reply, mesh.ReadReply) and known.generation:
+            return replace(
+                answer.reply, generation=known.generation, members=known.members,
+                others=known.others,
+            )  # fmt: skip
         return answer.reply
 
     def _save(self, answer: AcceptorAnswer) -> int:
@@ -242,7 +248,18 @@ class Register:
     def _taker(self, number: int, site: SiteId) -> Callable[[mesh.Reply | None, float], None]:
         return lambda reply, now: self._replied(number, site, reply, now)
 
+    def ask_who_holds_it(self, site: SiteId) -> None:
+        """Those who held the register are all gone, perhaps: any site may know who came after them."""
+        self._desk.ask(
+            site, mesh.Read(self._job.id), ASK_TIMEOUT_S, lambda reply, _: self._told(reply)
+        )
+
+    def _told(self, reply: mesh.Reply | None) -> None:
+        if isinstance(reply, mesh.ReadReply) and reply.members:
+            self.learn(Roster(reply.generation, reply.members, reply.others))
+
     def _replied(self, number: int, site: SiteId, reply: mesh.Reply | None, now: float) -> None:
+        self._told(reply)
         if (conversation := self._conversations.get(number)) is not None:
             self._perform(number, conversation[0].step(Replied(site, reply), now), now)
 

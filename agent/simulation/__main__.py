@@ -1,4 +1,4 @@
-"""``python -m agent.simulation membership|register|job|routing|rollout``: run one world from a seed and judge it."""
+"""``python -m agent.simulation membership|register|job|chaos|routing|rollout``: run one world from a seed and judge it."""
 
 import sys
 from argparse import ArgumentParser
@@ -8,6 +8,7 @@ WORLDS = {
     "membership": ("agent.simulation.membership_scenarios", "join, kill, cut, heal"),
     "register": ("agent.simulation.register_world", "one CASPaxos register under faults"),
     "job": ("agent.simulation.job_world", "one federated job under faults"),
+    "chaos": ("agent.simulation.job_chaos", "many federated jobs, each with troubles of its own"),
     "routing": ("agent.simulation.routing_world", "a skewed load beside an oracle"),
     "rollout": ("agent.simulation.rollout_world", "a new version in waves under faults"),
 }

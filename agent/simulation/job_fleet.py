@@ -131,6 +131,8 @@ class SimulatedSite:
     """Committed rounds that this site has read, in all its lives, as its rows tell."""
     knows_of_cancellation: bool = False
     is_over: bool = False
+    wall_offset_s: float = 0.0
+    """What the clock for people is wrong by; it jumps, and nothing may depend on it."""
     at_once: tuple[float, int] = (-1.0, 0)
     second: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
 

@@ -41,7 +41,7 @@ class Around:
 
     def unix_s(self, now: float) -> float:
         """Virtual time."""
-        return now
+        return now + self._site.wall_offset_s
 
     def may_hold(self, job: Job, site: SiteId) -> bool:  # noqa: ARG002 - the protocol's shape
         """Everybody may."""

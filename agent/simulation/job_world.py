@@ -7,6 +7,7 @@ children; blobs are fetched from those who hold *and label* them. Training takes
 fail or give a poisoned update; aggregation is a hash of its input. ``job_checks`` judges the evidence.
 """
 
+import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
@@ -23,6 +24,9 @@ from agent.simulation.job_checks import (
     violations,
 )
 from agent.simulation.job_fleet import Fleet, Parts, Scenario, TightLoop
+
+JUMP_S = 1e7
+"""Clocks for people jump by up to four months when a site was stopped."""
 
 
 @dataclass(slots=True)
@@ -143,6 +147,7 @@ class World(Fleet):
                 self.network.call_at(now + lasts_s, lambda: self.start(site))
             case 2:
                 self.network.pause(site.index, now + lasts_s)
+                site.wall_offset_s = JUMP_S * math.sin(1000.0 * now)
                 self.views_change()
                 self.network.call_at(now + lasts_s + 0.001, self.views_change)
             case 3 | 4 if self.cut is None:

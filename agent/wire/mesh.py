@@ -197,6 +197,10 @@ class ReadReply:
 
     accepted: Ballot | None
     value: Value | None
+    generation: Counter = omitted(0)
+    """Of the holders that this site knows to be the last ones that were put in place, or are to be."""
+    members: Annotated[tuple[Site, ...], AtMost(5)] = omitted(())
+    others: Annotated[tuple[Site, ...], AtMost(5)] = omitted(())
 
 
 # --- rounds --------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_a_second_commit_of_a_round_is_caught(monkeypatch: pytest.MonkeyPatch) -
 class ReadsFromOne(Reader):
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self._voters.have = bool  # type: ignore[method-assign]
+        self._voters.have = bool  # type: ignore[assignment]
 
 
 def test_going_on_from_what_one_member_tells_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +226,8 @@ def test_an_update_forgotten_when_it_was_offered_is_caught(
 
 
 def test_an_offer_counted_without_its_blob_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Aggregation, site: SiteId, entry: Entry, now: float) -> None:  # noqa: ARG001
-        self._fetched(entry, now)
+    def fetch(self: Aggregation, site: SiteId, entry: Entry, now: float) -> None:
+        self._fetched(site, entry, now)
 
     monkeypatch.setattr(Aggregation, "_fetch", fetch)
     assert first_violations(saying="of what it does not hold")

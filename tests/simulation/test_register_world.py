@@ -76,13 +76,13 @@ def test_the_command_reports_good_seeds(capsys: pytest.CaptureFixture[str]) -> N
 class OneIsEnough(Proposer):
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self._voters.have = bool  # type: ignore[method-assign]
+        self._voters.have = bool  # type: ignore[assignment]
 
 
 class ReadsFromOne(Reader):
     def __init__(self, **arguments: object) -> None:
         super().__init__(**arguments)  # type: ignore[arg-type]
-        self._voters.have = bool  # type: ignore[method-assign]
+        self._voters.have = bool  # type: ignore[assignment]
 
 
 def test_a_quorum_of_one_in_three_is_caught() -> None:

@@ -10,6 +10,7 @@ from agent.federation.aggregator import (
     Aggregation,
 )
 from agent.federation.custody import Custody
+from agent.federation.deadline import SLACK_S
 from agent.federation.events import Aggregate, Export, FetchBlob, Initialise
 from agent.federation.register import Register
 from agent.federation.value import Contributions, JobValue
@@ -82,7 +83,7 @@ def test_a_straggler_is_waited_for_a_while_and_no_longer() -> None:
     bench = Bench()
     bench.offer(ME, "u-me", now=2.0)
     assert bench.phase() == "collecting"
-    assert bench.close_at() == 3 * 2.0 + 5.0
+    assert bench.close_at() == 2.0 + 2.0 + SLACK_S
     assert bench.phase() == "averaging"
 
 

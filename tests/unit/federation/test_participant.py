@@ -108,6 +108,22 @@ def test_an_offer_that_is_not_taken_is_repeated_after_growing_pauses() -> None:
     assert bench.refreshed == 6
 
 
+def test_reading_the_register_again_does_not_hasten_an_offer_that_was_not_taken() -> None:
+    """The register is read after each refusal; on a fast network that was an offer a round trip."""
+    bench = Bench()
+    bench.participant.follow(value(), 0.0)
+    (offer,) = asked(bench.trained(), Offer)
+    bench.desk.replied(offer.call, OfferReply("stale"), 1.0)
+    bench.desk.take()
+    bench.participant.follow(value(), 1.01)
+    assert asked(bench.desk.take(), Offer) == []
+    bench.participant.follow(value(epoch=2), 1.02)
+    (again,) = asked(bench.desk.take(), Offer)
+    bench.desk.replied(again.call, OfferReply("stale"), 1.1)
+    bench.participant.woke(bench.participant.wake_at())
+    assert len(asked(bench.desk.take(), Offer)) == 1
+
+
 def test_the_same_update_is_offered_to_the_next_aggregator() -> None:
     bench = Bench()
     bench.participant.follow(value(), 0.0)

@@ -3,6 +3,7 @@ from random import Random
 from federated_site import ANNA, BERT, ME, OPERATION, asked, desk, digest, job, of
 
 from agent.election.proposer import Refusal
+from agent.election.roster import Roster
 from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, Persist
 from agent.federation.register import CONVERSATIONS_MAX, Outcome, Register, Settled, Unknown
@@ -139,3 +140,19 @@ def test_a_change_that_refuses_an_empty_register_settles_on_nothing() -> None:
     bench.register.change(lambda _: Refusal("no", None), 0.0, bench.then)
     bench.save()
     assert bench.outcomes == [Settled(None, is_ours=False)]
+
+
+def test_a_site_tells_who_holds_the_register_by_now_and_believes_who_tells_it() -> None:
+    bench = Bench(ANNA, BERT)
+    now_held = Roster(4, (BERT, ME), (ANNA, BERT))
+    bench.register.learn(now_held)
+    told = bench.register.called(ANNA, Read(job().id))
+    assert isinstance(told, ReadReply)
+    assert (told.generation, told.members, told.others) == (4, (BERT, ME), (ANNA, BERT))
+    other = Bench(ANNA, BERT)
+    other.register.ask_who_holds_it(BERT)
+    (ask,) = asked(other.save(), Read)
+    other.desk.replied(ask.call, told, 0.1)
+    assert other.register.roster == now_held
+    other.register.learn(Roster(2, (ANNA,), ()))
+    assert other.register.roster == now_held, "what is older is no news"

@@ -6,7 +6,7 @@ import pytest
 from federated_site import ANNA, BERT, CARL, ME, Around, asked, desk, digest, job, of, value
 
 from agent.election.roster import Roster
-from agent.federation.events import JobEffect, Persist
+from agent.federation.events import Ask, JobEffect, Persist
 from agent.federation.register import Register
 from agent.federation.swaps import RETRY_S, Swap, Swaps
 from agent.federation.value import (
@@ -63,7 +63,7 @@ class Bench:
             self._answer(effects)
 
     def _answer(self, effects: list[JobEffect]) -> None:
-        for ask in asked(effects, object):  # type: ignore[type-abstract]
+        for ask in of(effects, Ask):
             self.asks.append((ask.site, type(ask.message).__name__))
             accepted, held = self.held.get(ask.site, (None, None))
             if ask.site in self.dead:
@@ -79,6 +79,8 @@ class Bench:
                     self.desk.replied(ask.call, ReadReply(accepted, held), 0.0)
                 case Keep():
                     self.desk.replied(ask.call, Done(), 0.0)
+                case _:
+                    raise AssertionError("no other call changes a committee")
 
 
 def test_a_revoked_member_is_replaced_by_the_aggregator_in_two_changes() -> None:
