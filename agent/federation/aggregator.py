@@ -38,6 +38,7 @@ from agent.federation.value import (
     fail,
     finish,
     initialise,
+    under,
 )
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
@@ -470,9 +471,12 @@ class Aggregation:
         if self._register.voters().have(self._secured) and self._then is not None:
             change, self._then = self._then, None
             self._timers.pop("keep", None)
-            self._commit(change, now)
+            self._commit(change, now, generation=self._register.roster.generation)
 
-    def _commit(self, change: Change, now: float, *, is_retry: bool = False) -> None:
+    def _commit(
+        self, change: Change, now: float, *, is_retry: bool = False, generation: int | None = None
+    ) -> None:
+        """``generation``: of the committee that keeps what ``change`` names; None: it names nothing."""
         if not is_retry:
             self._stuck_since = now
         self.phase, state, made = "committing", self._state, self._made
@@ -482,17 +486,24 @@ class Aggregation:
                 if outcome.is_ours and made is not None:
                     self._record(*made, at)
                 self._adopt(outcome.value, at)
-                if state == self._state:
+                if state == self._state and generation not in (
+                    None, self._register.roster.generation,
+                ):  # fmt: skip
+                    self._secure(self._securing, change, at)  # for those who hold it by now
+                elif state == self._state:
                     # Refused, and yet nothing moved: begin again from what the register holds.
                     value = outcome.value
                     self._later("commit", at + RETRY_MAX_S, lambda later: self.begin(value, later))
             elif state == self._state:  # outcome unknown: the same operation again
                 self._later(
                     "commit", at + RETRY_S,
-                    lambda later: self._commit(change, later, is_retry=True),
+                    lambda later: self._commit(
+                        change, later, is_retry=True, generation=generation
+                    ),
                 )  # fmt: skip
 
-        self._register.change(change, now, settled, is_retry=is_retry)
+        fenced = change if generation is None else under(change, generation)
+        self._register.change(fenced, now, settled, is_retry=is_retry)
 
     def announce(self, value: JobValue) -> None:
         """Tell everyone who was in the round that training is over; other news goes by ``invite``."""

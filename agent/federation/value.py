@@ -291,6 +291,22 @@ def recover(best: JobValue, members: Members, me: SiteId, operation: bytes) -> C
     return change
 
 
+def under(change: Change, generation: int) -> Change:
+    """``change``, if the holders are still those that keep what it names; else it is refused."""
+
+    def apply(value: bytes | None) -> bytes | Refusal:
+        after = change(value)
+        if isinstance(after, Refusal) or after == value:
+            return after
+        now = decode(value)
+        present = now.roster.generation if now is not None and now.roster is not None else 0
+        if present != generation:
+            return Refusal(f"the committee is of generation {present}, not {generation}", value)
+        return after
+
+    return apply
+
+
 def _known(operation: bytes, apply: Callable[[JobValue], JobValue | str]) -> Change:
     """A change that any site may make, of a register that has been claimed."""
 

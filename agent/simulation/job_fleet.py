@@ -161,8 +161,9 @@ class Fleet:
         committee = choose_committee(JOB, regions, scenario.committee)
         idle = [rng.random() < scenario.idle_sites for _ in ids]
         workers = [n for n, is_idle in enumerate(idle) if not is_idle]
+        enough = scenario.sites_min + scenario.gone + scenario.turnover + 1
         for n in rng.sample(range(len(ids)), len(ids)):
-            if len(workers) < min(len(ids), scenario.sites_min + scenario.gone + 1) and idle[n]:
+            if len(workers) < min(len(ids), enough) and idle[n]:
                 idle[n] = False
                 workers.append(n)
         self.sites = [SimulatedSite(n, site, idle[n]) for n, site in enumerate(ids)]
@@ -312,7 +313,10 @@ class Fleet:
             self.evidence.loops.append(f"site {site.index} wants to be woken again at once")
             raise TightLoop
         at, number = site.at_once
-        site.at_once = (now, len(effects) + (number if at == now else 0))
+        # An answer and its row for each of the calls that waited while the site was stopped.
+        owed = 2 if isinstance(event, job_events.Called) else 0
+        grown = max(0, len(effects) - owed)
+        site.at_once = (now, grown + (number if at == now else 0))
         if site.at_once[1] > EFFECTS_AT_ONCE_MAX + 8 * len(self.sites):
             self.evidence.loops.append(f"site {site.index} has no end of effects at one instant")
             raise TightLoop

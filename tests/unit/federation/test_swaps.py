@@ -12,12 +12,14 @@ from agent.federation.swaps import RETRY_S, Swap, Swaps
 from agent.federation.value import (
     EPOCH_JUMP,
     JobValue,
+    commit_round,
     decode,
     encode_value,
     recover,
     release_member,
     replace_member,
     roster_of,
+    under,
 )
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import (
@@ -216,6 +218,18 @@ def test_nothing_is_released_before_the_new_member_keeps_what_the_register_names
     done = decode(release_member(frozenset(joint.blobs), b"x")(encode_value(joint)))  # type: ignore[arg-type]
     assert done is not None
     assert done.roster == Roster(2, (ME, ANNA, DORA), (ME, ANNA, BERT))
+
+
+def test_a_round_is_not_committed_for_a_committee_that_has_changed_since_it_was_kept() -> None:
+    commit = commit_round(1, digest("p1"), digest("c1"), 1, b"x", rounds=3, publishes=False)
+    joint = encode_value(value(roster=Roster(1, (ME, ANNA, BERT), (ME, ANNA, DORA))))
+    refusal = under(commit, 0)(joint)
+    assert not isinstance(refusal, bytes)
+    assert "generation 1, not 0" in refusal.reason
+    done = under(commit, 1)(joint)
+    assert isinstance(done, bytes)
+    assert under(commit, 0)(done) == done, "a change that is in it already is not refused"
+    assert isinstance(under(commit, 0)(encode_value(value())), bytes)
 
 
 def test_of_two_recoveries_one_wins() -> None:
