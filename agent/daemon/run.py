@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import SystemRandom
@@ -83,6 +84,9 @@ STOP_TIMEOUT_S = 4.0
 """The whole site stops in under 5 s."""
 GATEWAY_TIMEOUT_S = 20.0
 """A gateway that is not up by then is reported; the daemon goes on trying."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long one thread may keep the interpreter from another that wants it (Python's default: 5 ms). The
+store's thread needs it for microseconds around each fsync, and a request that is passed on waits for that."""
 
 T = TypeVar("T")
 _log = logging.getLogger("atoll")
@@ -96,6 +100,7 @@ def main(settings: SiteSettings) -> int:
     )
     os.umask(0o077)
     memory.hold_little()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         return asyncio.run(_Daemon(settings).run())
     except AtollError:
