@@ -13,7 +13,7 @@ form. All survivors are asked for what they have accepted, and all must answer.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.election.roster import Known, Roster
+from agent.election.roster import Known, Roster, Voters
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.register import Outcome, Register, Settled
 from agent.federation.value import (
@@ -179,9 +179,51 @@ class Swaps:
             return
         best = max(known, key=lambda one: one.progress)
         seen = max((one.accepted.number for one in answers if one.accepted), default=0)
+        if any(not self._surroundings.is_held(blob) for blob in best.blobs):
+            self.trouble = (
+                "this site does not hold what the register names: ask one that takes part"
+            )
+            return
         holders = Known(Roster(0, members, ()))
         change = recover(best, members, self._me, self._desk.operation())
-        self._change(change, now, holders, seen + EPOCH_JUMP)
+        self._have_kept(
+            members, best, now, lambda at: self._change(change, at, holders, seen + EPOCH_JUMP)
+        )
+
+    def _have_kept(
+        self,
+        members: tuple[SiteId, ...],
+        best: JobValue,
+        now: float,
+        then: Callable[[float], None],
+    ) -> None:
+        """Go on when a majority of ``members`` keeps all that ``best`` names."""
+        voters = Voters((members,), self._me)
+        keeping = {self._me} & set(members) if best.blobs else set(members)
+        waiting = set(members) - keeping
+        if voters.have(keeping):
+            then(now)
+            return
+        self._is_busy = True
+
+        def taker(site: SiteId) -> Callable[[Reply | None, float], None]:
+            def take(reply: Reply | None, at: float) -> None:
+                had, is_last = voters.have(keeping), waiting == {site}
+                waiting.discard(site)
+                if isinstance(reply, Done):
+                    keeping.add(site)
+                if voters.have(keeping) and not had:
+                    self._is_busy = False
+                    then(at)
+                elif is_last and not voters.have(keeping):
+                    self._is_busy = False
+                    self.trouble = "a majority of the new committee does not keep what is named"
+
+            return take
+
+        for site in sorted(waiting):
+            message = Keep(self._job.id, tuple(sorted(best.blobs)))
+            self._desk.ask(site, message, KEEP_TIMEOUT_S, taker(site))
 
     # --- the register ----------------------------------------------------------------------------
     def _change(

@@ -79,6 +79,8 @@ class Scenario:
     """Share of sites that neither train nor aggregate."""
     publish: str = "model"
     cancel: bool = False
+    recover: bool = False
+    """A majority of the committee is lost for ever at once; an operator revokes it and takes over."""
     turnover: int = 0
     """Committee members whose disks are lost for ever and which are then revoked, each when the one
     before it has been replaced."""
@@ -162,6 +164,7 @@ class Fleet:
         idle = [rng.random() < scenario.idle_sites for _ in ids]
         workers = [n for n, is_idle in enumerate(idle) if not is_idle]
         enough = scenario.sites_min + scenario.gone + scenario.turnover + 1
+        enough += scenario.committee if scenario.recover else 0
         for n in rng.sample(range(len(ids)), len(ids)):
             if len(workers) < min(len(ids), enough) and idle[n]:
                 idle[n] = False

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from agent.federation.events import ViewChanged
+from agent.federation.events import RecoverRegister, ViewChanged
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
 from agent.simulation.job_checks import (
@@ -23,7 +23,7 @@ from agent.simulation.job_checks import (
     Evidence,
     violations,
 )
-from agent.simulation.job_fleet import Fleet, Parts, Scenario, TightLoop
+from agent.simulation.job_fleet import Fleet, Parts, Scenario, SimulatedSite, TightLoop
 
 JUMP_S = 1e7
 """Clocks for people jump by up to four months when a site was stopped."""
@@ -61,6 +61,9 @@ class World(Fleet):
             self.network.call_at(rng.uniform(0.0, scenario.seconds), self._lose_for_ever)
         for _ in range(scenario.turnover):
             self.network.call_at(rng.uniform(0.0, scenario.seconds * 0.7), self._turn_over)
+        if scenario.recover:
+            at = rng.uniform(2.0, scenario.seconds * 0.7)
+            self.network.call_at(at, self._lose_the_majority)
         if scenario.cancel:
             self.network.call_at(rng.uniform(0.0, scenario.seconds), self._cancel)
         self.network.run_until(scenario.seconds)
@@ -171,7 +174,9 @@ class World(Fleet):
     def _note_cut(self, side: Sequence[int], others: Sequence[int]) -> None:
         for part in (side, others):
             ids = frozenset(self.sites[n].id for n in part)
-            is_fixed = self.scenario.turnover == 0  # else who is the minority changes meanwhile
+            is_fixed = (
+                not self.scenario.turnover and not self.scenario.recover
+            )  # else who is the minority changes meanwhile
             if is_fixed and len(ids & set(self.job.committee)) <= len(self.job.committee) // 2:
                 self.cut = (self.network.now, ids)
 
@@ -235,6 +240,51 @@ class World(Fleet):
         self.views_change()
         for other in self.sites:
             self.later(other, self.network.now + self.rng.uniform(0.0, 1.0), ViewChanged())
+
+    def _lose_the_majority(self) -> None:
+        """At a moment when some site that stays has read all that was decided: no round is lost by it."""
+        members = [self.index[site] for site in self.job.committee]
+        lost = self.rng.sample(members, len(members) // 2 + 1)
+        best = self._best_informed(set(lost))
+        last = max((choice.value.progress for choice in self.evidence.chosen), default=None)
+        known = best.machine.value if best is not None and best.machine is not None else None
+        if known is None or known.progress != last or known.parameters is None:
+            if not self.is_calm:
+                self.network.call_at(self.network.now + 0.5, self._lose_the_majority)
+            return
+        for n in lost:
+            self.crash(self.sites[n])
+            self.sites[n].is_gone = True
+            self.sites[n].labels.clear()
+            self._revoke(self.sites[n].id)
+        self.network.call_at(
+            self.network.now + self.rng.uniform(0.0, 10.0), lambda: self._recover(set(lost))
+        )
+
+    def _best_informed(self, lost: set[int]) -> SimulatedSite | None:
+        """Where an operator would look: a site that stays, and holds what it has read of."""
+        found = [
+            site for site in self.sites
+            if site.index not in lost and site.machine is not None and not site.is_gone
+            and site.machine.value is not None and site.machine.value.blobs <= site.blobs
+        ]  # fmt: skip
+        return max(found, key=lambda site: site.machine.value.progress, default=None)  # type: ignore[union-attr]
+
+    def _recover(self, lost: set[int]) -> None:
+        """An operator says it again until it is done."""
+        recovered = [
+            s for s in self.sites
+            if s.machine is not None and s.machine.value is not None and s.machine.value.recoveries
+        ]  # fmt: skip
+        best = self._best_informed(lost)
+        if recovered:
+            return
+        if best is not None:
+            left = tuple(s for s in self.job.committee if self.index[s] not in lost)
+            others = [s.id for s in self.sites if s.id not in self.job.committee]
+            members = (*left, *others)[: len(self.job.committee)]
+            self.later(best, self.network.now, RecoverRegister(left, members))
+        self.network.call_at(self.network.now + 5.0, lambda: self._recover(lost))
 
     def _cancel(self) -> None:
         """The document spreads; who is down or late learns of it after its next start."""

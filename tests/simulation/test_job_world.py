@@ -204,6 +204,39 @@ def test_a_new_member_that_need_not_hold_the_parameters_is_caught(
     assert first_violations(TURNOVER, saying="committee disks hold", seeds=range(1, 1001))
 
 
+LOST = replace(BAD, sites=10, gone=0, recover=True, rounds=6, seconds=60.0)
+"""A majority of the committee burns at once; what it knew, some other site had read."""
+
+
+def test_a_job_that_lost_its_majority_goes_on_when_an_operator_takes_it_over() -> None:
+    for seed in range(1, 9):
+        report = simulate(seed, LOST)
+        assert report.violations == [], f"seed {seed}"
+        assert report.rounds == LOST.rounds
+        assert max(choice.value.recoveries for choice in report.evidence.chosen) == 1
+        assert report.epochs > 2**20
+
+
+def test_a_job_that_lost_its_majority_does_not_go_on_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Swaps, "recover", lambda *_: None)
+    report = simulate(1, LOST)
+    assert report.epochs < 2**20
+    assert all("long after the last fault" in one for one in report.violations)
+    assert report.violations
+
+
+def test_a_recovery_that_leaves_the_parameters_behind_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def have_kept(self: Swaps, members, best, now, then) -> None:  # type: ignore[no-untyped-def]  # noqa: ARG001
+        then(now)
+
+    monkeypatch.setattr(Swaps, "_have_kept", have_kept)
+    assert first_violations(LOST, saying="committee disks hold", seeds=range(1, 1001))
+
+
 def test_a_round_kept_by_the_committee_before_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed 602 of the whole jobs found it: a commit that was under way when the committee changed."""
     monkeypatch.setattr(aggregator_module, "under", lambda change, _generation: change)

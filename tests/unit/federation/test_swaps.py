@@ -26,6 +26,7 @@ from agent.wire.mesh import (
     Accept,
     Accepted,
     Ballot,
+    Declined,
     Done,
     Keep,
     Prepare,
@@ -53,6 +54,7 @@ class Bench:
         for site in (ANNA, BERT):
             self.held[site] = (Ballot(1, ANNA + bytes(16)), encode_value(held))
         self.dead: set[bytes] = set()
+        self.full: set[bytes] = set()
         self.asks: list[tuple[bytes, str]] = []
         self.around.held = set(held.blobs)
 
@@ -80,7 +82,8 @@ class Bench:
                 case Read():
                     self.desk.replied(ask.call, ReadReply(accepted, held), 0.0)
                 case Keep():
-                    self.desk.replied(ask.call, Done(), 0.0)
+                    is_full = ask.site in self.full
+                    self.desk.replied(ask.call, Declined("full") if is_full else Done(), 0.0)
                 case _:
                     raise AssertionError("no other call changes a committee")
 
@@ -157,6 +160,7 @@ def test_a_recovery_takes_the_best_that_any_survivor_holds_and_jumps() -> None:
     bench.dead = {BERT}
     bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(round=1), 0.0)
     bench.settle()
+    assert {(ANNA, "Keep"), (DORA, "Keep")} <= set(bench.asks)
     (found,) = bench.adopted
     assert (found.round, found.recoveries, found.aggregator) == (2, 1, ME)
     assert found.epoch == held.epoch + EPOCH_JUMP
@@ -173,6 +177,23 @@ def test_a_recovery_waits_for_every_survivor() -> None:
     bench.settle()
     assert bench.adopted == []
     assert "does not answer" in bench.swaps.trouble
+
+
+def test_a_recovery_needs_the_parameters_here_and_on_a_majority_of_the_new_committee() -> None:
+    bench = Bench(value())
+    bench.around.held = set()
+    bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)
+    bench.settle()
+    assert "does not hold what the register names" in bench.swaps.trouble
+    bench.around.held, bench.full = set(value().blobs), {ANNA, DORA}
+    bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)
+    bench.settle()
+    assert "does not keep what is named" in bench.swaps.trouble
+    assert bench.adopted == []
+    bench.full = {ANNA}
+    bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)
+    bench.settle()
+    assert bench.adopted[-1].recoveries == 1
 
 
 def test_a_recovery_of_nothing_is_refused() -> None:
