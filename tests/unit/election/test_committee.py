@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from agent.election.committee import Seat, choose_committee
+from agent.election.committee import Seat, choose_committee, choose_substitute
 from agent.foundation.ids import JobId, SiteId
 
 JOB = JobId("mnist-12345678")
@@ -71,3 +71,16 @@ def test_a_smaller_committee_can_be_asked_for() -> None:
     among = seats(*(f"region-{number}" for number in range(9)))
     assert len(choose_committee(JOB, among, 3)) == 3
     assert len(choose_committee(JOB, among, 1)) == 1
+
+
+def test_a_substitute_comes_from_a_region_that_has_no_member_left() -> None:
+    kept = seats("bonn", "kiel")
+    others = [Seat(SiteId(b"x" * 32), "bonn", "core"), Seat(SiteId(b"y" * 32), "jena", "edge")]
+    assert choose_substitute(JOB, kept, others) == SiteId(b"y" * 32)
+    assert choose_substitute(JOB, kept, others[::-1]) == SiteId(b"y" * 32)
+
+
+def test_of_one_region_the_steadiest_substitute_is_taken_and_of_none_nobody() -> None:
+    others = [Seat(SiteId(b"x" * 32), "jena", "edge"), Seat(SiteId(b"y" * 32), "jena", "core")]
+    assert choose_substitute(JOB, seats("bonn"), others) == SiteId(b"y" * 32)
+    assert choose_substitute(JOB, seats("bonn"), []) is None

@@ -102,7 +102,9 @@ def test_a_revoked_site_is_gone_at_once_and_its_passport_no_longer_enters() -> N
     roll, log = roll_of(cluster)
     member = cluster.site()
     roll.admit(member.passport, NOW)
+    assert not roll.is_gone(member.site)
     revoke(cluster, log, member.site)
+    assert roll.is_gone(member.site)
     assert roll.get(member.site) is None
     assert roll.passport(member.site) is None
     assert roll.gossip_key(member.site) is None

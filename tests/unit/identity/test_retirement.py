@@ -54,6 +54,8 @@ def test_a_reinstalled_site_retires_its_former_identity_in_any_order() -> None:
         assert roll.gossip_key(old.site) is None
         assert roll.named("edge") == (new.site,)
         assert roll.retired() == {old.site}
+        assert roll.is_gone(old.site)
+        assert not roll.is_gone(new.site)
         with pytest.raises(Refused, match="is retired; a new site joined under its name"):
             roll.admit(old.passport, NOW)
 
