@@ -68,7 +68,7 @@ def push(site: Daemon, model: Path, version: str, *more: str) -> None:
 
 def answering(site: Daemon) -> str:
     rows = site.get("/1/models")["models"]
-    return next(row["version"] for row in rows if row["name"] == "digits" and row["deployed"])
+    return str(next(row["version"] for row in rows if row["name"] == "digits" and row["deployed"]))
 
 
 def test_a_version_goes_on_only_where_it_knows_enough_of_the_sites_own_digits(

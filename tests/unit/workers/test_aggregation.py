@@ -103,7 +103,7 @@ def test_float_sums_are_close_to_exact_ones_and_alike_in_one_order() -> None:
         for update, samples in updates:
             mean.add(update, samples)
         found.append(mean.result().tensors["w"])
-    assert np.array_equal(*found)
+    assert np.array_equal(found[0], found[1])
     exact = mean_of(updates).tensors["w"]
     assert float(np.abs(found[0] - exact).max()) < 1e-6
 
