@@ -120,6 +120,8 @@ class SimulatedSite:
     disk: dict[str, dict[tuple[Any, ...], Row]] = field(default_factory=dict)
     blobs: set[Digest] = field(default_factory=set)
     labels: set[Digest] = field(default_factory=set)
+    forgotten: set[Digest] = field(default_factory=set)
+    """Held no more for the machine, though the removal waits for the disk: as in the site."""
     view: set[int] = field(default_factory=set)
     queue: deque[list[JobEffect]] = field(default_factory=deque)
     is_writing: bool = False
@@ -202,6 +204,7 @@ class Fleet:
         site.queue.clear()
         site.is_writing = False
         site.labels.clear()
+        site.forgotten.clear()
         site.asked.clear()
         site.callers.clear()
         self.views_change()
@@ -478,6 +481,7 @@ class Fleet:
             case job_events.ForgetBlob(digest):
                 site.blobs.discard(digest)
                 site.labels.discard(digest)
+                site.forgotten.discard(digest)
             case job_events.Train():
                 self._outside.train(site, effect)
             case job_events.Initialise() | job_events.Aggregate() | job_events.Export():
@@ -548,6 +552,7 @@ class Fleet:
             case job_events.FetchBlob(digest):
                 self._count(site, -1, f"fetch {digest.hex()[:8]}")
             case job_events.ForgetBlob(digest):
+                site.forgotten.add(digest)
                 origin = self.evidence.updates.get(digest)
                 if origin is not None and origin[0] == site.id:
                     self._drop(site, origin[1])

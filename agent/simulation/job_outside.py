@@ -29,7 +29,7 @@ class Around:
 
     def is_held(self, digest: Digest) -> bool:
         """Whether the blob is on the disk."""
-        return digest in self._site.blobs
+        return digest in self._site.blobs and digest not in self._site.forgotten
 
     def refusal(self, job: Job) -> str:  # noqa: ARG002 - the protocol's shape
         """Idle sites take no part."""

@@ -204,6 +204,11 @@ def test_a_new_member_that_need_not_hold_the_parameters_is_caught(
     assert first_violations(TURNOVER, saying="committee disks hold", seeds=range(1, 1001))
 
 
+def test_a_blob_that_is_to_be_removed_is_not_said_to_be_kept() -> None:
+    """Seed 3549: a removal waited for the disk while the aggregator was told that the blob is held."""
+    assert simulate(3549, scenario_of(3549)).violations == []
+
+
 LOST = replace(BAD, sites=10, gone=0, recover=True, rounds=6, seconds=60.0)
 """A majority of the committee burns at once; what it knew, some other site had read."""
 
