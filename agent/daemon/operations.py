@@ -496,8 +496,9 @@ class DaemonOperations:
         return identity.claims if identity is not None else None
 
     def _name(self, site: SiteId) -> str:
-        claims = self._claims(site)
-        return str(claims.name) if claims is not None else short(site)
+        own = self._parts.site.identity  # also of a site that was revoked since
+        identity = own if site == own.site else self._parts.site.roll.known(site)
+        return identity.claims.name if identity is not None else short(site)
 
 
 def _plain(value: Any) -> Any:
