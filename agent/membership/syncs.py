@@ -27,6 +27,9 @@ LOOK_UP_AFTER_S = (0.0, 0.02)
 LOOK_UP_SPACING_S = 0.1
 """Least time between two such syncs, whoever speaks of unknown members: each is a TLS handshake."""
 
+CATALOG_TARGET_SPACING_S = 0.5
+"""Least time between two syncs with one member when catalogs differ."""
+
 
 @dataclass(slots=True)
 class _Target:
@@ -50,6 +53,7 @@ class SyncPlan:
         self._look_up_at, self._look_up_free_at = NEVER, now
         self._look_up_with: SiteId | None = None
         self._periodic_with: SiteId | None = None
+        self._catalog_with: SiteId | None = None
         self._catalog_at: float | None = None
         self._catalog_delay_s = settings.catalog_spacing_s
         self._catalog_free_at = now
@@ -74,6 +78,10 @@ class SyncPlan:
         """A sync is over; the first that succeeds is the join."""
         if (target := self._targets.get(site)) is not None:
             target.is_open = False
+        if site == self._catalog_with:
+            self._catalog_with = None
+            if not succeeded and self._catalog_at is None:
+                self._catalog_at = max(now, self._catalog_free_at)
         if site == self._periodic_with:
             self._periodic_with = None
             if not succeeded and self.has_joined:
@@ -167,8 +175,13 @@ class SyncPlan:
             return
         self._catalog_at = None
         sites = candidates()
-        if sites and self.want(self._rng.choice(sites), CATALOG_DIFFERS, now, spacing_s=0.5):
-            self._catalog_free_at = now + self._catalog_delay_s * self._rng.uniform(0.5, 1.0)
-            self._catalog_delay_s = min(
-                self._catalog_delay_s * 2, self._settings.catalog_backoff_max_s
-            )
+        if not sites:
+            return
+        site = self._rng.choice(sites)
+        if not self.want(site, CATALOG_DIFFERS, now, spacing_s=CATALOG_TARGET_SPACING_S):
+            # What is under way may have begun before the news: nobody would speak of it again.
+            self._catalog_at = now + CATALOG_TARGET_SPACING_S
+            return
+        self._catalog_with = site
+        self._catalog_free_at = now + self._catalog_delay_s * self._rng.uniform(0.5, 1.0)
+        self._catalog_delay_s = min(self._catalog_delay_s * 2, self._settings.catalog_backoff_max_s)

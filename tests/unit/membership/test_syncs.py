@@ -135,6 +135,34 @@ def test_a_differing_catalog_is_synced_soon_and_then_ever_more_slowly() -> None:
     assert bench.asked[-1] == (B, "catalog differs")
 
 
+def test_a_catalog_sync_that_finds_its_target_busy_happens_a_little_later() -> None:
+    """A revocation that came while two sites were in another sync waited for the next periodic one."""
+    bench = Bench()
+    assert bench.plan.want(A, "join", 0.0)
+    bench.plan.catalog_differs(3, 0.1)
+    bench.plan.run_catalog(lambda: [A], 0.3)
+    assert [reason for _, reason in bench.asked] == ["join"]
+    bench.plan.ended(A, succeeded=True, now=0.4)
+    bench.plan.run_catalog(lambda: [A], 1.0)
+    assert bench.asked[-1] == (A, "catalog differs")
+
+
+def test_a_catalog_sync_that_fails_is_tried_again_ever_more_slowly() -> None:
+    bench = Bench()
+    bench.plan.catalog_differs(3, 0.0)
+    tried = []
+    for tenth in range(1200):
+        now = tenth / 10
+        before = len(bench.asked)
+        bench.plan.run_catalog(lambda: [A], now)
+        if len(bench.asked) > before:
+            tried.append(now)
+            bench.plan.ended(A, succeeded=False, now=now)
+    assert 4 <= len(tried) <= 10
+    gaps = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert gaps[-1] > 4 * gaps[0]
+
+
 def test_no_catalog_sync_happens_once_nobody_differs() -> None:
     bench = Bench()
     bench.plan.catalog_differs(3, 0.0)
