@@ -30,6 +30,7 @@ from typing import Annotated, Literal
 
 from agent.foundation.ids import Digest
 from agent.foundation.toml_reading import AtMost, Between, Each, Keys, Matches, read_toml
+from agent.serving.access import SCOPE
 from agent.wire.documents import (
     GOLDEN_CHARS_MAX,
     Body,
@@ -64,10 +65,7 @@ _IS_PATTERN = Matches(
     "it must be a name (lower-case letters, digits and . _ -), in which * stands for any letters",
 )
 
-_IS_SCOPE = Matches(
-    re.compile(r"read|repository|infer:(?:\*|[a-z0-9][a-z0-9._-]{0,63})"),
-    "it must be infer:MODEL, infer:* (any model), read or repository",
-)
+_IS_SCOPE = Matches(SCOPE, "it must be infer:MODEL, infer:* (any model), read or repository")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from agent.distribution.manifest import Manifest, digest_of, encode
 from agent.drivers.blob_room import BlobRoom
 from agent.drivers.blob_shared import shared_chunks
 from agent.drivers.disk import fault_of, synced
-from agent.foundation.errors import Corruption, NotFound, Refused
+from agent.foundation.errors import Corruption, NotFound, Refused, StoreFault
 from agent.foundation.ids import ID_BYTES, Digest, short
 from agent.wire.limits import BLOB_BYTES_MAX, CHUNK_BYTES, MESH_BODY_BYTES_MAX
 
@@ -260,8 +260,20 @@ class PartialFile:
         except OSError as error:
             raise fault_of(error, f"blob {short(self._digest)} cannot be fetched") from error
         lacking = sum(manifest.length(i) for i in range(len(manifest.chunks)) if i not in held)
-        self._files.room.require_free(lacking)
+        try:
+            self._files.room.require_free(lacking)
+        except StoreFault:
+            if not held:
+                self._give_up()
+            raise
         return held | self._copied(manifest, held)
+
+    def _give_up(self) -> None:
+        """Nothing has come and there is no room: the empty file shall not count."""
+        self.close()
+        self._path.unlink(missing_ok=True)
+        self._files.map_path(self._digest).unlink(missing_ok=True)
+        self._files.room.release(self._path.name)
 
     def _copied(self, manifest: Manifest, held: set[int]) -> set[int]:
         """Chunks that were in other blobs here, and are in this file now."""

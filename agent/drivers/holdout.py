@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-PREFIXES = ("t10k", "test")
-"""As ``workers.recipes_idx`` looks for them."""
+from agent.training.contract import HOLDOUT_PREFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,12 @@ class Holdout:
             OSError: the folder has no hold-out, or it cannot be read.
         """
         prefix = next(
-            (one for one in PREFIXES if (self.folder / f"{one}-images-idx3-ubyte").exists()), "t10k"
+            (
+                one
+                for one in HOLDOUT_PREFIXES
+                if (self.folder / f"{one}-images-idx3-ubyte").exists()
+            ),
+            HOLDOUT_PREFIXES[0],
         )
         images = _open(self.folder / f"{prefix}-images-idx3-ubyte")
         try:

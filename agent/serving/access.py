@@ -36,7 +36,7 @@ LOCAL: Final = "local"
 """The application of a request without a token, where none is demanded."""
 MAKE_ONE: Final = "the site's operator makes one: atoll app token create NAME --scope infer:MODEL"
 
-_SCOPE = re.compile(r"read|repository|infer:(?:\*|[a-z0-9][a-z0-9._-]{0,63})")
+SCOPE: Final = re.compile(r"read|repository|infer:(?:\*|[a-z0-9][a-z0-9._-]{0,63})")
 _TOKEN = re.compile(r"atoll_[A-Za-z0-9_-]{43}")
 _START_BYTES = 8
 _EXPECTED = "Authorization: Bearer atoll_..."
@@ -54,7 +54,7 @@ def check_scopes(given: Iterable[str]) -> tuple[str, ...]:
         UsageError: there is none, or one that does not exist.
     """
     for scope in given:
-        if not _SCOPE.fullmatch(scope):
+        if not SCOPE.fullmatch(scope):
             raise UsageError(
                 f"there is no scope {scope[:80]!r}",
                 why="a scope is infer:MODEL, infer:* (any model), read or repository",

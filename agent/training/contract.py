@@ -19,6 +19,8 @@ FileName = Annotated[str, AtMost(80)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Samples = Annotated[int, Range(1, 2**40 - 1)]
 """As in a site's offer (``agent.wire.mesh.Offer``); a round's sum is bounded in the aggregation."""
+HOLDOUT_PREFIXES = ("t10k", "test")
+"""How the files of a data set's hold-out begin; see ``agent.workers.recipes_idx``."""
 UPDATES_MAX = 10_000
 """One from each member (``MEMBERS_MAX``)."""
 Metrics = Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)]

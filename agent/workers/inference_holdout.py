@@ -7,20 +7,22 @@ first dimension, are as many as an image has pixels (0 to 1), and its first outp
 
 import mmap
 import os
-from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agent.workers.inference_session import LoadRefused, ModelSession
+from agent.workers.recipes_idx import (
+    FILE_BYTES_MAX,
+    IMAGES_MAGIC,
+    LABELS_MAGIC,
+    Bytes,
+    parse_idx,
+)
 
 IMAGES_MAX = 2000
 """Judged: the accuracy of so many is known within a point; at a millisecond each they take two seconds."""
 BATCH = 50
-FILE_BYTES_MAX = 1 << 30
-_IMAGES, _LABELS = b"\x00\x00\x08\x03", b"\x00\x00\x08\x01"
-"""IDX: unsigned bytes in three dimensions and in one."""
 
 
 def check_accuracy(session: ModelSession, images: int, labels: int, accuracy_min: float) -> None:
@@ -29,7 +31,7 @@ def check_accuracy(session: ModelSession, images: int, labels: int, accuracy_min
     Raises:
         LoadRefused: the accuracy is less, or the files or the model do not lend themselves to it.
     """
-    pixels, wanted = _read(images, _IMAGES, 3), _read(labels, _LABELS, 1)
+    pixels, wanted = _read(images, IMAGES_MAGIC, 3), _read(labels, LABELS_MAGIC, 1)
     count = min(len(pixels), len(wanted), IMAGES_MAX)
     if not count:
         raise LoadRefused("this site's hold-out has no images")
@@ -64,16 +66,13 @@ def _input(session: ModelSession, pixels: int) -> tuple[tuple[int, ...], int]:
     return rest, first[0] if first[0] > 0 else BATCH
 
 
-def _read(descriptor: int, magic: bytes, dimensions: int) -> NDArray[np.uint8]:
-    size, header_bytes = os.fstat(descriptor).st_size, 4 + 4 * dimensions
-    if not header_bytes <= size <= FILE_BYTES_MAX:
-        raise LoadRefused("this site's hold-out is no file of images and labels")
-    content = mmap.mmap(descriptor, size, access=mmap.ACCESS_READ)
-    lengths = _lengths(content[:header_bytes], dimensions)
-    if content[:4] != magic or header_bytes + prod(lengths) != size:
-        raise LoadRefused("this site's hold-out is damaged, or in another format than IDX")
-    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(lengths)
-
-
-def _lengths(header: bytes, dimensions: int) -> Sequence[int]:
-    return [int.from_bytes(header[4 * n : 4 * n + 4], "big") for n in range(1, dimensions + 1)]
+def _read(descriptor: int, magic: int, dimensions: int) -> Bytes:
+    size = os.fstat(descriptor).st_size
+    if not 0 < size <= FILE_BYTES_MAX:
+        raise LoadRefused(f"this site's hold-out has a file of {size} bytes")
+    content = np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), np.uint8)
+    try:
+        data, shape = parse_idx(content, magic, dimensions)
+    except ValueError as error:
+        raise LoadRefused(f"this site's hold-out cannot be read: {error}") from None
+    return data.reshape(shape)

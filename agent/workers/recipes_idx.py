@@ -9,12 +9,14 @@ Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", file 
 
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.foundation.errors import ConfigError
+from agent.training.contract import HOLDOUT_PREFIXES
 
 Bytes = NDArray[np.uint8]
 
@@ -25,7 +27,6 @@ SIDE_MAX = 256
 CLASSES = 10
 HOLDOUT_SHARE = 10
 """One in this many is held out when the folder has no test files."""
-HOLDOUT_PREFIXES = ("t10k", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,6 @@ def _pair(folder: Path, prefix: str) -> tuple[Bytes, Bytes, int]:
 
 
 def _read(path: Path, magic: int, dimensions: int) -> tuple[Bytes, tuple[int, ...]]:
-    header_bytes = 4 + 4 * dimensions
     try:
         with path.open("rb") as file:
             content = np.fromfile(file, np.uint8, FILE_BYTES_MAX + 1)
@@ -89,16 +89,28 @@ def _read(path: Path, magic: int, dimensions: int) -> tuple[Bytes, tuple[int, ..
         raise _bad(path, error.strerror or "it cannot be read") from None
     if len(content) > FILE_BYTES_MAX:
         raise _bad(path, f"more than {FILE_BYTES_MAX} bytes")
+    try:
+        return parse_idx(content, magic, dimensions)
+    except ValueError as error:
+        raise _bad(path, str(error)) from None
+
+
+def parse_idx(content: Bytes, magic: int, dimensions: int) -> tuple[Bytes, tuple[int, ...]]:
+    """The data of an IDX file of unsigned bytes, flat, and its shape.
+
+    Raises:
+        ValueError: it is none of this kind; says why.
+    """
+    header_bytes = 4 + 4 * dimensions
     if len(content) < header_bytes:
-        raise _bad(path, "it is shorter than an IDX header")
+        raise ValueError("it is shorter than an IDX header")
     found, *sizes = struct.unpack(f">{1 + dimensions}I", content[:header_bytes].tobytes())
     if found != magic:
-        raise _bad(path, f"it starts with {found:#06x}, an IDX file of this kind with {magic:#06x}")
-    wanted = 1
-    for size in sizes:
-        wanted *= size
-    if len(content) - header_bytes != wanted:
-        raise _bad(path, f"{len(content) - header_bytes} bytes of data, its header says {wanted}")
+        raise ValueError(f"it starts with {found:#06x}, an IDX file of this kind with {magic:#06x}")
+    if len(content) - header_bytes != prod(sizes):
+        raise ValueError(
+            f"{len(content) - header_bytes} bytes of data, its header says {prod(sizes)}"
+        )
     return content[header_bytes:], tuple(sizes)
 
 

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.drivers.blob_files import BlobFiles, PartialFile
 from agent.drivers.blob_room import BlobRoom
+from agent.drivers.blobs import BlobStore
 from agent.foundation.errors import StoreFault
 
 
@@ -37,6 +39,32 @@ def test_a_file_that_takes_the_place_of_another_counts_once(tmp_path: Path) -> N
     here.move("incoming", "blob")
     here.move("unknown", "blob")
     assert here.used_bytes == 40
+
+
+async def test_a_blob_that_the_disk_has_no_room_for_takes_nothing_of_the_quota(
+    tmp_path: Path,
+) -> None:
+    origin = BlobStore(tmp_path / "origin")
+    digest = await origin.put_bytes(b"model" * 180_000)
+    files = BlobFiles(tmp_path / "here", 1 << 60, 1 << 30)
+    part = PartialFile(files, digest)
+    with pytest.raises(StoreFault, match="stay in reserve"):
+        part.open(origin.read_manifest(digest), origin.manifest(digest))
+    part.close()
+    assert files.room.used_bytes == 0
+    assert list(files.partial.iterdir()) == []
+    # What has come before the disk was full stays for the next try, and counts.
+    roomy = BlobFiles(tmp_path / "here", 0, 1 << 30)
+    begun = PartialFile(roomy, digest)
+    begun.open(origin.read_manifest(digest), origin.manifest(digest))
+    assert begun.write(origin.manifest(digest), 0, origin.read_chunk(digest, 0))
+    begun.close()
+    files = BlobFiles(tmp_path / "here", 1 << 60, 1 << 30)
+    again = PartialFile(files, digest)
+    with pytest.raises(StoreFault, match="stay in reserve"):
+        again.open(origin.read_manifest(digest), origin.manifest(digest))
+    again.close()
+    assert files.room.used_bytes == 900_000
 
 
 def test_without_a_quota_only_the_reserve_bounds(tmp_path: Path) -> None:

@@ -120,4 +120,4 @@ def test_scopes_are_checked_sorted_and_told_once() -> None:
 
 
 def test_what_can_be_typed_as_a_scope_is_what_exists() -> None:
-    assert TYPED.pattern == access._SCOPE.pattern
+    assert TYPED.pattern == access.SCOPE.pattern
