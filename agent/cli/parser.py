@@ -391,6 +391,7 @@ def _training(verbs: Verbs) -> Verbs:
 def _residency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--residency",
+        "--label",
         type=labels,
         default=(),
         metavar="DE,FR",

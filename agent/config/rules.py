@@ -25,6 +25,10 @@ _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 IS_NAME = Matches(re.compile(_NAME), _NAME_TOLD)
 """A name as it travels between sites: lower case, no path in it."""
+IS_JURISDICTION = Matches(
+    re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
+    "it must be a jurisdiction or a group, such as DE",
+)
 IS_NAME_OR_STAR = Matches(re.compile(rf"\*|{_NAME}"), f"it must be '*' or a name; {_NAME_TOLD}")
 
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from agent.config.rules import (
+    IS_JURISDICTION,
     IS_NAME,
     IS_NAME_OR_STAR,
     IsAbsolute,
@@ -356,6 +357,16 @@ class DatasetPart:
         Each(IS_NAME_OR_STAR),
         Doc('Names of the jobs that may use the data; `["*"]` allows every job of the admins.'),
     ] = ("*",)
+    residency: Annotated[
+        tuple[str, ...],
+        AtMost(64),
+        Each(IS_JURISDICTION),
+        Doc(
+            "Where what is learned from the data (parameters, updates) may be: jurisdictions and groups,"
+            ' such as `["DE", "FR"]`. A job whose own residency goes beyond, or is anywhere, is refused'
+            " here. Empty: anywhere."
+        ),
+    ] = ()
     models: Annotated[
         tuple[str, ...],
         AtMost(256),

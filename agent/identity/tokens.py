@@ -334,6 +334,8 @@ def decode_token(text: str) -> Token:
             mend="copy what atoll token create printed, whole",
         )
     encoded = compact[len(_PREFIX) :]
+    if "+" in encoded or "/" in encoded:  # which the decoder takes for "-" and "_"
+        raise _mangled("a character is missing or does not belong there")
     try:
         data = b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from agent.foundation.errors import Refused
 from agent.wire.documents import Policy
-from agent.wire.residency import Group, is_within
+from agent.wire.residency import Group, covers, is_within
 
 PATTERNS_CACHED_MAX = 4096
 
@@ -75,7 +75,7 @@ def narrowed(
     if not bounds:
         return label
     names = dict.fromkeys(name for one in labels for name in _spelled_out(one, groups))
-    common = tuple(name for name in names if all(_allows(one, name, groups) for one in labels))
+    common = tuple(name for name in names if all(covers(one, name, groups) for one in labels))
     if not common:
         told = ", ".join(bound.policy for bound in bounds)
         raise Refused(
@@ -108,12 +108,3 @@ def _read(pattern: str) -> re.Pattern[str]:
 
 def _spelled_out(label: Sequence[str], groups: Sequence[Group]) -> list[str]:
     return [*label, *(m for group in groups if group.name in label for m in group.members)]
-
-
-def _allows(label: Sequence[str], name: str, groups: Sequence[Group]) -> bool:
-    """Whether a label allows all that a name stands for: a jurisdiction, or a group that it names too."""
-    if name in label:
-        return True
-    if any(group.name == name for group in groups):
-        return False
-    return is_within(name, label, groups)

@@ -1,5 +1,6 @@
 """What a site reads back from its database at start."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.catalog.placement import Abilities
@@ -57,6 +58,8 @@ class SiteSettings:
     """Why it cannot train; for a person."""
     capacity: float
     """Relative strength, > 0."""
+    dataset_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Where what is learned from a data set may be, by its name; one that is not here: anywhere."""
     unnamed_s: float = UNNAMED_S
     """How long a blob is kept that nothing names."""
     abilities: Abilities = Abilities()  # noqa: RUF009 - immutable

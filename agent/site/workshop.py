@@ -20,7 +20,7 @@ from agent.identity.registry import Roll
 from agent.membership.swim import Swim
 from agent.site.stored import SiteSettings
 from agent.wire.documents import Job
-from agent.wire.residency import is_within
+from agent.wire.residency import covers, is_within
 
 JOBS_MAX = 10_000
 """As many jobs as the catalog may hold documents."""
@@ -76,7 +76,18 @@ class Surroundings:
             )
         if not any(fnmatchcase(job.id, pattern) for pattern in patterns):
             return f"the operator allows data set '{job.dataset}' to other jobs only"
+        label = self._settings.dataset_labels.get(job.dataset, ())
+        if label and not self._stays_within(job, label):
+            asked = ", ".join(job.residency) or "anywhere"
+            return (
+                f"what is learned from data set '{job.dataset}' may be in {', '.join(label)} only; "
+                f"the job's residency is {asked}"
+            )
         return "this site is draining" if self.is_draining else ""
+
+    def _stays_within(self, job: Job, label: tuple[str, ...]) -> bool:
+        groups = self._roll.groups
+        return bool(job.residency) and all(covers(label, one, groups) for one in job.residency)
 
     def can_aggregate(self) -> bool:
         """Whether this site may run rounds."""

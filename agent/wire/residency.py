@@ -60,3 +60,12 @@ def is_within(jurisdiction: str, label: Sequence[str], groups: Sequence[Group]) 
     return jurisdiction in label or any(
         jurisdiction in group.members for group in groups if group.name in label
     )
+
+
+def covers(label: Sequence[str], name: str, groups: Sequence[Group]) -> bool:
+    """Whether a label allows all that a name stands for: a jurisdiction, or a group that it names too."""
+    if name in label:
+        return True
+    if any(group.name == name for group in groups):
+        return False
+    return is_within(name, label, groups)

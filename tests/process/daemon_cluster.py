@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -244,6 +244,37 @@ def running(*daemons: Daemon) -> Iterator[None]:
     finally:
         for daemon in daemons:
             daemon.clean_up()
+
+
+@contextlib.contextmanager
+def that_met(
+    places: Mapping[str, str], settings: Callable[[Daemon], None] = lambda _: None
+) -> Iterator[list[Daemon]]:
+    """Running sites that all hold each other alive.
+
+    Args:
+        places: the jurisdiction of each by its name; the first founds the cluster.
+        settings: is given each site before it starts.
+    """
+    (name, jurisdiction), *others = places.items()
+    with scratch() as folder:
+        founder = found(folder, name, jurisdiction)
+        settings(founder)
+        with running(founder):
+            founder.start().wait_ready()
+            joined = [admit(founder, *other) for other in others]
+            for site in joined:
+                settings(site)
+            with running(*joined):
+                for site in joined:
+                    site.start()
+                every = [founder, *joined]
+                wait_for(
+                    lambda: all(len(s.alive()) == len(every) for s in every), 30, "all meet", every
+                )
+                for site in joined:
+                    site.wait_ready()
+                yield every
 
 
 def write_digits(folder: Path, *, part: int, samples: int = 900) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from daemon_cluster import MNIST, Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import MNIST, Daemon, that_met, wait_for
 from onnx import TensorProto, helper, numpy_helper
 from serving_site import save_model
 
@@ -47,19 +47,12 @@ def linear(path: Path, *, is_trained: bool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sites() -> Iterator[tuple[Daemon, Daemon]]:
-    """berlin and paris have MNIST bound."""
-    with scratch() as folder:
-        berlin = found(folder, "berlin", extra=DATASET)
-        with running(berlin):
-            berlin.start().wait_ready()
-            paris = admit(berlin, "paris")
-            paris.configure(DATASET)
-            with running(paris):
-                paris.start().wait_ready()
-                wait_for(lambda: len(berlin.alive()) == 2, 20, "they meet", [berlin, paris])
-                push(berlin, linear(folder / "1.onnx", is_trained=True), "1")
-                yield berlin, paris
+def sites() -> Iterator[list[Daemon]]:
+    """Both have MNIST bound."""
+    places = dict.fromkeys(("berlin", "paris"), "DE")
+    with that_met(places, lambda site: site.configure(DATASET)) as sites:
+        push(sites[0], linear(sites[0].folder / "1.onnx", is_trained=True), "1")
+        yield sites
 
 
 def push(site: Daemon, model: Path, version: str, *more: str) -> None:
@@ -72,7 +65,7 @@ def answering(site: Daemon) -> str:
 
 
 def test_a_version_goes_on_only_where_it_knows_enough_of_the_sites_own_digits(
-    sites: tuple[Daemon, Daemon], tmp_path: Path
+    sites: list[Daemon], tmp_path: Path
 ) -> None:
     berlin, paris = sites
     file = berlin.folder / "terms.toml"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from asking import served_by
-from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import Daemon, that_met, wait_for
 from serving_site import MAGIKA
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
@@ -17,28 +17,18 @@ REQUESTS = 4
 
 
 @pytest.fixture(scope="module")
-def sites() -> Iterator[tuple[Daemon, Daemon]]:
-    with scratch() as folder:
-        berlin = found(folder, "berlin")
-        with running(berlin):
-            berlin.start().wait_ready()
-            paris = admit(berlin, "paris", "FR")
-            with running(paris):
-                paris.start().wait_ready()
-                wait_for(lambda: len(berlin.alive()) == 2, 20, "they meet", [berlin, paris])
-                berlin.cli(
-                    "model", "push", str(MAGIKA), "--name", "magika", "--version", "1",
-                    "--sites", "paris",
-                )  # fmt: skip
-                wait_for(
-                    lambda: served_by(berlin) == "paris", 20, "berlin passes on", [berlin, paris]
-                )
-                for _ in range(REQUESTS - 1):
-                    served_by(berlin, "FR,DE")
-                yield berlin, paris
+def sites() -> Iterator[list[Daemon]]:
+    with that_met({"berlin": "DE", "paris": "FR"}) as (berlin, paris):
+        berlin.cli(
+            "model", "push", str(MAGIKA), "--name", "magika", "--version", "1", "--sites", "paris"
+        )
+        wait_for(lambda: served_by(berlin) == "paris", 20, "berlin passes on", [berlin, paris])
+        for _ in range(REQUESTS - 1):
+            served_by(berlin, "FR,DE")
+        yield [berlin, paris]
 
 
-def test_what_left_is_reported_by_label_and_receiver(sites: tuple[Daemon, Daemon]) -> None:
+def test_what_left_is_reported_by_label_and_receiver(sites: list[Daemon]) -> None:
     berlin, _ = sites
     rows = berlin.json("audit", "report")["rows"]
     assert {(tuple(row["label"]), row["name"], row["jurisdiction"]) for row in rows} == {
@@ -60,7 +50,7 @@ def test_what_left_is_reported_by_label_and_receiver(sites: tuple[Daemon, Daemon
 
 
 def test_a_sound_log_is_witnessed_and_proves_itself_on_another_machine(
-    sites: tuple[Daemon, Daemon],
+    sites: list[Daemon],
 ) -> None:
     berlin, paris = sites
     told = berlin.cli("audit", "verify").stdout
@@ -86,7 +76,7 @@ def test_a_sound_log_is_witnessed_and_proves_itself_on_another_machine(
     assert f"lacks its entry {json.loads(lines[-1])['sequence']}" in refused.stderr
 
 
-def test_a_log_that_lost_its_end_is_found_out_by_its_witness(sites: tuple[Daemon, Daemon]) -> None:
+def test_a_log_that_lost_its_end_is_found_out_by_its_witness(sites: list[Daemon]) -> None:
     berlin, paris = sites
     berlin.cli("audit", "verify")
     berlin.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import Daemon, that_met, wait_for
 from onnx import TensorProto, helper, numpy_helper
 from serving_site import save_model
 
@@ -36,21 +36,12 @@ def weights_model(path: Path, seed: int, tuned: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def sites() -> Iterator[list[Daemon]]:
-    with scratch() as folder:
-        berlin = found(folder, "berlin")
-        with running(berlin):
-            berlin.start().wait_ready()
-            others = [admit(berlin, name) for name in ("munich", "hamburg")]
-            others[1].configure(ROOM)
-            with running(*others):
-                for site in others:
-                    site.start()
-                everybody = [berlin, *others]
-                wait_for(
-                    lambda: all(len(site.alive()) == len(everybody) for site in everybody),
-                    30, "all see all", everybody,
-                )  # fmt: skip
-                yield everybody
+    def little_room(site: Daemon) -> None:
+        if site.name == "hamburg":
+            site.configure(ROOM)
+
+    with that_met(dict.fromkeys(("berlin", "munich", "hamburg"), "DE"), little_room) as sites:
+        yield sites
 
 
 def push(site: Daemon, model: Path, version: str, *where: str, name: str = "m") -> None:

@@ -4,7 +4,7 @@ import http.client
 from collections.abc import Iterator
 
 import pytest
-from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import Daemon, that_met, wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
@@ -12,18 +12,10 @@ DEMAND = 'http_tokens = "always"'
 
 
 @pytest.fixture(scope="module")
-def sites() -> Iterator[tuple[Daemon, Daemon]]:
-    with scratch() as folder:
-        berlin = found(folder, "berlin")
-        berlin.configure(listen=DEMAND)
-        with running(berlin):
-            berlin.start().wait_ready()
-            paris = admit(berlin, "paris", "FR")
-            paris.configure(listen=DEMAND)
-            with running(paris):
-                paris.start().wait_ready()
-                wait_for(lambda: len(berlin.alive()) == 2, 20, "they meet", [berlin, paris])
-                yield berlin, paris
+def sites() -> Iterator[list[Daemon]]:
+    places = {"berlin": "DE", "paris": "FR"}
+    with that_met(places, lambda site: site.configure(listen=DEMAND)) as sites:
+        yield sites
 
 
 def status(site: Daemon, token: str) -> int:
@@ -36,7 +28,7 @@ def status(site: Daemon, token: str) -> int:
 
 
 def test_a_token_of_the_fleet_is_let_in_at_every_site_until_it_is_revoked(
-    sites: tuple[Daemon, Daemon],
+    sites: list[Daemon],
 ) -> None:
     berlin, paris = sites
     token = berlin.cli(
@@ -54,7 +46,7 @@ def test_a_token_of_the_fleet_is_let_in_at_every_site_until_it_is_revoked(
     assert token not in berlin.log() + paris.log()
 
 
-def test_a_token_may_be_for_the_sites_of_one_jurisdiction(sites: tuple[Daemon, Daemon]) -> None:
+def test_a_token_may_be_for_the_sites_of_one_jurisdiction(sites: list[Daemon]) -> None:
     berlin, paris = sites
     token = berlin.cli(
         "app", "token", "create", "ward", "--scope", "read", "--fleet", "--jurisdictions", "DE"

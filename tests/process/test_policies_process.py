@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import tritonclient.http as triton
 from asking import served_by
-from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import Daemon, that_met, wait_for
 from serving_site import MAGIKA
 from tritonclient.utils import InferenceServerException
 
@@ -26,22 +26,14 @@ needs_label = true
 
 
 @pytest.fixture(scope="module")
-def sites() -> Iterator[tuple[Daemon, Daemon]]:
+def sites() -> Iterator[list[Daemon]]:
     """berlin (DE), and paris (FR), which alone serves the model."""
-    with scratch() as folder:
-        berlin = found(folder, "berlin")
-        with running(berlin):
-            berlin.start().wait_ready()
-            paris = admit(berlin, "paris", "FR")
-            with running(paris):
-                paris.start().wait_ready()
-                wait_for(lambda: len(berlin.alive()) == 2, 20, "they meet", [berlin, paris])
-                berlin.cli(
-                    "model", "push", str(MAGIKA), "--name", "magika", "--version", "1",
-                    "--sites", "paris",
-                )  # fmt: skip
-                wait_for(lambda: ask(berlin) == "paris", 20, "berlin passes on", [berlin, paris])
-                yield berlin, paris
+    with that_met({"berlin": "DE", "paris": "FR"}) as (berlin, paris):
+        berlin.cli(
+            "model", "push", str(MAGIKA), "--name", "magika", "--version", "1", "--sites", "paris"
+        )
+        wait_for(lambda: ask(berlin) == "paris", 20, "berlin passes on", [berlin, paris])
+        yield [berlin, paris]
 
 
 def ask(site: Daemon, residency: str = "") -> str:
@@ -60,7 +52,7 @@ def apply(site: Daemon, text: str, *, ok: bool = True) -> str:
 
 
 def test_a_policy_is_obeyed_where_a_request_comes_in_and_named_by_the_refusal(
-    sites: tuple[Daemon, Daemon],
+    sites: list[Daemon],
 ) -> None:
     berlin, paris = sites
     law = paris.get("/1/trust")["law"]
@@ -79,7 +71,7 @@ def test_a_policy_is_obeyed_where_a_request_comes_in_and_named_by_the_refusal(
 
 
 def test_what_a_policy_leaves_of_a_label_travels_on_and_is_audited(
-    sites: tuple[Daemon, Daemon],
+    sites: list[Daemon],
 ) -> None:
     berlin, _ = sites
     apply(berlin, POLICIES.replace('answer_in = ["DE"]', 'answer_in = ["FR", "US"]'))
@@ -90,7 +82,7 @@ def test_what_a_policy_leaves_of_a_label_travels_on_and_is_audited(
 
 
 def test_a_label_can_be_made_a_duty_for_data_but_not_for_questions_about_a_model(
-    sites: tuple[Daemon, Daemon],
+    sites: list[Daemon],
 ) -> None:
     berlin, paris = sites
     apply(berlin, LABELLED)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import Daemon, that_met, wait_for
 from serving_site import MAGIKA
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
@@ -11,20 +11,8 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(150)]
 
 @pytest.fixture(scope="module")
 def sites() -> Iterator[list[Daemon]]:
-    with scratch() as folder:
-        berlin = found(folder, "berlin")
-        with running(berlin):
-            berlin.start().wait_ready()
-            others = [admit(berlin, name) for name in ("munich", "hamburg", "bremen")]
-            with running(*others):
-                for site in others:
-                    site.start()
-                everybody = [berlin, *others]
-                wait_for(
-                    lambda: all(len(site.alive()) == len(everybody) for site in everybody),
-                    30, "all see all", everybody,
-                )  # fmt: skip
-                yield everybody
+    with that_met(dict.fromkeys(("berlin", "munich", "hamburg", "bremen"), "DE")) as sites:
+        yield sites
 
 
 def serving(sites: list[Daemon]) -> set[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_cluster import Daemon, admit, found, running, scratch, wait_for
+from daemon_cluster import Daemon, that_met, wait_for
 from onnx import TensorProto, helper
 from serving_site import save_model, times_model
 
@@ -96,21 +96,12 @@ class Load:
 
 @pytest.fixture(scope="module")
 def sites() -> Iterator[list[Daemon]]:
-    with scratch() as folder:
-        berlin = found(folder, "berlin")
-        with running(berlin):
-            berlin.start().wait_ready()
-            others = [admit(berlin, name) for name in ("munich", "bremen")]
-            with running(*others):
-                for site in others:
-                    site.start()
-                every = [berlin, *others]
-                wait_for(lambda: all(len(s.alive()) == 3 for s in every), 30, "they meet", every)
-                file = times_model(folder, 1)
-                push(berlin, file, "1", "--everywhere")
-                (folder / "terms.toml").write_text(TERMS)
-                berlin.cli("apply", str(folder / "terms.toml"))
-                yield every
+    with that_met(dict.fromkeys(("berlin", "munich", "bremen"), "DE")) as every:
+        berlin = every[0]
+        push(berlin, times_model(berlin.folder, 1), "1", "--everywhere")
+        (berlin.folder / "terms.toml").write_text(TERMS)
+        berlin.cli("apply", str(berlin.folder / "terms.toml"))
+        yield every
 
 
 @pytest.fixture

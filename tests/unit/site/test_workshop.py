@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from sites_of_one_cluster import Node, World, a_job
+from sites_of_one_cluster import NOW, Node, World, a_job
 
 from agent.federation import events as job
 from agent.federation.job import JobMachine
 from agent.foundation.ids import Digest, SiteId
+from agent.identity.trust_entries import SetGroup
+from agent.identity.trust_signing import sign_entry
 from agent.site.events import BlobStored, DrainRequested, JobEnded
 from agent.site.workshop import JOBS_MAX
 
@@ -26,6 +28,39 @@ def test_a_site_says_why_it_does_not_train(changes: dict[str, object], said: str
     refusal = one.site.workshop.refusal(wanted)
     assert said in refusal
     assert bool(said) == bool(refusal)
+
+
+@pytest.mark.parametrize(
+    ("label", "residency", "is_taken"),
+    [
+        ((), (), True),
+        (("DE", "FR"), ("DE",), True),
+        (("DE", "FR"), ("FR", "DE"), True),
+        (("DE", "FR"), (), False),
+        (("DE",), ("DE", "FR"), False),
+        (("EU",), ("DE", "FR"), True),
+        (("EU",), ("EU",), True),
+        (("DE", "FR"), ("EU", "DE"), False),
+        (("nowhere",), ("DE",), False),
+    ],
+)
+def test_what_is_learned_from_labelled_data_goes_nowhere_else(
+    label: tuple[str, ...], residency: tuple[str, ...], *, is_taken: bool
+) -> None:
+    world = World()
+    one = world.add()
+    entry = SetGroup("EU", ("DE", "FR"))
+    log = one.site.trust
+    log.append(sign_entry(log, entry, world.keys.root.private_key, NOW))
+    workshop = one.site.workshop
+    settings = replace(one.site.settings, dataset_labels={"d": label})
+    workshop._surroundings._settings = settings
+    wanted = replace(a_job("j-1", one.site.me), residency=residency)
+    refusal = workshop.refusal(wanted)
+    assert (refusal == "") == is_taken, refusal
+    if not is_taken:
+        asked = ", ".join(residency) or "anywhere"
+        assert f"only; the job's residency is {asked}" in refusal
 
 
 def test_a_draining_site_takes_no_part() -> None:
