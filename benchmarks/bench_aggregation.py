@@ -14,10 +14,14 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 from rows import Row, commit, line, row
+
+if TYPE_CHECKING:
+    from agent.drivers.trainers import Weighed
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
@@ -59,13 +63,15 @@ async def _measure(folder: Path, count: int, elements: int) -> list[Row]:
         wanted = replace(job, is_float_mean=is_float)
         speeds, cpu, memory = [], [], []
         try:
-            await trainers.aggregate(wanted, 0, updates[:1], updates[0][0])  # the process is there
+            await trainers.aggregate(
+                wanted, 0, updates[:1], updates[0].update
+            )  # the process is there
             process = psutil.Process(next(one.pid for one in trainers.processes()))
             idle_mib = _anonymous_mib(process)
             for number in range(RUNS):
                 before, began = sum(process.cpu_times()[:2]), time.perf_counter()
                 aggregating = asyncio.create_task(
-                    trainers.aggregate(wanted, number + 1, updates, updates[0][0])
+                    trainers.aggregate(wanted, number + 1, updates, updates[0].update)
                 )
                 peak = 0.0
                 while not aggregating.done():
@@ -93,7 +99,8 @@ def _anonymous_mib(process: psutil.Process) -> float:
     return int(text.split("Anonymous:")[1].split()[0]) / 1024
 
 
-def _updates(folder: Path, count: int, elements: int) -> list[tuple[Path, int]]:
+def _updates(folder: Path, count: int, elements: int) -> "list[Weighed]":
+    from agent.drivers.trainers import Weighed
     from agent.workers.parameters import Parameters, write
 
     values = np.random.default_rng(0).standard_normal(elements, np.float32)
@@ -102,7 +109,7 @@ def _updates(folder: Path, count: int, elements: int) -> list[tuple[Path, int]]:
         path = folder / f"{number:02}"
         with path.open("wb") as file:
             write(Parameters("mnist-2nn/8", {"w": np.roll(values, 997 * number)}), file)
-        found.append((path, 600 + number))
+        found.append(Weighed(path, 600 + number))
     return found
 
 

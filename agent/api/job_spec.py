@@ -48,6 +48,16 @@ class JobSpec:
     round_timeout_s: float = 120.0
     is_float_mean: bool = False
     """Sum updates in float32 instead of exactly: faster for large models."""
+    staleness_max: int = 0
+    """An update that came too late for its round counts in one of so many later ones, for less."""
+    outer: str = "none"
+    """What is made of a round's mean step: none, momentum, nesterov, adam or yogi."""
+    outer_rate: float = 1.0
+    outer_momentum: float = 0.9
+    outer_second: float = 0.99
+    """How much of the mean square step is kept from round to round (adam, yogi)."""
+    outer_floor: float = 1e-3
+    """What is added to its root (adam, yogi)."""
 
     def job(self, *, identifier: JobId, committee: tuple[SiteId, ...]) -> Job:
         """The document's body, with what only the site can add."""
@@ -67,6 +77,12 @@ class JobSpec:
             residency=self.residency,
             deploy_sites=self.deploy_sites,
             is_float_mean=self.is_float_mean,
+            staleness_max=self.staleness_max,
+            outer=self.outer,  # type: ignore[arg-type]  # one of its words, or the codec refuses it
+            outer_rate=self.outer_rate,
+            outer_momentum=self.outer_momentum,
+            outer_second=self.outer_second,
+            outer_floor=self.outer_floor,
         )
 
 
@@ -111,6 +127,15 @@ def _yes_or_no(value: Any) -> bool:
     return value
 
 
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError("one of " + ", ".join(words))
+        return str(value)
+
+    return check
+
+
 def _list(pattern: re.Pattern[str], most: int, of: str) -> Callable[[Any], tuple[str, ...]]:
     def check(value: Any) -> tuple[str, ...]:
         if (
@@ -140,7 +165,16 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "seed": _whole(0, 2**63 - 1),
     "round_timeout_s": _number(1.0, 86_400.0),
     "is_float_mean": _yes_or_no,
+    "staleness_max": _whole(0, 64),
+    "outer": _one_of("none", "momentum", "nesterov", "adam", "yogi"),
+    "outer_rate": _number(1e-9, 100.0),
+    "outer_momentum": _number(0.0, 0.99999),
+    "outer_second": _number(0.0, 0.99999),
+    "outer_floor": _number(1e-9, 1.0),
 }
+
+
+_OF_OUTER = {"outer_rate", "outer_momentum", "outer_second", "outer_floor"}
 
 
 def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = None) -> JobSpec:
@@ -164,6 +198,8 @@ def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = Non
             values[key] = check(value)
         except ValueError as error:
             problems.append(f"{where}{key} = {value!r}: expected {error}")
+    if values.get("outer", "none") == "none" and (idle := sorted(raw.keys() & _OF_OUTER)):
+        problems.append(f"{idle[0]} does nothing without outer, e.g. outer = 'momentum'")
     problems += [
         f"{column.name} is missing"
         for column in fields(JobSpec)

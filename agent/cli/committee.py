@@ -1,6 +1,7 @@
 """A job's committee, and whether this site's updates were counted."""
 
 import argparse
+from typing import Any
 
 from agent.cli.output import clean, print_json, print_table
 from agent.cli.site_files import admin_client
@@ -20,7 +21,7 @@ def audit(asked: argparse.Namespace) -> int:
         ("round", "update", "samples", "standing", "among", "epoch", "aggregator"),
         [
             (
-                row["round"], row["update"][:DIGEST_CHARS_SHOWN], row["samples"], row["standing"],
+                row["round"], row["update"][:DIGEST_CHARS_SHOWN], row["samples"], _standing(row),
                 row["among"] or "-", row["epoch"] or "-", row["aggregator"],
             )
             for row in answer["rows"]
@@ -31,6 +32,12 @@ def audit(asked: argparse.Namespace) -> int:
         print(f"WRONG: {clean(finding)}")
     print(f"{answer['checked']} of {answer['round']} committed rounds checked, each from its bytes")
     return 1 if answer["findings"] else 0
+
+
+def _standing(row: dict[str, Any]) -> str:
+    counted_in = row.get("counted_in") or row["round"]
+    late = f" in round {counted_in}" if counted_in != row["round"] else ""
+    return f"{row['standing']}{late}"
 
 
 def replace(asked: argparse.Namespace) -> int:

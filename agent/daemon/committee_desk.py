@@ -44,14 +44,17 @@ class CommitteeDesk:
             for row in rows
         ]
         me, value = self._driver.site.me, machine.value
-        found = await asyncio.to_thread(verify, me, value, self._read, updates)
+        found = await asyncio.to_thread(
+            verify, me, value, self._read, updates, machine.job.staleness_max
+        )
         return {
             "job": job, "round": 0 if value is None else value.round, "checked": found.rounds,
             "findings": list(found.findings),
             "rows": [
                 {
                     "round": row.round, "update": row.update.hex(), "samples": row.samples,
-                    "standing": row.standing, "among": row.among, "epoch": row.epoch,
+                    "standing": row.standing, "counted_in": row.counted_in or None,
+                    "among": row.among, "epoch": row.epoch,
                     "aggregator": "" if row.aggregator is None else self._name(row.aggregator),
                 }
                 for row in found.rows

@@ -11,7 +11,7 @@ from agent.daemon.inference import Inference
 from agent.drivers.blobs import BlobStore
 from agent.drivers.gossip import GossipSocket
 from agent.drivers.mesh import MeshClient, RemoteBlobs
-from agent.drivers.trainers import Trainers
+from agent.drivers.trainers import Trainers, Weighed
 from agent.federation import events as job
 from agent.foundation.errors import AtollError, OutcomeUnknown, Unreachable
 from agent.foundation.ids import Digest, SiteId
@@ -247,6 +247,7 @@ class Outside:
 
     async def _work(self, effect: job.Initialise | job.Aggregate | job.Export) -> None:
         culprits: tuple[Digest, ...] = ()
+        carried: Digest | None = None
         try:
             match effect:
                 case job.Initialise():
@@ -254,12 +255,16 @@ class Outside:
                     dataset = bound.path if bound is not None else None
                     path = await self._trainers.initialise(effect.job, dataset)
                 case job.Aggregate():
-                    updates = [
-                        (self._blobs.path(digest), samples) for digest, samples in effect.updates
-                    ]
-                    path = await self._trainers.aggregate(
-                        effect.job, effect.round, updates, self._blobs.path(effect.base)
+                    averaged = await self._trainers.aggregate(
+                        effect.job,
+                        effect.round,
+                        [self._weighed(one) for one in effect.updates],
+                        self._blobs.path(effect.base),
+                        None if effect.carried is None else self._blobs.path(effect.carried),
                     )
+                    path = averaged.parameters
+                    if averaged.carried is not None:
+                        carried = await self._store(averaged.carried)
                 case job.Export():
                     exported = await self._trainers.export(
                         effect.job, self._blobs.path(effect.parameters)
@@ -273,12 +278,16 @@ class Outside:
                     assert_never(effect)
             size = path.stat().st_size
             digest = await self._store(path)
-            event: job.JobEvent = job.WorkDone(effect.token, digest, size)
+            event: job.JobEvent = job.WorkDone(effect.token, digest, size, carried)
         except (AtollError, OSError) as error:
             if isinstance(effect, job.Aggregate) and isinstance(error, AtollError):
                 culprits = _culprits(error, effect)
             event = job.WorkFailed(effect.token, str(error), culprits)
         self._feed(JobEnded(effect.job.id, event))
+
+    def _weighed(self, one: job.Counting) -> Weighed:
+        older = None if one.started_from is None else self._blobs.path(one.started_from)
+        return Weighed(self._blobs.path(one.update), one.weight, older)
 
     async def _store(self, path: Path) -> Digest:
         digest = await self._blobs.put_file(path)
@@ -317,4 +326,4 @@ class Outside:
 def _culprits(error: AtollError, effect: job.Aggregate) -> tuple[Digest, ...]:
     if not isinstance(error, UpdatesRejected):
         return ()
-    return tuple(effect.updates[index][0] for index, _ in error.rejected)
+    return tuple(effect.updates[index].update for index, _ in error.rejected)

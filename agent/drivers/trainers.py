@@ -35,6 +35,7 @@ from agent.training.contract import (
     Initialise,
     Inspect,
     Inspected,
+    Outer,
     Prepare,
     Prepared,
     Train,
@@ -65,6 +66,26 @@ class Trained:
     samples: int
     metrics: tuple[tuple[str, float], ...]
     """Of the base parameters: accuracy, loss, holdout (samples); then train_s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """An update that is to be counted."""
+
+    update: Path
+    weight: int
+    """Samples; fewer of an update that comes late."""
+    started_from: Path | None = None
+    """Its own parameters before, where they are not the round's: what it changed is counted then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """A round's parameters."""
+
+    parameters: Path
+    carried: Path | None
+    """What the outer optimizer needs in the next round; None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,19 +209,23 @@ class Trainers:
         self,
         job: Job,
         round: int,  # noqa: A002 - the domain's word
-        updates: Sequence[tuple[Path, int]],
+        updates: Sequence[Weighed],
         base: Path | None = None,
-    ) -> Path:
-        """The mean of updates, each weighted by its samples: the same bytes for any order of them.
+        carried: Path | None = None,
+    ) -> Aggregated:
+        """The weighted mean of updates, and what the job's outer optimizer makes of it.
+
+        The same bytes for any order of the updates.
 
         Where the job sums in float32 they are added in the order of their files' names, which are digests.
 
         Args:
             job: whose folder takes the result.
             round: names the result.
-            updates: files and numbers of samples, at least one.
+            updates: at least one.
             base: parameters that all must resemble; None = the first update, which then had better
-                be right.
+                be right, and neither late updates nor an outer optimizer.
+            carried: what the outer optimizer left in the round before; None in the first.
 
         Raises:
             UpdatesRejected: names every update that cannot be counted; call again without them.
@@ -220,12 +245,20 @@ class Trainers:
                     await worker.ask(begin, [like], expect=Inspected, timeout_s=STEP_S_MAX)
             if rejected := await _inspected(worker, updates):
                 raise UpdatesRejected(rejected)
-            for path, samples in sorted(updates, key=lambda one: one[0].name):
-                with _opened(path) as update:
-                    await worker.ask(Add(samples), [update], expect=Inspected, timeout_s=STEP_S_MAX)
-            with _created(part) as out:
-                await worker.ask(Finish(), [out], expect=Averaged, timeout_s=STEP_S_MAX)
-            return part.rename(folder / f"mean-{round}.safetensors")
+            for one in sorted(updates, key=lambda one: one.update.name):
+                with contextlib.ExitStack() as files:
+                    given = [files.enter_context(_opened(path)) for path in _files(one)]
+                    await worker.ask(Add(one.weight), given, expect=Inspected, timeout_s=STEP_S_MAX)
+            outer, left = _outer(job), folder / f"mean-{round}.carried"
+            with contextlib.ExitStack() as files:
+                given = [files.enter_context(_created(part))]
+                if outer is not None:
+                    given.append(files.enter_context(_created(left)))
+                    if carried is not None:
+                        given.append(files.enter_context(_opened(carried)))
+                await worker.ask(Finish(outer), given, expect=Averaged, timeout_s=STEP_S_MAX)
+            made = part.rename(folder / f"mean-{round}.safetensors")
+            return Aggregated(made, None if outer is None else left)
 
     async def release(self, job_id: str) -> None:
         """End the job's trainer, if there is one, and remove its folder."""
@@ -388,21 +421,32 @@ class Trainers:
                 path.unlink(missing_ok=True)
 
 
+def _outer(job: Job) -> Outer | None:
+    if job.outer == "none":
+        return None
+    return Outer(job.outer, job.outer_rate, job.outer_momentum, job.outer_second, job.outer_floor)
+
+
+def _files(one: Weighed) -> list[Path]:
+    return [one.update] if one.started_from is None else [one.update, one.started_from]
+
+
 def _folders(parent: Path) -> list[str]:
     return [path.name for path in parent.iterdir()] if parent.is_dir() else []
 
 
 async def _inspected(
-    worker: WorkerProcess, updates: Sequence[tuple[Path, int]]
+    worker: WorkerProcess, updates: Sequence[Weighed]
 ) -> tuple[tuple[int, str], ...]:
     rejected: list[tuple[int, str]] = []
-    for index, (path, samples) in enumerate(updates):
-        if not 0 < samples < SAMPLES_MAX:
-            rejected.append((index, f"{samples} samples are no weight"))
+    for index, one in enumerate(updates):
+        if not 0 < one.weight < SAMPLES_MAX:
+            rejected.append((index, f"{one.weight} samples are no weight"))
             continue
         try:
-            with _opened(path) as update:
-                await worker.ask(Inspect(samples), [update], expect=Inspected, timeout_s=STEP_S_MAX)
+            with contextlib.ExitStack() as files:
+                given = [files.enter_context(_opened(path)) for path in _files(one)]
+                await worker.ask(Inspect(one.weight), given, expect=Inspected, timeout_s=STEP_S_MAX)
         except AttemptFailed as error:
             if not worker.is_alive:
                 raise
@@ -426,7 +470,7 @@ def _opened(path: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def _created(path: Path) -> Iterator[int]:
     """A descriptor of a new, empty file; the file is removed if the block fails."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(path, flags, 0o600)
     except OSError as error:

@@ -20,6 +20,7 @@ from agent.federation.deadline import Paces, patience_s
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
     Aggregate,
+    Counting,
     Export,
     FetchBlob,
     Initialise,
@@ -27,6 +28,8 @@ from agent.federation.events import (
     Progressed,
     StoreBytes,
 )
+from agent.federation.history import History
+from agent.federation.lateness import late_by, weight_of
 from agent.federation.register import Outcome, Register, Settled
 from agent.federation.value import (
     Change,
@@ -74,6 +77,15 @@ class Entry:
     offer: Offer | None = None
     reason: str = ""
     fetches: int = 0
+    late_by: int = 0
+    """Rounds between the one that its update was made for and this one."""
+
+    @property
+    def blobs(self) -> tuple[Digest, ...]:
+        """What has to be here to count it."""
+        if self.offer is None:
+            return ()
+        return (self.offer.update, self.offer.base) if self.late_by else (self.offer.update,)
 
 
 class Aggregation:
@@ -89,14 +101,14 @@ class Aggregation:
         custody: Custody,
         sources: Callable[[], tuple[SiteId, ...]],
         adopt: Callable[[JobValue, float], None],
-        record: Callable[[Digest, Contributions, float], None],
+        history: History,
         value: JobValue,
         now: float,
     ) -> None:
         """``value`` is what the claim was decided with; ``adopt`` takes every newer one."""
         self._job, self._me, self._desk = job, me, desk
         self._surroundings, self._register, self._custody = surroundings, register, custody
-        self._sources, self._adopt, self._record = sources, adopt, record
+        self._sources, self._adopt, self._history = sources, adopt, history
         self.epoch = value.epoch
         self.phase: Phase = "collecting"
         self.entries: dict[SiteId, Entry] = {}
@@ -112,7 +124,7 @@ class Aggregation:
         self._token = -1
         self._work: Callable[[], None] | None = None
         self._failures = self._resignations = 0
-        self._counted: tuple[tuple[SiteId, Offer], ...] = ()
+        self._counted: tuple[tuple[SiteId, Offer, int], ...] = ()
         self._made: tuple[Digest, Contributions] | None = None
         self._securing: tuple[Digest, ...] = ()
         self._secured: set[SiteId] = set()
@@ -173,22 +185,26 @@ class Aggregation:
         work()
 
     def _has_base(self, now: float) -> bool:
-        """Whether the parameters are here; asks for them if not (this site may not train itself)."""
-        parameters = self._value.parameters
-        assert parameters is not None, "asked only when there are parameters"
-        if self._surroundings.is_held(parameters):
-            return True
-        if "base" not in self._timers:
-            self._desk.emit(FetchBlob(parameters, self._sources()))
+        """Whether all is here that a round starts from; asks for it if not (this site may not train itself)."""
+        assert self._value.parameters is not None, "asked only when there are parameters"
+        missing = [one for one in self._base() if not self._surroundings.is_held(one)]
+        if missing and "base" not in self._timers:
+            self._desk.emit(*(FetchBlob(one, self._sources()) for one in missing))
             # Also the deadline of a fetch: ``blob_missing`` brings it forward.
             self._timers["base"] = now + KEEP_TIMEOUT_S, self._has_base_now
-        return False
+        return not missing
+
+    def _base(self) -> tuple[Digest, ...]:
+        started = (self._value.parameters, self._value.carried)
+        return tuple(one for one in started if one is not None)
 
     def _has_base_now(self, now: float) -> None:
         if self._has_base(now):
             self._base_arrived(now)
 
     def _base_arrived(self, now: float) -> None:
+        if not all(self._surroundings.is_held(one) for one in self._base()):
+            return
         self._timers.pop("base", None)
         if self.phase == "collecting":
             self._consider(now)
@@ -240,8 +256,15 @@ class Aggregation:
     def collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
         """Take note of an update and fetch it; nothing is promised by ``collected``."""
         value = self._value
+        late = 0
         if offer.round != value.round + 1 or offer.base != value.parameters:
-            return OfferReply("stale")
+            found = late_by(
+                sender, offer.round, offer.base, value.round + 1, self._job.staleness_max,
+                self._history.content,
+            )  # fmt: skip
+            if found is None:
+                return OfferReply("stale")
+            late = found
         entry = self.entries.get(sender)
         if self.phase != "collecting":
             is_known = entry is not None and entry.offer == offer
@@ -252,8 +275,12 @@ class Aggregation:
             entry = self.entries[sender] = Entry("training")
         if entry.offer == offer and entry.state in ("offered", "fetched", "withdrawn"):
             return OfferReply("collected")  # or refused for good: the same bytes stay as bad
-        entry.state, entry.offer, entry.fetches = "offered", offer, 0
-        if self._surroundings.is_held(offer.update):
+        if entry.offer is not None and not entry.late_by and late:
+            return OfferReply("stale")  # its newer one is here
+        entry.state, entry.offer, entry.late_by, entry.fetches = "offered", offer, late, 0
+        for blob in entry.blobs:  # this site's own, too: it may make a newer one meanwhile
+            self._custody.borrow(blob)
+        if all(self._surroundings.is_held(blob) for blob in entry.blobs):
             self._fetched(sender, entry, now)
         else:
             self._fetch(sender, entry, now)
@@ -262,7 +289,7 @@ class Aggregation:
 
     def withdrawn(self, sender: SiteId, round_: int, reason: str, now: float) -> None:
         """The site will have no update for this round."""
-        is_counted = any(site == sender for site, _ in self._counted)
+        is_counted = any(site == sender for site, _, _ in self._counted)
         if round_ == self._value.round + 1 and not is_counted:
             self.entries[sender] = Entry("withdrawn", reason=reason[:400])
             self._consider(now)
@@ -270,37 +297,36 @@ class Aggregation:
     def blob_arrived(self, digest: Digest, now: float) -> None:
         """An update is here, or the parameters."""
         for site, entry in self.entries.items():
-            offer = entry.offer
-            if entry.state == "offered" and offer is not None and offer.update == digest:
+            if entry.state != "offered" or digest not in entry.blobs:
+                continue
+            if all(one == digest or self._surroundings.is_held(one) for one in entry.blobs):
                 self._refetch.pop(site, None)
                 self._fetched(site, entry, now)
-        if digest == self._value.parameters:
+        if digest in self._base():
             self._base_arrived(now)
         else:
             self._consider(now)
 
     def blob_missing(self, digest: Digest, now: float) -> None:
         """It cannot be had just now: try again, less and less often."""
-        if digest == self._value.parameters and "base" in self._timers:
+        if digest in self._base() and "base" in self._timers:
             self._timers["base"] = now + RETRY_S, self._has_base_now
         for site, entry in self.entries.items():
-            offer = entry.offer
-            if entry.state == "offered" and offer is not None and offer.update == digest:
+            if entry.state == "offered" and digest in entry.blobs:
                 self._refetch[site] = now + min(FETCH_RETRY_S * 2**entry.fetches, RETRY_MAX_S)
         self._consider(now)
 
     def _fetch(self, site: SiteId, entry: Entry, now: float) -> None:
-        assert entry.offer is not None
-        if site != self._me:
-            self._custody.borrow(entry.offer.update)
+        missing = [blob for blob in entry.blobs if not self._surroundings.is_held(blob)]
         entry.fetches = min(entry.fetches + 1, 8)
         self._refetch[site] = now + KEEP_TIMEOUT_S  # should nothing ever be heard of this fetch
-        self._desk.emit(FetchBlob(entry.offer.update, (site,)))
+        self._desk.emit(*(FetchBlob(blob, (site,)) for blob in missing))
 
     def _fetched(self, site: SiteId, entry: Entry, now: float) -> None:
         entry.state = "fetched"
-        self._arrived_s.append(now - self._opened_at)
-        self._paces.arrived(site, now - self._opened_at)
+        if not entry.late_by:  # else it says nothing of how long this round takes
+            self._arrived_s.append(now - self._opened_at)
+            self._paces.arrived(site, now - self._opened_at)
         self._desk.emit(Progressed())
 
     def view_changed(self, now: float) -> None:
@@ -348,14 +374,24 @@ class Aggregation:
     def _average(self, sites: list[SiteId]) -> None:
         self.waiting_for = ""
         self._counted = tuple(
-            (site, offer) for site in sites if (offer := self.entries[site].offer) is not None
+            (site, entry.offer, entry.late_by)
+            for site in sites
+            if (entry := self.entries[site]).offer is not None
         )
-        updates = [(offer.update, offer.samples) for _, offer in self._counted]
-        base, round_ = self._value.parameters, self._value.round + 1
+        updates = [
+            Counting(offer.update, weight_of(offer.samples, late), offer.base if late else None)
+            for _, offer, late in self._counted
+        ]
+        base, round_, carried = self._value.parameters, self._value.round + 1, self._value.carried
         assert base is not None, "a round has parameters to start from"
-        self._start("averaging", lambda: Aggregate(self._token, self._job, round_, base, updates))
+        self._start(
+            "averaging",
+            lambda: Aggregate(self._token, self._job, round_, base, updates, carried),
+        )
 
-    def work_done(self, token: int, digest: Digest, size: int, now: float) -> bool:
+    def work_done(
+        self, token: int, digest: Digest, size: int, now: float, carried: Digest | None = None
+    ) -> bool:
         """A result of this epoch's work: secure it, then commit it. False if it is not wanted."""
         if token != self._token:
             return False
@@ -368,19 +404,28 @@ class Aggregation:
         elif self.phase == "exporting":
             self._secure((digest,), finish(digest, size, self.epoch, operation), now)
         elif self.phase == "averaging":
-            self._secure_round(digest, operation, now)
+            self._secure_round(digest, carried, operation, now)
         return True
 
-    def _secure_round(self, parameters: Digest, operation: bytes, now: float) -> None:
+    def _secure_round(
+        self, parameters: Digest, carried: Digest | None, operation: bytes, now: float
+    ) -> None:
         value, round_ = self._value, self._value.round + 1
         assert value.parameters is not None
         entries = tuple(
-            Contribution(site, offer.update, offer.samples, offer.metrics)
-            for site, offer in self._counted
-        )
+            Contribution(
+                site, offer.update, offer.samples, offer.metrics,
+                offer.round if late else 0, offer.base if late else None,
+            )
+            for site, offer, late in self._counted
+        )  # fmt: skip
+        if carried is not None:
+            self._custody.made(carried)
+            self._desk.emit(Label(carried, self._job.residency))
+        kept = carried if round_ < self._job.rounds else None  # the last round leaves it to nobody
         content = Contributions(
             self._job.id, round_, self.epoch, self._me, value.parameters, parameters, entries,
-            value.contributions,
+            value.contributions, kept,
         )  # fmt: skip
         data = pack(content)
         digest = blob_digest(data)
@@ -389,9 +434,10 @@ class Aggregation:
         self._desk.emit(StoreBytes(digest, data), Label(digest, self._job.residency))
         change = commit_round(
             round_, parameters, digest, self.epoch, operation,
-            rounds=self._job.rounds, publishes=bool(self._job.publish),
+            rounds=self._job.rounds, publishes=bool(self._job.publish), carried=kept,
         )  # fmt: skip
-        self._secure((parameters, digest), change, now)
+        named = (parameters, digest) if kept is None else (parameters, digest, kept)
+        self._secure(named, change, now)
 
     def work_failed(
         self, token: int, reason: str, culprits: tuple[Digest, ...], now: float
@@ -400,7 +446,7 @@ class Aggregation:
         if token != self._token:
             return
         self._token = -1
-        guilty = [site for site, offer in self._counted if offer.update in culprits]
+        guilty = [site for site, offer, _ in self._counted if offer.update in culprits]
         if self.phase == "averaging" and guilty:
             for site in guilty:
                 self.entries[site].state = "withdrawn"
@@ -484,7 +530,7 @@ class Aggregation:
         def settled(outcome: Outcome, at: float) -> None:
             if isinstance(outcome, Settled) and outcome.value is not None:
                 if outcome.is_ours and made is not None:
-                    self._record(*made, at)
+                    self._history.record(*made, at)
                 self._adopt(outcome.value, at)
                 if state == self._state and generation not in (
                     None, self._register.roster.generation,

@@ -50,11 +50,10 @@ class Custody:
         """Whether the register names the blob, or will when it moves on."""
         value = self._value()
         if value is not None:
-            named = (value.parameters, value.contributions, value.exported)
             is_recent = self._parameters.get(digest, value.round - 2) >= value.round - 1
-            if digest in named or (is_recent and value.state in ("running", "exporting")):
+            if digest in value.blobs or (is_recent and value.state in ("running", "exporting")):
                 return True
-        return digest in self._promised
+        return digest in self._promised or digest in self._borrowed
 
     def kept(self) -> set[Digest]:
         """What a commit under way may name, or is made of."""
@@ -114,17 +113,19 @@ class Custody:
             for digest, round_ in (
                 (content.base, content.round - 1),
                 (content.parameters, content.round),
+                (content.carried, content.round),
             ):
-                if self._surroundings.is_held(digest):
+                if digest is not None and self._surroundings.is_held(digest):
                     self._parameters[digest] = max(round_, self._parameters.get(digest, -1))
         if value is not None:
             self.moved(value)
 
     def moved(self, value: JobValue) -> None:
         """The register holds ``value``: parameters two rounds old serve nobody any more."""
-        if value.parameters is not None:
-            self._parameters[value.parameters] = value.round
-            self._desk.emit(Label(value.parameters, self._job.residency))
+        for made in (value.parameters, value.carried):
+            if made is not None:
+                self._parameters[made] = value.round
+                self._desk.emit(Label(made, self._job.residency))
         for digest, round_ in list(self._parameters.items()):
             if round_ >= value.round - 1:
                 continue
@@ -136,7 +137,7 @@ class Custody:
 
     # --- the aggregator's ------------------------------------------------------------------------
     def borrow(self, update: Digest) -> None:
-        """An update of another site is being fetched."""
+        """What an update that is to be counted consists of stays until the round is over here."""
         self._borrowed[update] = None
         self._returned.pop(update, None)
 
@@ -163,7 +164,7 @@ class Custody:
         named = {content.previous for content in history}
         value = self._value()
         if value is not None:
-            named |= {value.parameters, value.contributions, value.exported}
+            named |= value.blobs
         for digest in (*self._parameters, *self._promised):
             if digest not in named and self._surroundings.is_held(digest):
                 self._desk.emit(ForgetBlob(digest))

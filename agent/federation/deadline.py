@@ -9,6 +9,7 @@ Every duration is counted from the opening of the round, in seconds.
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from math import inf
 from statistics import median
 
 from agent.foundation.ids import SiteId
@@ -27,13 +28,19 @@ def patience_s(arrived_s: Sequence[float], own_s: Iterable[float] = ()) -> float
     """When to go on without the others.
 
     Args:
-        arrived_s: when each update of this round arrived; at least one.
+        arrived_s: when each update of this round arrived.
         own_s: how long those still open took for an earlier round, where that is known.
+
+    Returns:
+        Seconds; infinity if nothing is known that could tell (so far only late updates have come).
     """
+    own = [OWN_FACTOR * one + SLACK_S for one in own_s]
+    if not arrived_s:
+        return max(own, default=inf)
     middle = median(arrived_s)
     spread = median(abs(one - middle) for one in arrived_s)
     common_s = middle + max(SPREADS * spread, SPREAD_LEAST * middle) + SLACK_S
-    return max([common_s, *(OWN_FACTOR * one + SLACK_S for one in own_s)])
+    return max([common_s, *own])
 
 
 class Paces:

@@ -84,6 +84,8 @@ class WorkDone:
     token: int
     digest: Digest
     bytes: int = 0
+    carried: Digest | None = None
+    """What the job's outer optimizer carries on to the next round (a blob)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +215,26 @@ class Initialise:
 
 
 @dataclass(frozen=True, slots=True)
+class Counting:
+    """An update as it is to be counted."""
+
+    update: Digest
+    weight: int
+    started_from: Digest | None = None
+    """Older parameters than the round's: what it changed is counted then."""
+
+
+@dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Average the updates, in proportion to their samples; each must resemble ``base``."""
+    """Average the updates, in proportion to their weights; each must resemble ``base``."""
 
     token: int
     job: Job
     round: int
     base: Digest
-    updates: Sequence[tuple[Digest, int]]
+    updates: Sequence[Counting]
+    carried: Digest | None = None
+    """What the outer optimizer left in the round before; None in the first, and without one."""
 
 
 @dataclass(frozen=True, slots=True)

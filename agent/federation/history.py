@@ -33,6 +33,8 @@ class Counted:
         """Accuracy of the round's base parameters, weighted by hold-out sizes; None if unreported."""
         right = total = 0.0
         for entry in self.content.entries:
+            if entry.round:
+                continue  # late: it speaks of older parameters
             metrics = dict(entry.metrics)
             if "accuracy" in metrics and metrics.get("holdout", 0.0) > 0:
                 right += metrics["accuracy"] * metrics["holdout"]
@@ -66,6 +68,11 @@ class History:
         """Committed rounds known here, by number."""
         return self._rounds
 
+    def content(self, round_: int) -> Contributions | None:
+        """What that round counted, if it is known here."""
+        counted = self._rounds.get(round_)
+        return None if counted is None else counted.content
+
     def sought(self) -> set[Digest]:
         """Contributions that have not been read yet, and those of newer versions that cannot be."""
         links = (counted.content.previous for counted in self._rounds.values())
@@ -90,10 +97,11 @@ class History:
         self._rounds[content.round] = Counted(digest, content)
         counted = [
             {
+                **dict(e.metrics),
                 "site": e.site.hex(),
                 "update": e.update.hex(),
                 "samples": e.samples,
-                **dict(e.metrics),
+                **({"round": e.round} if e.round else {}),
             }
             for e in content.entries
         ]

@@ -6,10 +6,11 @@ the aggregation can leave an update out (then it shows), but cannot claim to hav
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from agent.federation.lateness import made_for
 from agent.federation.participant import Update
 from agent.federation.value import Contribution, Contributions, JobValue, blob_digest
 from agent.foundation.errors import Malformed
@@ -30,11 +31,13 @@ class Row:
     update: Digest
     samples: int
     standing: Standing
-    """``open``: its round is not committed yet."""
+    """``open``: no round that could have counted it is committed yet, or a later one still may."""
     among: int
     """Updates that the round counted; 0 while open."""
     epoch: int
     aggregator: SiteId | None
+    counted_in: int
+    """The round that counted it, which may be a later one; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,7 @@ def verify(
     value: JobValue | None,
     read: Callable[[Digest], bytes | None],
     updates: Sequence[Update],
+    staleness_max: int = 0,
 ) -> Inclusion:
     """Follow the committed rounds back to the first, and look for this site's updates in them.
 
@@ -61,20 +65,26 @@ def verify(
         value: the newest value that a majority of the committee has confirmed; None: nobody began.
         read: the bytes of a blob; None if it is not here.
         updates: what this site made, by its own records; the last of each round.
+        staleness_max: of the job; how many rounds late an update may be counted.
     """
     chain, findings = _chain(value, read)
     committed = 0 if value is None else value.round
     own = {update.round: update for update in updates}
-    rows = tuple(
-        _row(me, update, chain.get(update.round), is_committed=update.round <= committed)
-        for update in sorted(updates, key=lambda one: one.round)
-    )
     seen: Counter[Digest] = Counter()
+    counted: dict[Digest, int] = {}
     for number, content in sorted(chain.items()):
         for entry in content.entries:
             seen[entry.update] += 1
             if entry.site == me:
-                findings += _compared(number, content, entry, own.get(number))
+                counted.setdefault(entry.update, number)
+                update = own.get(made_for(entry, number))
+                findings += _compared(number, content, entry, update, staleness_max)
+    is_training = value is not None and value.state == "running"
+    decided = committed - staleness_max if is_training else committed
+    rows = tuple(
+        _row(update, counted.get(update.digest, 0), chain, decided)
+        for update in sorted(updates, key=lambda one: one.round)
+    )
     findings += [
         f"update {update.hex()[:16]} was counted {times} times"
         for update, times in seen.items()
@@ -112,23 +122,30 @@ def _named(name: Digest, data: bytes | None) -> Contributions | str:
         return f"what it counted cannot be read ({error.what})"
 
 
-def _row(me: SiteId, update: Update, content: Contributions | None, *, is_committed: bool) -> Row:
-    if content is None:
-        standing: Standing = "not counted" if is_committed else "open"
-        return Row(update.round, update.digest, update.samples, standing, 0, 0, None)
-    is_counted = any(
-        entry.site == me and entry.update == update.digest for entry in content.entries
-    )
+def _row(update: Update, counted_in: int, chain: Mapping[int, Contributions], decided: int) -> Row:
+    """``decided``: updates for rounds up to this one can be counted no more."""
+    content = chain.get(counted_in or update.round)
+    standing: Standing = "counted" if counted_in else "open"
+    if not counted_in and update.round <= decided:
+        standing = "not counted"
+    if content is None or standing == "open":
+        return Row(update.round, update.digest, update.samples, standing, 0, 0, None, 0)
     return Row(
-        update.round, update.digest, update.samples, "counted" if is_counted else "not counted",
-        len(content.entries), content.epoch, content.aggregator,
+        update.round, update.digest, update.samples, standing, len(content.entries), content.epoch,
+        content.aggregator, counted_in,
     )  # fmt: skip
 
 
 def _compared(
-    number: int, content: Contributions, entry: Contribution, update: Update | None
+    number: int,
+    content: Contributions,
+    entry: Contribution,
+    update: Update | None,
+    staleness_max: int,
 ) -> list[str]:
     """What a round says of this site, beside what this site knows."""
+    if not 0 <= number - made_for(entry, number) <= staleness_max:
+        return [f"round {number} counts an update for round {entry.round}, which the job forbids"]
     if update is None or update.digest != entry.update:
         return [f"round {number} counts an update that this site has no record of"]
     found = []
@@ -136,6 +153,6 @@ def _compared(
         found.append(
             f"round {number} counts {entry.samples} samples of this site, which had {update.samples}"
         )
-    if update.base != content.base:
+    if update.base != (entry.started_from or content.base):
         found.append(f"round {number} counts an update that started from other parameters")
     return found

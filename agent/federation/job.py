@@ -132,7 +132,7 @@ class JobMachine:
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
         self.participant = Participant(
             job, me, desk, surroundings, self._sources, self._collect, self._on_withdrawn,
-            self._on_silence, self._refresh,
+            self._on_silence, self._refresh, self.history.content,
         )  # fmt: skip
         if restored.value is not None:
             self._register.learn(restored.value.roster)
@@ -160,14 +160,12 @@ class JobMachine:
             self.history.restore(counted)
         if update is not None:
             self.participant.restore(update)
-            if (known := self.history.rounds.get(update.round)) is not None:
-                self.participant.settled(known.content)
         # What others may still fetch here; labels are not stored.
         blobs = [counted.contributions for counted in restored.rounds]
-        if self.participant.update is not None:
-            blobs.append(self.participant.update.digest)
+        blobs += self.participant.kept
         if value is not None:
-            blobs += [blob for blob in (value.parameters, value.exported) if blob is not None]
+            held = (value.parameters, value.exported, value.carried)
+            blobs += [blob for blob in held if blob is not None]
         self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
         self._custody.restore(value, (counted.content for counted in restored.rounds))
         if value is not None:
@@ -195,10 +193,13 @@ class JobMachine:
                 self.participant.trained(event, now)
             case AttemptEnded(round_, reason):
                 self.participant.attempt_ended(round_, reason, now)
-            case WorkDone(token, digest, size):
+            case WorkDone(token, digest, size, carried):
                 aggregation = self.aggregation
-                if aggregation is None or not aggregation.work_done(token, digest, size, now):
-                    self._desk.emit(ForgetBlob(digest))
+                if aggregation is None or not aggregation.work_done(
+                    token, digest, size, now, carried
+                ):
+                    made = (digest, carried)
+                    self._desk.emit(*(ForgetBlob(one) for one in made if one is not None))
             case WorkFailed(token, reason, culprits):
                 if self.aggregation is not None:
                     self.aggregation.work_failed(token, reason, culprits, now)
@@ -242,10 +243,10 @@ class JobMachine:
 
     def needs(self, digest: Digest) -> bool:
         """Whether this job still needs the blob at this site, whatever else has served."""
-        update, participant = self.participant.update, self.participant
+        participant = self.participant
         return (
             self._custody.needs(digest)
-            or (update is not None and update.digest == digest)
+            or digest in participant.kept
             or (participant.training_base == digest and not self.is_over)
         )
 
@@ -261,8 +262,7 @@ class JobMachine:
             if value is not None:
                 named |= value.blobs
         needed = self._custody.kept()
-        if (update := self.participant.update) is not None:
-            needed.add(update.digest)
+        needed |= self.participant.kept
         if (base := self.participant.training_base) is not None and not self.is_over:
             needed.add(base)
         if self.is_over:
@@ -400,8 +400,8 @@ class JobMachine:
             self._has_tidied = True
             self._custody.end(counted.content for counted in self.history.rounds.values())
 
-    def _on_settled(self, content: Contributions) -> None:
-        self.participant.settled(content)
+    def _on_settled(self, _: Contributions) -> None:
+        self.participant.settled()
         self._desk.emit(Progressed())
 
     # --- who aggregates --------------------------------------------------------------------------
@@ -421,7 +421,7 @@ class JobMachine:
             self._drop_aggregation()
             self.aggregation = Aggregation(
                 self.job, self._me, self._desk, self._surroundings, self._register,
-                self._custody, self._sources, self._adopt, self.history.record, newest, now,
+                self._custody, self._sources, self._adopt, self.history, newest, now,
             )  # fmt: skip
             self._claims.stop()
             self.aggregation.begin(newest, now)

@@ -61,11 +61,16 @@ class Participant:
         withdraw: Callable[[SiteId, int, str, float], None],
         aggregator_silent: Callable[[float], None],
         refresh: Callable[[float], None],
+        known: Callable[[int], Contributions | None],
     ) -> None:
-        """``collect`` and ``withdraw`` are this site's own aggregation's, if it is the aggregator."""
+        """``collect`` and ``withdraw`` are this site's own aggregation's, if it is the aggregator.
+
+        ``known``: what a committed round counted, as far as this site has read it.
+        """
         self._job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
         self._sources, self._collect, self._withdraw = sources, collect, withdraw
         self._aggregator_silent, self._refresh = aggregator_silent, refresh
+        self._known = known
         self.update: Update | None = None
         self.activity = "waiting"
         self._earlier: dict[int, Update] = {}
@@ -73,7 +78,7 @@ class Participant:
         self._awaiting: Digest | None = None
         self._failures = 0
         self._reason = ""
-        self._offered: tuple[int, Digest] | None = None
+        self._offered: tuple[int, int, Digest] | None = None
         self._withdrawn: tuple[int, int] | None = None
         self._refused: tuple[object, Digest] | None = None
         """Where the register stood when this update was not taken: no reason to offer it again at once."""
@@ -88,9 +93,20 @@ class Participant:
         """The parameters that the trainer reads at present."""
         return None if self._training is None else self._training[1]
 
+    @property
+    def kept(self) -> set[Digest]:
+        """What this site gives to whoever counts its update."""
+        if self.update is None:
+            return set()
+        return set(self._blobs_of(self.update))
+
+    def _blobs_of(self, update: Update) -> tuple[Digest, ...]:
+        return (update.digest, update.base) if self._job.staleness_max else (update.digest,)
+
     def restore(self, update: Update) -> None:
         """The open update read back from this site's database at start."""
         self.update = update
+        self._review()
 
     def end(self, value: JobValue | None) -> None:
         """The job is over: nothing more is trained or offered.
@@ -103,6 +119,8 @@ class Participant:
         update = self.update
         if update is not None and (value is None or update.round > value.round):
             self._close(update, "missed")
+        else:
+            self._review()
 
     def follow(self, value: JobValue, now: float) -> None:
         """Do what ``value`` calls for: fetch, train, offer, or nothing."""
@@ -125,14 +143,21 @@ class Participant:
             and update.round == value.round + 1
             and update.base == value.parameters
         )
-        if update is not None and is_current and self._surroundings.is_held(update.digest):
+        is_here = update is not None and self._surroundings.is_held(update.digest)
+        if update is not None and is_here and (is_current or self._is_late(update.round, value)):
             self._offer(update, value, now)
-        elif self._training is not None:
+        if is_current and is_here:
+            return
+        if self._training is not None:
             self.activity = "training"
         elif self._failures < ATTEMPTS_MAX:
             self._prepare(value.round + 1, value.parameters)
         else:
             self._give_up(value, now)
+
+    def _is_late(self, round_: int, value: JobValue) -> bool:
+        """Whether the open round may still count an update for ``round_``."""
+        return 0 < value.round + 1 - round_ <= self._job.staleness_max
 
     def _retry(self, now: float) -> None:
         self._again_at = now + self._pause_s
@@ -165,7 +190,12 @@ class Participant:
         self._training = None
         update = Update(event.round, event.base, event.update, event.samples, event.metrics)
         value = self._value
-        if self._is_over or (value is not None and value.round >= event.round):
+        is_too_late = (
+            value is not None
+            and value.round >= event.round
+            and not self._is_late(event.round, value)
+        )
+        if self._is_over or is_too_late:
             self._persist(update, "missed")
             self._desk.emit(ForgetBlob(update.digest))
         else:
@@ -183,8 +213,8 @@ class Participant:
 
     def _close(self, update: Update, state: str) -> None:
         self._persist(update, state)
-        self._desk.emit(ForgetBlob(update.digest))
         self.update = None
+        self._desk.emit(*(ForgetBlob(blob) for blob in self._blobs_of(update)))
 
     def _persist(self, update: Update, state: str) -> None:
         row: dict[str, Scalar] = {
@@ -234,19 +264,35 @@ class Participant:
         message = Withdraw(self._job.id, value.epoch, value.round + 1, self._reason[:400])
         self._desk.ask(value.aggregator, message, OFFER_TIMEOUT_S, answered)
 
-    def settled(self, contributions: Contributions) -> None:
-        """A round is committed: the update for it has served, counted or not."""
+    def settled(self) -> None:
+        """It has become known what a committed round counted: some update may have served."""
+        self._review()
+        for round_, update in list(self._earlier.items()):
+            is_counted = self._is_counted(update)
+            if is_counted is not None:
+                del self._earlier[round_]
+            if is_counted:
+                self._persist(update, "counted")
+
+    def _review(self) -> None:
         update = self.update
-        is_open = update is not None and update.round == contributions.round
-        if not is_open:
-            update = self._earlier.pop(contributions.round, None)
-        if update is None:
-            return
-        is_counted = any(entry.update == update.digest for entry in contributions.entries)
-        if is_open:
+        if update is not None and (is_counted := self._is_counted(update)) is not None:
             self._close(update, "counted" if is_counted else "missed")
-        elif is_counted:
-            self._persist(update, "counted")
+
+    def _is_counted(self, update: Update) -> bool | None:
+        """None: a round that may have counted it is not known, or not committed."""
+        until = update.round + self._job.staleness_max
+        if self._is_over and self._value is not None:
+            until = min(until, self._value.round)
+        rounds = {
+            number: content
+            for number in range(update.round, until + 1)
+            if (content := self._known(number)) is not None
+        }
+        counted = (entry.update for content in rounds.values() for entry in content.entries)
+        if update.digest in counted:
+            return True
+        return False if len(rounds) == until + 1 - update.round else None
 
     def woke(self, now: float) -> None:
         """Retry when due."""
@@ -262,7 +308,7 @@ class Participant:
     def _offer(self, update: Update, value: JobValue, now: float) -> None:
         key = (value.progress, update.digest)
         was_just_refused = self._refused == key and now < self._again_at
-        was_taken = self._offered == (value.epoch, update.digest)
+        was_taken = self._offered == (value.epoch, value.round, update.digest)
         if self._is_asking or was_taken or was_just_refused:
             return
         self.activity = "offering"
@@ -273,7 +319,7 @@ class Participant:
         if value.aggregator == self._me:
             # No reason to look: what this site aggregates it knows itself.
             if self._collect(self._me, offer, now).outcome == "collected":
-                self._collected(value.epoch, update)
+                self._collected(value, update)
             else:
                 self._refused = key
                 self._retry(now)
@@ -283,21 +329,21 @@ class Participant:
         def answered(reply: Reply | None, at: float) -> None:
             self._is_asking = False
             if isinstance(reply, OfferReply) and reply.outcome == "collected":
-                self._collected(value.epoch, update)
+                self._collected(value, update)
             if self._is_over:
                 return
-            if self._offered != (value.epoch, update.digest):
+            if self._offered != (value.epoch, value.round, update.digest):
                 self._refused = key
                 self._retry(at)
                 if reply is None:
                     self._aggregator_silent(at)
                 else:
                     self._refresh(at)
-            elif self._value is not None and self._value.epoch != value.epoch:
-                self.follow(self._value, at)  # there is another aggregator by now
+            elif self._value is not None and self._value.progress != value.progress:
+                self.follow(self._value, at)  # another aggregator by now, or another round
 
         self._desk.ask(value.aggregator, offer, OFFER_TIMEOUT_S, answered)
 
-    def _collected(self, epoch: int, update: Update) -> None:
-        self._offered = (epoch, update.digest)
+    def _collected(self, value: JobValue, update: Update) -> None:
+        self._offered = (value.epoch, value.round, update.digest)
         self.activity = "offered"

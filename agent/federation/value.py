@@ -59,6 +59,8 @@ class JobValue:
     """Who holds the register; None: the committee pinned in the job."""
     recoveries: Counter = omitted(0)
     """How often an operator took the register over after the loss of a majority."""
+    carried: BlobDigest | None = omitted(None)
+    """What the outer optimizer needs in the next round; None before the first, after the last, without one."""
 
     @property
     def progress(self) -> tuple[int, int, int, bool, int, int]:
@@ -74,7 +76,7 @@ class JobValue:
     @property
     def blobs(self) -> set[Digest]:
         """All that it names."""
-        named = (self.parameters, self.contributions, self.exported)
+        named = (self.parameters, self.contributions, self.exported, self.carried)
         return {digest for digest in named if digest is not None}
 
 
@@ -86,7 +88,11 @@ class Contribution:
     update: BlobDigest
     samples: Counter
     metrics: Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)] = ()
-    """Of the round's base parameters on that site's hold-out."""
+    """Of the parameters that it started from, on that site's hold-out."""
+    round: Counter = omitted(0)
+    """The earlier round that it was made for; 0: the one that counts it."""
+    started_from: BlobDigest | None = omitted(None)
+    """Of a late one; see ``agent.federation.lateness``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +110,8 @@ class Contributions:
     parameters: BlobDigest
     entries: Annotated[tuple[Contribution, ...], AtMost(10_000)]
     previous: BlobDigest | None
+    carried: BlobDigest | None = omitted(None)
+    """What the outer optimizer left, made with ``parameters``."""
 
 
 Change = Callable[[bytes | None], bytes | Refusal]
@@ -188,6 +196,7 @@ def commit_round(
     *,
     rounds: int,
     publishes: bool,
+    carried: Digest | None = None,
 ) -> Change:
     """Move from ``round_ - 1`` to ``round_`` committed rounds; the last one ends the training."""
 
@@ -199,6 +208,7 @@ def commit_round(
         return _with(
             now, operation,
             round=round_, parameters=parameters, contributions=contributions, state=state,
+            carried=carried,
         )  # fmt: skip
 
     return _fenced(epoch, operation, apply)

@@ -53,7 +53,8 @@ def scenario_of(seed: int) -> Scenario:
         poison=0.03 if sites > 5 else 0.0,  # noqa: PLR2004 - enough are left for a round
         idle_sites=rng.choice((0.0, 0.15, 0.4)), publish=rng.choice(("model", "")),
         cancel=rng.random() < 0.05,  # noqa: PLR2004 - a share
-        sites_min=rng.choice((1, 2, 2)),
+        sites_min=rng.choice((1, 2, 2)), staleness_max=rng.choice((0, 0, 1, 3)),
+        outer=rng.choice(("none", "none", "momentum")),
     )  # fmt: skip
 
 

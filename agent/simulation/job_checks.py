@@ -29,10 +29,32 @@ def named(data: bytes) -> Digest:
     return digest_of(encode(build([data])))
 
 
-def mean_of(base: Digest, updates: list[tuple[Digest, int]]) -> bytes:
-    """The pretended aggregation: its result names exactly what went into it."""
-    parts = [update + samples.to_bytes(8, "big") for update, samples in sorted(updates)]
-    return b"mean\0" + sha256(base + b"".join(parts)).digest()
+def mean_of(
+    base: Digest, updates: list[tuple[Digest, int, Digest | None]], carried: Digest | None
+) -> bytes:
+    """The pretended aggregation: its result names exactly what went into it.
+
+    Args:
+        base: the round's parameters.
+        updates: each with its weight, and older parameters that it started from.
+        carried: what the outer optimizer left in the round before.
+    """
+    parts = [u + weight.to_bytes(8, "big") + (older or b"") for u, weight, older in sorted(updates)]
+    return b"mean\0" + sha256(base + b"".join(parts) + (carried or b"")).digest()
+
+
+def carried_of(mean: bytes) -> bytes:
+    """What the pretended outer optimizer leaves with a mean."""
+    return b"carried\0" + sha256(mean).digest()
+
+
+def weight_of(samples: int, late_by: int) -> int:
+    """The largest whole number whose square, times the rounds, is no more than that of the samples."""
+    weight = 0
+    for bit in reversed(range(samples.bit_length())):
+        if (weight | 1 << bit) ** 2 * (1 + late_by) <= samples**2:
+            weight |= 1 << bit
+    return max(1, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +95,8 @@ class Evidence:
 
     committee: tuple[SiteId, ...]
     rounds: int
+    staleness_max: int = 0
+    has_outer: bool = False
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     """Every blob that ever was."""
     updates: dict[Digest, tuple[SiteId, int, Digest, int]] = field(default_factory=dict)
@@ -214,6 +238,7 @@ def _counting(evidence: Evidence) -> Iterator[str]:
     rounds, found = chain(evidence)
     yield from found
     seen: dict[Digest, int] = {}
+    whose: set[tuple[SiteId, int]] = set()
     for number, (_, content) in sorted(rounds.items()):
         sites = [entry.site for entry in content.entries]
         if len(set(sites)) != len(sites):
@@ -223,14 +248,34 @@ def _counting(evidence: Evidence) -> Iterator[str]:
                 yield f"an update was counted in round {seen[entry.update]} and in round {number}"
             seen[entry.update] = number
             origin = evidence.updates.get(entry.update)
-            if origin != (entry.site, number, content.base, entry.samples):
+            made_for, base = entry.round or number, entry.started_from or content.base
+            if origin != (entry.site, made_for, base, entry.samples):
                 yield f"round {number} counts an update that is not its site's for that round"
-        mean = mean_of(content.base, [(e.update, e.samples) for e in content.entries])
-        if content.parameters != named(mean):
-            yield f"the parameters of round {number} are not the mean of what it counts"
+            if not 0 <= number - made_for <= evidence.staleness_max:
+                yield f"round {number} counts an update of round {made_for}"
+            if (entry.site, made_for) in whose:
+                yield f"two updates of one site for round {made_for} were counted"
+            whose.add((entry.site, made_for))
         before = rounds.get(number - 1)
-        if before is not None and before[1].parameters != content.base:
-            yield f"round {number} starts from other parameters than round {number - 1} ended with"
+        yield from _made(evidence, number, content, None if before is None else before[1])
+
+
+def _made(
+    evidence: Evidence, number: int, content: Contributions, before: Contributions | None
+) -> Iterator[str]:
+    """What the round made of what it counted."""
+    weighed = [
+        (e.update, weight_of(e.samples, number - (e.round or number)), e.started_from)
+        for e in content.entries
+    ]
+    mean = mean_of(content.base, weighed, None if before is None else before.carried)
+    if content.parameters != named(mean):
+        yield f"the parameters of round {number} are not the mean of what it counts"
+    if before is not None and before.parameters != content.base:
+        yield f"round {number} starts from other parameters than round {number - 1} ended with"
+    carries = evidence.has_outer and number < evidence.rounds
+    if content.carried != (named(carried_of(mean)) if carries else None):
+        yield f"round {number} leaves to the next what is not its own optimizer's"
 
 
 def _sites_agree(evidence: Evidence) -> Iterator[str]:

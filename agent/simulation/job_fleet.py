@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from agent.election.committee import Seat, choose_committee
 from agent.election.roster import Roster
@@ -85,6 +85,8 @@ class Scenario:
     """Committee members whose disks are lost for ever and which are then revoked, each when the one
     before it has been replaced."""
     sites_min: int = 2
+    staleness_max: int = 0
+    outer: Literal["none", "momentum"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,11 @@ def value_of(data: bytes) -> JobValue:
     return value
 
 
+def _named_by(value: JobValue) -> set[Digest]:
+    names = (value.parameters, value.contributions, value.exported, value.carried)
+    return {name for name in names if name is not None}
+
+
 class TightLoop(Exception):
     """A machine would never let time pass."""
 
@@ -178,9 +185,11 @@ class Fleet:
             id=JOB, recipe="simulated", dataset="simulated", committee=committee,
             rounds=scenario.rounds, epochs=1, batch=1, learning_rate=0.1, seed=1,
             sites_min=scenario.sites_min, round_timeout_s=120.0, publish=scenario.publish,
-            residency=(),
+            residency=(), staleness_max=scenario.staleness_max, outer=scenario.outer,
         )  # fmt: skip
-        self.evidence = Evidence(committee, scenario.rounds)
+        self.evidence = Evidence(
+            committee, scenario.rounds, scenario.staleness_max, scenario.outer != "none"
+        )
         self._accepted: defaultdict[tuple[int, bytes], set[SiteId]] = defaultdict(set)
         self._taken_at: dict[tuple[tuple[int, bytes], SiteId], float] = {}
         self._chosen: set[tuple[int, bytes]] = set()
@@ -426,9 +435,7 @@ class Fleet:
     def _choose(
         self, taken: Mapping[SiteId, float], ballot: tuple[int, bytes], value: JobValue
     ) -> None:
-        names = [
-            n for n in (value.parameters, value.contributions, value.exported) if n is not None
-        ]
+        names = _named_by(value)
         known = {name for name in names if self._is_new(name)}
         members = self.job.committee if value.roster is None else value.roster.members
         holders = sum(known <= self.sites[self.index[s]].blobs for s in members)
@@ -436,16 +443,13 @@ class Fleet:
         if value.roster is not None and value.roster.generation > self.roster.generation:
             self.roster = value.roster
             if not value.roster.is_joint:
-                full = sum(set(names) <= self.sites[self.index[s]].blobs for s in members)
+                full = sum(names <= self.sites[self.index[s]].blobs for s in members)
                 handed_over = (value.roster.generation, full, len(members))
                 self.evidence.handed_over.append(handed_over)
 
     def _is_new(self, name: Digest) -> bool:
         """Judged when first named: a later claim may find the disks of some gone."""
-        return all(
-            name not in (c.value.parameters, c.value.contributions, c.value.exported)
-            for c in self.evidence.chosen
-        )
+        return all(name not in _named_by(c.value) for c in self.evidence.chosen)
 
     def _perform_all(self, site: SimulatedSite, effects: list[JobEffect]) -> bool:
         boot = site.boot_epoch

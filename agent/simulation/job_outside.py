@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from agent.federation import events as job_events
 from agent.federation.events import JobEvent
 from agent.foundation.ids import Digest, SiteId
-from agent.simulation.job_checks import mean_of, named
+from agent.simulation.job_checks import carried_of, mean_of, named
 from agent.wire.documents import Job
 
 if TYPE_CHECKING:
@@ -175,8 +175,14 @@ class Outside:
                 return
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
+            left = None
+            if isinstance(effect, job_events.Aggregate) and effect.job.outer != "none":
+                left = named(carried_of(data))
+                self.hold(site, left, carried_of(data))
+                self._fleet.feed(site, job_events.BlobArrived(left))
             if self._fleet.lives(site, boot):
-                self._fleet.feed(site, job_events.WorkDone(effect.token, digest, len(data)))
+                done = job_events.WorkDone(effect.token, digest, len(data), left)
+                self._fleet.feed(site, done)
 
         self._fleet.network.call_at(
             self._fleet.network.now + self._fleet.rng.uniform(0.05, 1.0), end
@@ -188,8 +194,9 @@ class Outside:
                 return b"initial\0" + job.id.encode(), ()
             case job_events.Aggregate():
                 bad = set(self._poisoned.values())
-                culprits = tuple(update for update, _ in effect.updates if update in bad)
-                return mean_of(effect.base, list(effect.updates)), culprits
+                culprits = tuple(one.update for one in effect.updates if one.update in bad)
+                weighed = [(one.update, one.weight, one.started_from) for one in effect.updates]
+                return mean_of(effect.base, weighed, effect.carried), culprits
             case job_events.Export():
                 return b"onnx\0" + effect.parameters, ()
 
@@ -199,6 +206,7 @@ def _inputs(effect: Work) -> list[Digest]:
         case job_events.Initialise():
             return []
         case job_events.Aggregate():
-            return [effect.base, *(update for update, _ in effect.updates)]
+            counted = [blob for one in effect.updates for blob in (one.update, one.started_from)]
+            return [blob for blob in (effect.base, *counted, effect.carried) if blob is not None]
         case job_events.Export():
             return [effect.parameters]

@@ -27,6 +27,7 @@ from agent.simulation.job_fleet import Fleet, Parts, Scenario, SimulatedSite, Ti
 
 JUMP_S = 1e7
 """Clocks for people jump by up to four months when a site was stopped."""
+KINDS = (b"update\0", b"carried\0", b"mean\0", b"initial\0")
 
 
 @dataclass(slots=True)
@@ -129,9 +130,9 @@ class World(Fleet):
             kinds = Counter(
                 evidence.blobs[digest].split(b"\0", 1)[0]
                 for digest in sorted(site.blobs)
-                if evidence.blobs[digest].startswith((b"update\0", b"mean\0", b"initial\0"))
+                if evidence.blobs[digest].startswith(KINDS)
             )
-            if kinds[b"update"] or kinds[b"mean"] + kinds[b"initial"] > 1:
+            if kinds[b"update"] or kinds[b"carried"] or kinds[b"mean"] + kinds[b"initial"] > 1:
                 evidence.leftovers.append(f"site {site.index} keeps {dict(kinds)}")
 
     # --- faults ----------------------------------------------------------------------------------

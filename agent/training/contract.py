@@ -7,7 +7,7 @@ to them; what a trainer makes, it leaves under a fixed name in its job's folder.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from agent.foundation.errors import UsageError
 from agent.wire.documents import Job
@@ -115,6 +115,17 @@ class Failed:
 
 # --- control -> aggregation ----------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
+class Outer:
+    """The outer optimizer; see ``agent.workers.outer``."""
+
+    rule: Literal["momentum", "nesterov", "adam", "yogi"]
+    rate: float
+    momentum: float
+    second: float
+    floor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Begin:
     """A new mean. Descriptor: the parameters all updates must be like, or none (the first is)."""
 
@@ -125,21 +136,30 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Inspect:
-    """Check the update given as descriptor; answer ``Inspected`` or ``Failed`` (not counted)."""
+    """Check the update given as descriptor; answer ``Inspected`` or ``Failed`` (not counted).
+
+    A second descriptor: the parameters that it started from, where those are not the round's own.
+    """
 
     samples: Samples
 
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """Add the update given as descriptor, inspected before; answer ``Inspected``."""
+    """Add the update given as descriptors, inspected before; answer ``Inspected``."""
 
     samples: Samples
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Write the mean to the file given as descriptor; answer ``Averaged``."""
+    """Write the mean to the file given as descriptor; answer ``Averaged``.
+
+    With ``outer``: its step from the parameters given at the beginning. The second descriptor takes what it
+    carries on, the third has what the round before left (none: this is the first).
+    """
+
+    outer: Outer | None = None
 
 
 # --- aggregation -> control ----------------------------------------------------------------------

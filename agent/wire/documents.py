@@ -136,6 +136,16 @@ class Job:
     is_cancelled: bool = False
     is_float_mean: bool = omitted(False)
     """Sum updates in float32, in the order of their digests, instead of exactly in integers."""
+    staleness_max: Annotated[int, Range(0, 64)] = omitted(0)
+    """An update that came too late for its round counts in one of so many later ones, for less."""
+    outer: Literal["none", "momentum", "nesterov", "adam", "yogi"] = omitted("none")
+    """What the aggregator makes of a round's mean step; see ``agent.workers.outer``."""
+    outer_rate: Annotated[float, Range(1e-9, 100.0)] = omitted(1.0)
+    outer_momentum: Annotated[float, Range(0.0, 0.99999)] = omitted(0.9)
+    outer_second: Annotated[float, Range(0.0, 0.99999)] = omitted(0.99)
+    """How much of the mean square step is kept from round to round (adam, yogi)."""
+    outer_floor: Annotated[float, Range(1e-9, 1.0)] = omitted(1e-3)
+    """What is added to its root; tau of Reddi et al. 2021."""
 
 
 @dataclass(frozen=True, slots=True)

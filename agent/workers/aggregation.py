@@ -20,11 +20,14 @@ updates are added in the same order, which is that of their digests.
 Run as ``python -m agent.workers.aggregation --channel-fd N``: a confined process that is given
 descriptors of updates and of the result's file, and can open nothing itself.
 
+Late updates (Nguyen et al. 2022, FedBuff) count by what they have changed, for the weight that the caller gives them.
+
 Source: McMahan et al. 2017, Algorithm 1, server update (updates are parameters after local training).
 """
 
 import argparse
 import os
+from collections.abc import Callable, Mapping
 from math import frexp
 
 import numpy as np
@@ -41,16 +44,20 @@ from agent.training.contract import (
     Finish,
     Inspect,
     Inspected,
+    Outer,
     TrainerReady,
 )
 from agent.workers.confine import confine
 from agent.workers.conversation import converse
+from agent.workers.outer import Stepper, state_outline
 from agent.workers.parameters import (
     CHECK_ELEMENTS,
+    Flat,
     Floats,
     Parameters,
     check_like,
-    largest,
+    largest_of,
+    make,
     not_finite,
     read,
     write,
@@ -62,6 +69,23 @@ FLOAT_BLOCK_ELEMENTS = 1 << 15
 """A block and its copy are 256 KiB."""
 BLOCK_ELEMENTS = 1 << 16
 """A block in float32, float64 and int64 is 1.3 MiB: it stays in the second-level cache."""
+
+
+class Late:
+    """The values of an update that started from older parameters: what it changed, on top of the round's."""
+
+    def __init__(self, update: Floats, started_from: Floats, base: Floats) -> None:
+        self._update, self._from = update.reshape(-1), started_from.reshape(-1)
+        self._base = base.reshape(-1)
+        self.size: int = self._update.size
+
+    def __getitem__(self, at: slice) -> Floats:
+        """A block, in float64 on the way: two roundings would favour one side."""
+        change = self._update[at].astype(np.float64)
+        change -= self._from[at]
+        change += self._base[at]
+        with np.errstate(over="ignore"):  # to infinity, which whoever looks at it refuses
+            return change.astype(np.float32)
 
 
 class Mean:
@@ -78,12 +102,16 @@ class Mean:
         self._real = np.empty(BLOCK_ELEMENTS, np.float64)
         self._whole = np.empty(BLOCK_ELEMENTS, np.int64)
 
-    def inspect(self, update: Parameters, samples: int) -> None:
+    def inspect(
+        self, update: Parameters, samples: int, started_from: Parameters | None = None
+    ) -> None:
         """Admit an update to the set.
 
         Args:
             update: parameters after local training.
             samples: how many the site trained on, > 0: its weight in the mean.
+            started_from: what they were before, if it was not the round's parameters. What the site has
+                changed is counted then, on top of the round's parameters.
 
         Raises:
             Malformed: other names or shapes, NaN or infinity; the set is unchanged.
@@ -92,7 +120,7 @@ class Mean:
         assert not self._added, "all updates are inspected before the first is added"
         if self._like is not None:
             check_like(update, self._like)
-        magnitudes = self._magnitudes_of(update)
+        magnitudes = self._magnitudes_of(self._values(update, started_from))
         if (self._samples_inspected + samples).bit_length() > SAMPLES_BITS_MAX:
             raise UsageError(
                 f"more than 2^{SAMPLES_BITS_MAX} samples in one round",
@@ -105,8 +133,8 @@ class Mean:
         self._inspected += 1
         self._samples_inspected += samples
 
-    def add(self, update: Parameters, samples: int) -> None:
-        """Count an update of the set.
+    def add(self, update: Parameters, samples: int, started_from: Parameters | None = None) -> None:
+        """Count an update of the set; the arguments are those of ``inspect``.
 
         Raises:
             Malformed: the update is not what was inspected. The mean cannot be finished.
@@ -119,11 +147,24 @@ class Mean:
         self._samples_added += samples
         if self._samples_added > self._samples_inspected:
             raise Malformed("more samples than were inspected")
-        for name, tensor in update.tensors.items():
-            self._accumulate(name, tensor.reshape(-1), samples)
+        for name, values in self._values(update, started_from).items():
+            self._accumulate(name, values, samples)
 
-    def result(self) -> Parameters:
+    def _values(self, update: Parameters, started_from: Parameters | None) -> Mapping[str, Flat]:
+        if started_from is None:
+            return {name: tensor.reshape(-1) for name, tensor in update.tensors.items()}
+        assert self._like is not None, "a late update counts on top of the round's parameters"
+        check_like(started_from, self._like)
+        return {
+            name: Late(tensor, started_from.tensors[name], self._like.tensors[name])
+            for name, tensor in update.tensors.items()
+        }
+
+    def result(self, step: Callable[[str, Floats], None] | None = None) -> Parameters:
         """The mean, float32.
+
+        Args:
+            step: turns a tensor's mean (flat) into what the round makes of it, in place.
 
         Raises:
             UsageError: no update, or not every inspected one was added.
@@ -135,10 +176,24 @@ class Mean:
                 f"{self._added} updates of {self._inspected} were added",
                 why="the scale was chosen for the whole set",
             )
-        tensors = {
-            name: self._mean(name).reshape(like.shape) for name, like in self._like.tensors.items()
-        }
+        tensors = {}
+        for name, like in self._like.tensors.items():
+            mean = self._mean(name)
+            if step is not None:
+                step(name, mean)
+            tensors[name] = mean.reshape(like.shape)
         return Parameters(self._like.label, tensors)
+
+    def stepped(self, outer: Outer, carried: int, before: list[int]) -> Parameters:
+        """The parameters after the outer step; the descriptor ``carried`` takes what it carries on.
+
+        Raises:
+            Malformed: what the round before left (``before``, if there was one) is not this rule's.
+        """
+        assert self._like is not None, "an outer step starts from the round's parameters"
+        kept = read(before[0]) if before else None
+        after = make(state_outline(outer, self._like), carried)
+        return self.result(Stepper(outer, self._like, kept, after).step)
 
     def _mean(self, name: str) -> NDArray[np.float32]:
         """One tensor, flat, in the memory of its sum: a mean is half as long, and written behind what is read."""
@@ -149,8 +204,8 @@ class Mean:
             mean[start : start + part.size] = np.ldexp(part, -self._scales[name])
         return mean
 
-    def _magnitudes_of(self, update: Parameters) -> dict[str, float]:
-        return largest(update)
+    def _magnitudes_of(self, values: Mapping[str, Flat]) -> dict[str, float]:
+        return {name: largest_of(name, flat) for name, flat in values.items()}
 
     def _begin(self) -> None:
         """Everything is inspected: choose the scales."""
@@ -160,7 +215,7 @@ class Mean:
             self._scales[name] = SUM_BITS - weight_bits - frexp(most)[1]
             self._sums[name] = np.zeros(self._like.tensors[name].size, np.int64)
 
-    def _accumulate(self, name: str, values: NDArray[np.float32], samples: int) -> None:
+    def _accumulate(self, name: str, values: Flat, samples: int) -> None:
         factor, most, total = (
             np.ldexp(1.0, self._scales[name]),
             self._magnitudes[name],
@@ -188,10 +243,9 @@ class FloatMean(Mean):
         self._floats: dict[str, Floats] = {}
         self._scaled = np.empty(FLOAT_BLOCK_ELEMENTS, np.float32)
 
-    def _magnitudes_of(self, update: Parameters) -> dict[str, float]:
+    def _magnitudes_of(self, values: Mapping[str, Flat]) -> dict[str, float]:
         """None are needed; one pass finds what is not finite."""
-        for name, tensor in update.tensors.items():
-            flat = tensor.reshape(-1)
+        for name, flat in values.items():
             for start in range(0, flat.size, CHECK_ELEMENTS):
                 block = flat[start : start + CHECK_ELEMENTS]
                 # A sum of so many numbers below 2^100 is finite; larger ones diverge all the same.
@@ -204,7 +258,7 @@ class FloatMean(Mean):
         sizes = {name: tensor.size for name, tensor in self._like.tensors.items()}
         self._floats = {name: np.zeros(size, np.float32) for name, size in sizes.items()}
 
-    def _accumulate(self, name: str, values: Floats, samples: int) -> None:
+    def _accumulate(self, name: str, values: Flat, samples: int) -> None:
         weight, total = np.float32(samples / self._samples_inspected), self._floats[name]
         for start in range(0, values.size, FLOAT_BLOCK_ELEMENTS):
             block = values[start : start + FLOAT_BLOCK_ELEMENTS]
@@ -237,14 +291,18 @@ class Aggregation:
                 self._mean = FloatMean() if is_float else Mean()
             case Begin(is_float=is_float), [like]:
                 self._mean = FloatMean(read(like)) if is_float else Mean(read(like))
-            case Inspect(samples=samples), [update]:
-                self._current().inspect(read(update, is_read_whole=True), samples)
-            case Add(samples=samples), [update]:
-                self._current().add(read(update, is_read_whole=True), samples)
-            case Finish(), [out]:
+            case Inspect(samples=samples), [update, *older]:
+                self._current().inspect(read(update, is_read_whole=True), samples, _base(older))
+            case Add(samples=samples), [update, *older]:
+                self._current().add(read(update, is_read_whole=True), samples, _base(older))
+            case Finish(outer=None), [out]:
                 mean, self._mean = self._current(), None
                 with os.fdopen(os.dup(out), "wb") as file:
                     return Averaged(write(mean.result(), file))
+            case Finish(outer=Outer() as outer), [out, carried, *before]:
+                mean, self._mean = self._current(), None
+                with os.fdopen(os.dup(out), "wb") as file:
+                    return Averaged(write(mean.stepped(outer, carried, before), file))
             case _:
                 raise AssertionError(
                     f"{type(message).__name__} with {len(descriptors)} descriptors"
@@ -255,6 +313,10 @@ class Aggregation:
         if self._mean is None:
             raise UsageError("no mean was begun")
         return self._mean
+
+
+def _base(descriptors: list[int]) -> Parameters | None:
+    return read(descriptors[0], is_read_whole=True) if descriptors else None
 
 
 def main() -> None:

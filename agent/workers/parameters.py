@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,19 @@ def parse(content: bytes | memoryview) -> Parameters:
     return Parameters(label, tensors)
 
 
+class Flat(Protocol):
+    """A tensor's values in a row, of which a block at a time is looked at."""
+
+    @property
+    def size(self) -> int:
+        """How many values."""
+        ...
+
+    def __getitem__(self, at: slice, /) -> Floats:
+        """A block of them."""
+        ...
+
+
 def check_like(given: Parameters, wanted: Parameters) -> None:
     """Pass if ``given`` has the label, names and shapes of ``wanted``.
 
@@ -121,17 +134,18 @@ def largest(parameters: Parameters) -> dict[str, float]:
     Raises:
         Malformed: a tensor holds NaN or infinity; it is named.
     """
-    found: dict[str, float] = {}
-    for name, tensor in parameters.tensors.items():
-        flat = tensor.reshape(-1)
-        most = 0.0
-        for start in range(0, flat.size, CHECK_ELEMENTS):
-            block = flat[start : start + CHECK_ELEMENTS]
-            most = max(most, float(block.max()), -float(block.min()), key=_nan_first)
-        if not np.isfinite(most):
-            raise not_finite(name)
-        found[name] = most
-    return found
+    return {name: largest_of(name, t.reshape(-1)) for name, t in parameters.tensors.items()}
+
+
+def largest_of(name: str, flat: Flat) -> float:
+    """The largest magnitude in one tensor; see ``largest``."""
+    most = 0.0
+    for start in range(0, flat.size, CHECK_ELEMENTS):
+        block = flat[start : start + CHECK_ELEMENTS]
+        most = max(most, float(block.max()), -float(block.min()), key=_nan_first)
+    if not np.isfinite(most):
+        raise not_finite(name)
+    return most
 
 
 def not_finite(name: str) -> Malformed:
@@ -141,10 +155,35 @@ def not_finite(name: str) -> Malformed:
 
 def write(parameters: Parameters, file: BinaryIO) -> int:
     """Write the parameters; equal parameters give equal bytes. Returns the number of bytes."""
+    head, size = _head(parameters)
+    file.write(head)
+    for name in sorted(parameters.tensors):
+        tensor = np.ascontiguousarray(parameters.tensors[name], dtype="<f4")
+        file.write(tensor.reshape(-1).view(np.uint8).data)
+    return len(head) + size
+
+
+def make(outline: Parameters, descriptor: int) -> Parameters:
+    """A new file for parameters such as ``outline``, all zero; the tensors are writable views of it.
+
+    What is written there takes no memory of the process's own.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    head, size = _head(outline)
+    os.truncate(descriptor, len(head) + size)
+    os.posix_fallocate(descriptor, 0, len(head) + size)  # else a full disk ends the process later
+    content = mmap.mmap(descriptor, len(head) + size, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    content[: len(head)] = head
+    return parse(memoryview(content))
+
+
+def _head(parameters: Parameters) -> tuple[bytes, int]:
+    """What precedes the tensors in a file, and how many bytes they take."""
     header: dict[str, object] = {"__metadata__": {LABEL: parameters.label}}
     at = 0
-    names = sorted(parameters.tensors)
-    for name in names:
+    for name in sorted(parameters.tensors):
         tensor = parameters.tensors[name]
         assert tensor.dtype == np.float32, name
         end = at + tensor.nbytes
@@ -152,11 +191,7 @@ def write(parameters: Parameters, file: BinaryIO) -> int:
         at = end
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-        tensor = np.ascontiguousarray(parameters.tensors[name], dtype="<f4")
-        file.write(tensor.reshape(-1).view(np.uint8).data)
-    return 8 + len(text) + at
+    return len(text).to_bytes(8, "little") + text, at
 
 
 def _nan_first(value: float) -> float:

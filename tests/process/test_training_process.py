@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import pytest_asyncio
 
-from agent.drivers.trainers import Trainers
+from agent.drivers.trainers import Trainers, Weighed
 from agent.foundation.ids import JobId
 from agent.training.contract import AttemptFailed
 from agent.wire.documents import Job
@@ -77,9 +77,9 @@ async def test_rounds_learn_and_the_result_is_served_as_pytorch_computes_it(
         ]
         accuracies.append(dict(attempts[0].metrics)["accuracy"])
         assert dict(attempts[0].metrics)["holdout"] == 60
-        updates = [(attempt.update, attempt.samples) for attempt in attempts]
-        assert [samples for _, samples in updates] == [540, 540]
-        base = await trainers.aggregate(JOB, round_, updates, base=base)
+        updates = [Weighed(attempt.update, attempt.samples) for attempt in attempts]
+        assert [one.weight for one in updates] == [540, 540]
+        base = (await trainers.aggregate(JOB, round_, updates, base=base)).parameters
     assert accuracies[0] < 0.5
     assert accuracies[-1] > 0.9
 

@@ -21,12 +21,14 @@ from agent.federation.value import Change, JobValue, State, decode
 from agent.federation.watch import Watching
 from agent.foundation.ids import SiteId
 from agent.simulation.job_chaos import scenario_of
+from agent.simulation.job_checks import contents
 from agent.simulation.job_fleet import Scenario
 from agent.simulation.job_world import add_arguments, run, simulate
 from agent.wire.mesh import Done
 from agent.wire.schema import pack
 
 BAD = Scenario(fault_every_s=1.5, kills=6, seconds=40.0)
+LATE = replace(BAD, staleness_max=2, outer="momentum", rounds=6, sites_min=3, train_mean_s=4.0)
 SEEDS = range(1, 41)
 
 
@@ -72,6 +74,9 @@ def test_a_calm_job_needs_one_epoch_and_leaves_nothing_behind() -> None:
         assert report.evidence.leftovers == []
         assert report.epochs <= 2
         assert report.asks < 100 * calm.rounds + 400
+        late = simulate(seed, replace(calm, staleness_max=2, outer="momentum", sites_min=3))
+        assert late.violations == []
+        assert late.evidence.leftovers == []
 
 
 def test_a_hundred_sites_finish_a_job() -> None:
@@ -117,13 +122,13 @@ def test_a_commit_that_does_not_check_its_epoch_is_caught(monkeypatch: pytest.Mo
 
 
 def test_a_second_commit_of_a_round_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unchecked(round_, parameters, contributions, epoch, operation, *, rounds, publishes):  # type: ignore[no-untyped-def]
+    def unchecked(round_, parameters, contributions, epoch, operation, **how):  # type: ignore[no-untyped-def]
         def apply(now: JobValue) -> JobValue:
-            last: State = "exporting" if publishes else "finished"
-            state: State = "running" if round_ < rounds else last
+            last: State = "exporting" if how["publishes"] else "finished"
+            state: State = "running" if round_ < how["rounds"] else last
             return replace(
                 now, round=round_, parameters=parameters, contributions=contributions,
-                state=state, operations=(*now.operations, operation)[-8:],
+                carried=how["carried"], state=state, operations=(*now.operations, operation)[-8:],
             )  # fmt: skip
 
         return unfenced(epoch, operation, apply)
@@ -255,8 +260,8 @@ def test_a_round_kept_by_the_committee_before_is_caught(monkeypatch: pytest.Monk
 def test_an_update_forgotten_when_it_was_offered_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def collected(self: Participant, epoch: int, update: Update) -> None:
-        self._offered = (epoch, update.digest)
+    def collected(self: Participant, value: JobValue, update: Update) -> None:
+        self._offered = (value.epoch, value.round, update.digest)
         self._close(update, "counted")
 
     monkeypatch.setattr(Participant, "_collected", collected)
@@ -278,7 +283,7 @@ def test_counting_who_arrived_while_the_mean_was_made_is_caught(
 
     def secure_round(self: Aggregation, *arguments) -> None:  # type: ignore[no-untyped-def]
         self._counted = tuple(
-            (site, entry.offer)
+            (site, entry.offer, entry.late_by)
             for site, entry in sorted(self.entries.items())
             if entry.state == "fetched" and entry.offer is not None
         )
@@ -299,6 +304,48 @@ def test_a_commit_before_a_majority_keeps_the_parameters_is_caught(
 
     monkeypatch.setattr(Aggregation, "_commit_if_secured", commit_if_secured)
     assert first_violations(saying="committee disks held")
+
+
+def test_late_updates_are_counted_once_and_the_optimizer_goes_on_where_it_was() -> None:
+    late = 0
+    for seed in range(1, 13):
+        report = simulate(seed, LATE)
+        assert report.violations == []
+        rounds = contents(report.evidence).values()
+        late += sum(bool(entry.round) for content in rounds for entry in content.entries)
+    assert late > 10
+
+
+def test_a_late_update_that_is_taken_without_reading_the_rounds_before_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late_by(_site, round_, _base, open_round, staleness_max, _known):  # type: ignore[no-untyped-def]
+        late = open_round - round_
+        return late if 0 < late <= staleness_max else None
+
+    monkeypatch.setattr(aggregator_module, "late_by", late_by)
+    assert first_violations(LATE, saying="was counted in round")
+
+
+def test_a_late_update_that_counts_in_full_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aggregator_module, "weight_of", lambda samples, _late: samples)
+    assert first_violations(LATE, saying="not the mean")
+
+
+def test_an_optimizer_that_begins_anew_with_each_aggregator_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Aggregation._average
+
+    def average(self: Aggregation, sites: list[SiteId]) -> None:
+        kept = self._value
+        if self.epoch != 1:
+            self._value = replace(kept, carried=None)
+        original(self, sites)
+        self._value = kept
+
+    monkeypatch.setattr(Aggregation, "_average", average)
+    assert first_violations(LATE, saying="not the mean")
 
 
 # --- mutants: liveness and silence ---------------------------------------------------------------

@@ -90,3 +90,21 @@ def test_whatever_is_asked_becomes_a_valid_job_or_a_usage_error(raw: dict[str, A
         return
     job = spec.job(identifier=JobId("j-00000000"), committee=())
     assert isinstance(BODIES.unpack(BODIES.pack(job)), Job)
+
+
+def test_an_outer_optimizer_reaches_the_job_and_idle_numbers_are_told() -> None:
+    asked = {**LEAST, "outer": "adam", "outer_rate": 0.03, "staleness_max": 2}
+    job = parse_job_spec(asked).job(identifier=JobId("d-00000001"), committee=())
+    assert (job.outer, job.outer_rate, job.outer_momentum, job.staleness_max) == (
+        "adam",
+        0.03,
+        0.9,
+        2,
+    )
+    assert BODIES.unpack(BODIES.pack(job)) == job
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec({**LEAST, "outer_rate": 0.03})
+    assert "outer_rate does nothing without outer" in caught.value.why
+    with pytest.raises(UsageError, match="problem") as caught:
+        parse_job_spec({**LEAST, "outer": "adamw"})
+    assert "one of none, momentum, nesterov, adam, yogi" in caught.value.why

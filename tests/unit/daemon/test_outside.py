@@ -177,7 +177,7 @@ async def test_work_ends_in_a_blob_or_a_reason(rig: Rig) -> None:
 async def test_the_updates_that_spoil_a_mean_are_named(rig: Rig) -> None:
     good, bad = await rig.blobs.put_bytes(b"a"), await rig.blobs.put_bytes(b"b")
     rig.trainers.error = UpdatesRejected(((1, "NaN"),))
-    rig.outside.work(job.Aggregate(5, JOB, 1, good, ((good, 1), (bad, 1))))
+    rig.outside.work(job.Aggregate(5, JOB, 1, good, [job.Counting(good, 1), job.Counting(bad, 1)]))
     (ended,) = await rig.settled()
     assert isinstance(ended, JobEnded)
     assert isinstance(ended.event, job.WorkFailed)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from agent.drivers.trainers import Trainers
+from agent.drivers.trainers import Trainers, Weighed
 from agent.foundation.ids import JobId
 from agent.training.contract import AttemptFailed, UpdatesRejected
 from agent.wire.documents import Job
@@ -59,9 +59,11 @@ async def test_a_mean_is_weighted_and_has_no_order(
     trainers: Trainers, tmp_path: Path, *, is_float: bool
 ) -> None:
     job = replace(JOB, is_float_mean=is_float)
-    updates = [(update(tmp_path, f"u{k}", 0.1 * k, -7.0 / (k + 1)), 100 + k) for k in range(7)]
-    one = (await trainers.aggregate(job, 1, updates)).read_bytes()
-    other = (await trainers.aggregate(job, 1, list(reversed(updates)))).read_bytes()
+    updates = [
+        Weighed(update(tmp_path, f"u{k}", 0.1 * k, -7.0 / (k + 1)), 100 + k) for k in range(7)
+    ]
+    one = (await trainers.aggregate(job, 1, updates)).parameters.read_bytes()
+    other = (await trainers.aggregate(job, 1, list(reversed(updates)))).parameters.read_bytes()
     assert one == other
     (average,) = trainers.processes()
     assert average.sandbox == f"landlock {landlock_abi()}, seccomp"
@@ -76,13 +78,13 @@ async def test_bad_updates_are_all_named_and_the_rest_still_counts(
     link = tmp_path / "link"
     link.symlink_to(good)
     updates = [
-        (update(tmp_path, "nan", float("nan"), 1.0), 5),
-        (good, 4),
-        (update(tmp_path, "short", 1.0), 5),
-        (torn, 5),
-        (link, 5),
-        (good, 0),
-        (good, 2**39),
+        Weighed(update(tmp_path, "nan", float("nan"), 1.0), 5),
+        Weighed(good, 4),
+        Weighed(update(tmp_path, "short", 1.0), 5),
+        Weighed(torn, 5),
+        Weighed(link, 5),
+        Weighed(good, 0),
+        Weighed(good, 2**39),
     ]
     with pytest.raises(UpdatesRejected) as raised:
         await trainers.aggregate(JOB, 1, updates, base=good)
@@ -94,7 +96,24 @@ async def test_bad_updates_are_all_named_and_the_rest_still_counts(
     assert "cannot read" in told[4]
     assert "no weight" in told[5]
     assert "samples in one round" in told[6]
-    assert values_of(await trainers.aggregate(JOB, 1, [updates[1]], base=good)) == [1.0, 3.0]
+    assert values_of((await trainers.aggregate(JOB, 1, [updates[1]], base=good)).parameters) == [
+        1.0,
+        3.0,
+    ]
+
+
+async def test_an_outer_optimizer_leaves_what_the_next_round_goes_on_from(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    job = replace(JOB, outer="momentum", outer_rate=0.5)
+    base, one = update(tmp_path, "base", 10.0), Weighed(update(tmp_path, "one", 14.0), 3)
+    first = await trainers.aggregate(job, 1, [one], base)
+    assert first.carried is not None
+    assert values_of(first.parameters) == [12.0]
+    late = Weighed(update(tmp_path, "late", 5.0), 1, update(tmp_path, "older", 5.0))
+    second = await trainers.aggregate(job, 2, [late], first.parameters, first.carried)
+    assert values_of(second.parameters) == pytest.approx([12.0 + 0.5 * 0.9 * 4.0])
+    assert (await trainers.aggregate(JOB, 3, [one], base)).carried is None
 
 
 async def test_an_empty_round_has_no_mean(trainers: Trainers) -> None:
@@ -105,7 +124,7 @@ async def test_an_empty_round_has_no_mean(trainers: Trainers) -> None:
 async def test_a_killed_child_fails_one_call_and_the_next_starts_another(
     trainers: Trainers, tmp_path: Path
 ) -> None:
-    updates = [(update(tmp_path, "u", 1.0), 1)]
+    updates = [Weighed(update(tmp_path, "u", 1.0), 1)]
     await trainers.aggregate(JOB, 1, updates)
     os.kill(trainers.processes()[0].pid, signal.SIGSTOP)
     call = asyncio.create_task(trainers.aggregate(JOB, 2, updates))
@@ -113,14 +132,14 @@ async def test_a_killed_child_fails_one_call_and_the_next_starts_another(
     os.kill(trainers.processes()[0].pid, signal.SIGKILL)
     with pytest.raises(AttemptFailed, match="killed by SIGKILL"):
         await call
-    assert values_of(await trainers.aggregate(JOB, 2, updates)) == [1.0]
+    assert values_of((await trainers.aggregate(JOB, 2, updates)).parameters) == [1.0]
     assert [p.name for p in (tmp_path / "jobs" / JOB.id).glob("*.part")] == []
 
 
 async def test_a_cancelled_call_leaves_no_half_done_work_behind(
     trainers: Trainers, tmp_path: Path
 ) -> None:
-    updates = [(update(tmp_path, "u", 1.0), 1)]
+    updates = [Weighed(update(tmp_path, "u", 1.0), 1)]
     await trainers.aggregate(JOB, 1, updates)
     os.kill(trainers.processes()[0].pid, signal.SIGSTOP)
     call = asyncio.create_task(trainers.aggregate(JOB, 2, updates))
@@ -129,11 +148,11 @@ async def test_a_cancelled_call_leaves_no_half_done_work_behind(
     with pytest.raises(asyncio.CancelledError):
         await call
     assert trainers.processes() == ()
-    assert values_of(await trainers.aggregate(JOB, 2, updates)) == [1.0]
+    assert values_of((await trainers.aggregate(JOB, 2, updates)).parameters) == [1.0]
 
 
 async def test_a_full_or_forbidden_folder_is_told(trainers: Trainers, tmp_path: Path) -> None:
-    updates = [(update(tmp_path, "u", 1.0), 1)]
+    updates = [Weighed(update(tmp_path, "u", 1.0), 1)]
     (tmp_path / "jobs").write_text("in the way")
     with pytest.raises(AttemptFailed, match="cannot make"):
         await trainers.aggregate(JOB, 1, updates)
@@ -147,7 +166,7 @@ async def test_a_full_or_forbidden_folder_is_told(trainers: Trainers, tmp_path: 
 async def test_a_job_id_that_would_be_a_path_is_refused(trainers: Trainers, name: str) -> None:
     job = replace(JOB, id=JobId(name))
     with pytest.raises(AttemptFailed, match="no job id"):
-        await trainers.aggregate(job, 1, [(Path("x"), 1)])
+        await trainers.aggregate(job, 1, [Weighed(Path("x"), 1)])
     with pytest.raises(AttemptFailed, match="no job id"):
         await trainers.release(name)
 
@@ -162,7 +181,7 @@ async def test_data_that_is_not_there_is_told_with_its_mend(
 async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
     made = Trainers(jobs_dir=tmp_path / "jobs", python=str(tmp_path / "python"))
     with pytest.raises(AttemptFailed, match="the aggregation did not start"):
-        await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+        await made.aggregate(JOB, 1, [Weighed(update(tmp_path, "u", 1.0), 1)])
 
 
 async def test_a_child_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
@@ -171,7 +190,7 @@ async def test_a_child_that_cannot_start_leaves_its_last_words(tmp_path: Path) -
     python.chmod(0o700)
     made = Trainers(jobs_dir=tmp_path / "jobs", python=str(python))
     with pytest.raises(AttemptFailed, match="aggregation ended with status 3; no module torch"):
-        await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+        await made.aggregate(JOB, 1, [Weighed(update(tmp_path, "u", 1.0), 1)])
 
 
 async def test_a_child_out_of_memory_says_so_and_goes_on(tmp_path: Path) -> None:
@@ -180,9 +199,9 @@ async def test_a_child_out_of_memory_says_so_and_goes_on(tmp_path: Path) -> None
     with huge.open("wb") as file:
         write(Parameters("mnist-2nn/8", {"w": np.zeros(16 << 20, np.float32)}), file)
     with pytest.raises(AttemptFailed, match="MemoryError"):
-        await made.aggregate(JOB, 1, [(huge, 1)])
+        await made.aggregate(JOB, 1, [Weighed(huge, 1)])
     (process,) = made.processes()
-    await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+    await made.aggregate(JOB, 1, [Weighed(update(tmp_path, "u", 1.0), 1)])
     assert made.processes() == (process,)
     await made.close()
 
@@ -191,7 +210,7 @@ async def test_release_removes_the_jobs_folder_and_tidy_those_nobody_keeps(
     trainers: Trainers, tmp_path: Path
 ) -> None:
     await trainers.tidy(())
-    updates = [(update(tmp_path, "u", 1.0), 1)]
+    updates = [Weighed(update(tmp_path, "u", 1.0), 1)]
     other = replace(JOB, id=JobId("other-00000002"))
     for job in (JOB, other):
         await trainers.aggregate(job, 1, updates)
@@ -206,6 +225,6 @@ async def test_nothing_starts_once_closed(tmp_path: Path) -> None:
     made = Trainers(jobs_dir=tmp_path / "jobs")
     await made.close()
     with pytest.raises(AttemptFailed, match="stopping"):
-        await made.aggregate(JOB, 1, [(update(tmp_path, "u", 1.0), 1)])
+        await made.aggregate(JOB, 1, [Weighed(update(tmp_path, "u", 1.0), 1)])
     with pytest.raises(AttemptFailed, match="stopping"):
         await made.warm(JOB, tmp_path)

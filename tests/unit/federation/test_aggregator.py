@@ -1,7 +1,21 @@
 from random import Random
 from typing import Any
 
-from federated_site import ANNA, BERT, CARL, JOB, ME, Around, asked, desk, digest, job, of, value
+from federated_site import (
+    ANNA,
+    BERT,
+    CARL,
+    JOB,
+    ME,
+    Around,
+    asked,
+    contributions,
+    desk,
+    digest,
+    job,
+    of,
+    value,
+)
 
 from agent.federation.aggregator import (
     FAILURES_MAX,
@@ -12,8 +26,9 @@ from agent.federation.aggregator import (
 from agent.federation.custody import Custody
 from agent.federation.deadline import SLACK_S
 from agent.federation.events import Aggregate, Export, FetchBlob, Initialise
+from agent.federation.history import History
 from agent.federation.register import Register
-from agent.federation.value import Contributions, JobValue
+from agent.federation.value import Contribution, Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import Declined, Done, Keep, Notice, NoticeReply, Offer, OfferReply
@@ -31,10 +46,12 @@ class Bench:
         self.adopted: list[JobValue] = []
         self.recorded: list[Contributions] = []
         custody = Custody(self.job, ME, self.desk, self.around, lambda: self.value)
+        self.history = History(
+            self.job, self.desk, self.around, lambda: (ANNA,), self.recorded.append
+        )
         self.aggregation = Aggregation(
             self.job, ME, self.desk, self.around, self.register, custody, lambda: (ANNA,),
-            lambda v, _: self.adopted.append(v), lambda _d, c, _n: self.recorded.append(c),
-            self.value, 0.0,
+            lambda v, _: self.adopted.append(v), self.history, self.value, 0.0,
         )  # fmt: skip
         self.aggregation.begin(self.value, 0.0)
 
@@ -42,10 +59,12 @@ class Bench:
         """Read anew each time: it changes under the calls between two looks."""
         return self.aggregation.phase
 
-    def offer(self, site: SiteId, name: str, *, held: bool = True, now: float = 1.0) -> OfferReply:
+    def offer(
+        self, site: SiteId, name: str, round_: int = 1, *, held: bool = True, now: float = 1.0
+    ) -> OfferReply:
         if held:
             self.around.held.add(digest(name))
-        offer = Offer(JOB, 1, 1, digest("p0"), digest(name), 5, ())
+        offer = Offer(JOB, 1, round_, digest(f"p{round_ - 1}"), digest(name), 5, ())
         return self.aggregation.collect(site, offer, now)
 
     def close_at(self) -> float:
@@ -55,7 +74,7 @@ class Bench:
 
 
 def means(effects: list[Any]) -> list[list[Digest]]:
-    return [[update for update, _ in work.updates] for work in of(effects, Aggregate)]
+    return [[one.update for one in work.updates] for work in of(effects, Aggregate)]
 
 
 def test_every_living_site_is_invited_once() -> None:
@@ -100,6 +119,57 @@ def test_a_round_waits_for_the_least_number_of_updates() -> None:
         bench.close_at()
     assert bench.phase() == "collecting"
     assert "1 of at least 2" in bench.aggregation.waiting_for
+
+
+def test_a_late_update_counts_for_less_and_only_once_and_only_where_the_job_allows_it() -> None:
+    first, _, content = contributions(1, None, Contribution(BERT, digest("u-bert-1"), 7))
+    second = value(aggregator=ME, round=1, parameters=digest("p1"), contributions=first)
+    strict = Bench(second)
+    strict.history.record(first, content, 0.0)
+    assert strict.offer(ANNA, "u-anna-1") == OfferReply("stale")
+    bench = Bench(second, staleness_max=1)
+    bench.around.held.add(digest("p1"))
+    assert bench.offer(ANNA, "u-anna-1") == OfferReply("stale"), "round 1 is not known here"
+    bench.history.record(first, content, 0.0)
+    assert bench.offer(BERT, "u-bert-1") == OfferReply("stale"), "it was counted"
+    assert bench.offer(ANNA, "u-anna-1") == OfferReply("collected")
+    bench.offer(ME, "u-me-2", round_=2)
+    bench.close_at()
+    work = of(bench.desk.take(), Aggregate)[-1]
+    weights = {one.update: (one.weight, one.started_from) for one in work.updates}
+    assert weights == {digest("u-anna-1"): (3, digest("p0")), digest("u-me-2"): (5, None)}
+
+
+def test_what_a_late_update_started_from_is_fetched_with_it() -> None:
+    first, _, content = contributions(1, None)
+    at = value(aggregator=ME, round=1, parameters=digest("p1"), contributions=first)
+    bench = Bench(at, staleness_max=1)
+    bench.history.record(first, content, 0.0)
+    bench.around.held.discard(digest("p0"))
+    bench.desk.take()
+    bench.offer(ANNA, "u-anna-1", held=False)
+    fetched = {f.digest for f in of(bench.desk.take(), FetchBlob)}
+    assert fetched == {digest("u-anna-1"), digest("p0")}
+    bench.around.held.add(digest("u-anna-1"))
+    bench.aggregation.blob_arrived(digest("u-anna-1"), 2.0)
+    assert bench.aggregation.entries[ANNA].state == "offered"
+    bench.around.held.add(digest("p0"))
+    bench.aggregation.blob_arrived(digest("p0"), 2.0)
+    assert bench.aggregation.entries[ANNA].state == "fetched"
+
+
+def test_what_the_optimizer_left_is_there_before_the_mean_is_made() -> None:
+    at = value(aggregator=ME, round=1, parameters=digest("p1"), carried=digest("m1"))
+    bench = Bench(at, outer="momentum")
+    bench.around.held.add(digest("p1"))
+    assert digest("m1") in {f.digest for f in of(bench.desk.take(), FetchBlob)}
+    bench.offer(ME, "u-me", round_=2)
+    bench.close_at()
+    assert not of(bench.desk.take(), Aggregate)
+    bench.around.held.add(digest("m1"))
+    bench.aggregation.blob_arrived(digest("m1"), 20.0)
+    (work,) = of(bench.desk.take(), Aggregate)
+    assert work.carried == digest("m1")
 
 
 def test_an_update_counts_only_when_its_blob_is_here() -> None:
@@ -155,7 +225,7 @@ def test_what_is_averaged_is_what_is_counted_whatever_happens_meanwhile() -> Non
     bench.aggregation.work_done(work.token, digest("p1"), 9, 31.0)
     assert bench.aggregation._made is not None
     counted = {entry.update for entry in bench.aggregation._made[1].entries}
-    assert counted == {update for update, _ in work.updates}
+    assert counted == {one.update for one in work.updates}
     assert digest("u-bert") not in counted
 
 
@@ -166,7 +236,7 @@ def test_culprits_are_dropped_and_the_rest_averaged_again() -> None:
     assert bad is not None
     bench.aggregation.work_failed(work.token, "NaN", (bad.update,), 20.0)
     (again,) = of(bench.desk.take(), Aggregate)
-    assert bad.update not in [update for update, _ in again.updates]
+    assert bad.update not in [one.update for one in again.updates]
     assert "NaN" in bench.aggregation.entries[ANNA].reason
     assert bench.aggregation.collect(ANNA, bad, 21.0) == OfferReply("collected")
     assert bench.aggregation.entries[ANNA].state == "withdrawn"

@@ -1,5 +1,7 @@
 """Whether a site can tell that its update was counted, and that it was not."""
 
+from dataclasses import replace
+
 from federated_site import ANNA, BERT, ME, contributions, digest, value
 
 from agent.federation.inclusion import Inclusion, verify
@@ -68,6 +70,28 @@ def test_samples_and_parameters_are_compared() -> None:
     findings = found(SECOND, BLOBS, [other]).findings
     assert any("counts 10 samples of this site, which had 11" in text for text in findings)
     assert any("started from other parameters" in text for text in findings)
+
+
+def late(round_: int, made_for: int) -> tuple[Digest, dict[Digest, bytes]]:
+    """The first round without ours, and a later one that counts it."""
+    first, first_data, _ = contributions(1, None)
+    one = replace(entry(made_for), round=made_for, started_from=digest(f"p{made_for - 1}"))
+    last, last_data, _ = contributions(round_, first, one)
+    return last, {first: first_data, last: last_data}
+
+
+def test_an_update_may_be_counted_in_a_later_round_where_the_job_allows_it() -> None:
+    last, blobs = late(2, 1)
+    inclusion = verify(ME, committed(2, last), blobs.get, MINE, staleness_max=1)
+    assert inclusion.findings == ()
+    assert [(row.standing, row.counted_in) for row in inclusion.rows] == [
+        ("counted", 2), ("open", 0), ("open", 0),
+    ]  # fmt: skip
+    (finding,) = verify(ME, committed(2, last), blobs.get, MINE).findings
+    assert finding == "round 2 counts an update for round 1, which the job forbids"
+    over = replace(committed(2, last), state="finished")
+    standings = [row.standing for row in verify(ME, over, blobs.get, MINE[:2], 1).rows]
+    assert standings == ["counted", "not counted"]
 
 
 def test_an_update_that_is_counted_twice_is_told() -> None:

@@ -22,6 +22,7 @@ from agent.federation.events import (
     BlobRead,
     Called,
     Cancelled,
+    Counting,
     Export,
     FetchBlob,
     Finished,
@@ -110,7 +111,7 @@ def a_round(bench: Bench, number: int) -> list[JobEffect]:
     bench.around.held.add(update)
     bench.step(Trained(number, train.base, update, 7, ()))
     mean = of(bench.effects, Aggregate)[-1]
-    assert mean.updates == [(update, 7)]
+    assert mean.updates == [Counting(update, 7)]
     bench.around.held.add(digest(f"p{number}"))
     return bench.step(WorkDone(mean.token, digest(f"p{number}"), 10))
 
@@ -158,7 +159,7 @@ def test_a_restart_with_an_open_update_does_not_recurse() -> None:
     bench.start().run_to(5.0)
     assert bench.machine.value is not None
     assert bench.machine.value.epoch == 2
-    assert of(bench.effects, Aggregate)[-1].updates == [(digest("u1"), 7)]
+    assert of(bench.effects, Aggregate)[-1].updates == [Counting(digest("u1"), 7)]
 
 
 def test_a_restart_in_the_export_phase_goes_on_with_the_export() -> None:

@@ -21,22 +21,23 @@ from agent.federation.participant import (
     Participant,
     Update,
 )
-from agent.federation.value import Contribution
+from agent.federation.value import Contribution, Contributions
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import Declined, Done, Offer, OfferReply, Withdraw
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, **changes: object) -> None:
         self.desk, self.around = desk(), Around(ANNA)
         self.around.held.add(digest("p0"))
         self.silent = self.refreshed = 0
         self.withdrawn: list[str] = []
         self.own = OfferReply("stale")
+        self.rounds: dict[int, Contributions] = {}
         self.participant = Participant(
-            job(), ME, self.desk, self.around, lambda: (ANNA,), lambda *_: self.own,
+            job(**changes), ME, self.desk, self.around, lambda: (ANNA,), lambda *_: self.own,
             lambda _s, _r, reason, _n: self.withdrawn.append(reason), self._silence,
-            self._refresh,
+            self._refresh, self.rounds.get,
         )  # fmt: skip
 
     def _silence(self, now: float) -> None:  # noqa: ARG002
@@ -44,6 +45,10 @@ class Bench:
 
     def _refresh(self, now: float) -> None:  # noqa: ARG002
         self.refreshed += 1
+
+    def settled(self, content: Contributions) -> None:
+        self.rounds[content.round] = content
+        self.participant.settled()
 
     def trained(self, round_: int = 1, name: str = "u1") -> list[JobEffect]:
         self.around.held.add(digest(name))
@@ -154,9 +159,9 @@ def test_an_update_is_kept_until_its_round_is_settled() -> None:
     bench.participant.follow(value(), 0.0)
     bench.trained()
     entry = Contribution(ME, digest("u1"), 7)
-    bench.participant.settled(contributions(2, None, entry)[2])
+    bench.settled(contributions(2, None, entry)[2])
     assert bench.participant.update is not None
-    bench.participant.settled(contributions(1, None, entry)[2])
+    bench.settled(contributions(1, None, entry)[2])
     effects = bench.desk.take()
     assert states(effects) == ["counted"]
     assert [f.digest for f in of(effects, ForgetBlob)] == [digest("u1")]
@@ -166,7 +171,7 @@ def test_an_update_that_was_not_counted_is_marked_as_missed() -> None:
     bench = Bench()
     bench.participant.follow(value(), 0.0)
     bench.trained()
-    bench.participant.settled(contributions(1)[2])
+    bench.settled(contributions(1)[2])
     assert states(bench.desk.take()) == ["missed"]
 
 
@@ -181,7 +186,7 @@ def test_training_on_closes_the_update_of_a_committed_round_and_learns_later_tha
     effects = bench.trained(2, "u2")
     assert states(effects) == ["missed", "open"]
     entry = Contribution(ME, digest("u1"), 7)
-    bench.participant.settled(contributions(1, None, entry)[2])
+    bench.settled(contributions(1, None, entry)[2])
     assert states(bench.desk.take()) == ["counted"]
     assert bench.participant.update is not None
     assert bench.participant.update.round == 2
@@ -258,3 +263,57 @@ def test_the_end_drops_what_no_round_can_count_and_keeps_what_one_may_have() -> 
     assert states(bench.desk.take()) == ["missed"]
     bench.participant.follow(value(), 0.0)
     assert bench.desk.take() == []
+
+
+def test_a_late_update_is_offered_in_the_next_round_while_the_site_trains_on() -> None:
+    bench = Bench(staleness_max=1)
+    bench.around.held.add(digest("p1"))
+    bench.participant.follow(value(), 0.0)
+    bench.desk.take()
+    bench.participant.follow(value(round=1, parameters=digest("p1")), 0.5)
+    effects = bench.trained()
+    (offer,) = asked(effects, Offer)
+    assert isinstance(offer.message, Offer)
+    assert (offer.message.round, offer.message.base) == (1, digest("p0"))
+    assert [train.round for train in of(effects, Train)] == [2]
+    assert bench.participant.kept == {digest("u1"), digest("p0")}
+    bench.desk.replied(offer.call, OfferReply("collected"), 1.0)
+    bench.settled(contributions(1, None)[2])
+    assert bench.participant.update is not None, "the next round may count it"
+    late = Contribution(ME, digest("u1"), 7, (), 1, digest("p0"))
+    bench.settled(contributions(2, None, late)[2])
+    effects = bench.desk.take()
+    assert states(effects) == ["counted"]
+    assert {f.digest for f in of(effects, ForgetBlob)} == {digest("u1"), digest("p0")}
+
+
+def test_a_late_update_that_no_round_in_reach_has_counted_is_dropped() -> None:
+    bench = Bench(staleness_max=1)
+    bench.participant.follow(value(), 0.0)
+    bench.trained()
+    bench.settled(contributions(2, None)[2])
+    assert bench.participant.kept == {digest("u1"), digest("p0")}, "round 1 is not known"
+    bench.settled(contributions(1, None)[2])
+    assert not bench.participant.kept
+    assert states(bench.desk.take()) == ["missed"]
+
+
+def test_what_was_taken_but_not_counted_is_offered_to_the_next_round() -> None:
+    bench = Bench(staleness_max=2)
+    bench.participant.follow(value(), 0.0)
+    (offer,) = asked(bench.trained(), Offer)
+    bench.desk.replied(offer.call, OfferReply("collected"), 1.0)
+    bench.participant.follow(value(round=1, parameters=digest("p1")), 2.0)
+    (again,) = asked(bench.desk.take(), Offer)
+    assert isinstance(again.message, Offer)
+    assert (again.message.round, again.message.update) == (1, digest("u1"))
+
+
+def test_the_end_of_the_job_drops_a_late_update_that_was_not_counted() -> None:
+    bench = Bench(staleness_max=2)
+    bench.participant.follow(value(), 0.0)
+    bench.trained()
+    bench.settled(contributions(1, None)[2])
+    bench.participant.end(value(round=1, state="finished"))
+    assert bench.participant.update is None
+    assert states(bench.desk.take()) == ["missed"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agent.foundation.errors import Malformed, UsageError
-from agent.training.contract import Add, Averaged, Begin, Finish, Inspect, Inspected
+from agent.training.contract import Add, Averaged, Begin, Finish, Inspect, Inspected, Outer
 from agent.workers.aggregation import Aggregation, FloatMean, Mean
 from agent.workers.parameters import Parameters, parse, write
 
@@ -171,3 +171,47 @@ def test_the_process_answers_each_message(tmp_path: Path) -> None:
     finally:
         for descriptor in (*opened, out):
             os.close(descriptor)
+
+
+@pytest.mark.parametrize("kind", [Mean, FloatMean])
+def test_a_late_update_counts_by_what_it_changed(kind: type[Mean]) -> None:
+    """It went from 1 to 4 and is worth half of what it was; the round starts from 10."""
+    mean = kind(made(10.0, 10.0))
+    late, older, fresh = made(4.0, 0.0), made(1.0, 1.0), made(12.0, 10.0)
+    for step in (mean.inspect, mean.add):
+        step(late, 2, older)
+        step(fresh, 2)
+    assert mean.result().tensors["w"].tolist() == [12.5, 9.5]
+
+
+def test_a_late_update_of_other_parameters_is_refused() -> None:
+    mean = Mean(made(10.0, 10.0))
+    with pytest.raises(Malformed, match="shape"):
+        mean.inspect(made(1.0, 1.0), 1, made(1.0))
+    with pytest.raises(Malformed, match="not finite"):
+        mean.inspect(made(3e38, 1.0), 1, made(-3e38, 1.0))
+
+
+def test_the_worker_takes_late_updates_and_an_outer_step(tmp_path: Path) -> None:
+    def opened(name: str, *values: float) -> int:
+        with (tmp_path / name).open("wb") as file:
+            write(made(*values), file)
+        return os.open(tmp_path / name, os.O_RDONLY)
+
+    worker = Aggregation()
+    base, update, older = opened("base", 10.0), opened("update", 4.0), opened("older", 1.0)
+    outer = Outer("momentum", 0.5, 0.9, 0.99, 1e-3)
+    places = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("out", "left")]
+    worker.answer(Begin(1), [base])
+    worker.answer(Inspect(2), [update, older])
+    worker.answer(Add(2), [update, older])
+    worker.answer(Finish(outer), places)
+    assert parse((tmp_path / "out").read_bytes()).tensors["w"].tolist() == [11.5]
+    left = parse((tmp_path / "left").read_bytes())
+    assert left.tensors["momentum/w"].tolist() == [3.0]
+    again = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("out2", "left2")]
+    worker.answer(Begin(1), [base])
+    worker.answer(Inspect(2), [base])
+    worker.answer(Add(2), [base])
+    worker.answer(Finish(outer), [*again, os.open(tmp_path / "left", os.O_RDONLY)])
+    assert parse((tmp_path / "out2").read_bytes()).tensors["w"].tolist() == pytest.approx([11.35])

@@ -1,0 +1,127 @@
+"""What the aggregator makes of a round's mean: the outer optimizer, and what it carries from round to round.
+
+The mean of the updates minus the parameters they started from is the round's *step* d; with the
+parameters x, the rate e, the momentum b and, for the last two, the share b2 and the floor t:
+
+- ``momentum``: m = b m + d; x = x + e m (Hsu, Qi and Brown 2019, FedAvgM)
+- ``nesterov``: m = b m + d; x = x + e (d + b m) (Douillard et al. 2023, DiLoCo's outer optimizer)
+- ``adam``: m = b m + (1 - b) d; v = b2 v + (1 - b2) d^2; x = x + e m / (sqrt(v) + t)
+- ``yogi``: as adam, but v = v - (1 - b2) d^2 sign(v - d^2) (both Reddi et al. 2021, Algorithm 2)
+
+At first m is 0 and v is t^2. m and v are float32, are committed with the round like its parameters, and
+each operation below is one of IEEE 754's own, rounded once: a successor goes on with the same bits.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from agent.foundation.errors import Malformed
+from agent.training.contract import Outer
+from agent.workers.parameters import Floats, Parameters, check_like, not_finite
+
+BLOCK_ELEMENTS = 1 << 16
+"""A block and what is made of it on the way are 1.5 MiB."""
+MOMENTUM = "momentum/"
+SECOND = "second/"
+
+
+def state_outline(outer: Outer, like: Parameters) -> Parameters:
+    """Names and shapes of what ``outer`` carries on for parameters such as ``like``.
+
+    The tensors are views without memory of their own.
+    """
+    prefixes = (MOMENTUM, SECOND) if outer.rule in ("adam", "yogi") else (MOMENTUM,)
+    nothing = np.zeros(1, np.float32)
+    return Parameters(
+        like.label,
+        {
+            prefix + name: np.broadcast_to(nothing, tensor.shape)
+            for prefix in prefixes
+            for name, tensor in like.tensors.items()
+        },
+    )
+
+
+class Stepper:
+    """One round's outer step, tensor by tensor."""
+
+    def __init__(
+        self, outer: Outer, base: Parameters, before: Parameters | None, after: Parameters
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            outer: the rule and its numbers.
+            base: the parameters that the round started from.
+            before: what the round before left; None in the first.
+            after: takes what this round leaves; writable, such as ``state_outline`` tells.
+
+        Raises:
+            Malformed: ``before`` is not this rule's, or of other parameters.
+        """
+        self._outer, self._base, self._before, self._after = outer, base, before, after
+        if before is not None:
+            check_like(before, state_outline(outer, base))
+
+    def step(self, name: str, mean: Floats) -> None:
+        """Turn the mean of tensor ``name`` (flat) into the round's parameters, in place.
+
+        Raises:
+            Malformed: the step leads to what is no number.
+        """
+        base = self._base.tensors[name].reshape(-1)
+        for at in _blocks(mean.size):
+            with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused
+                self._step_block(name, at, mean, base)
+
+    def _step_block(self, name: str, at: slice, mean: Floats, base: Floats) -> None:
+        outer, one = self._outer, np.float32(1)
+        keep = np.float32(outer.momentum)
+        go: Floats
+        d = mean[at] - base[at]
+        m = self._kept(MOMENTUM + name, at, np.float32(0)) * keep
+        if outer.rule in ("adam", "yogi"):
+            m += (one - keep) * d
+            v = self._second(name, at, d * d)
+            self._flat(SECOND + name)[at] = v
+            root: Floats = np.sqrt(v)
+            go = m / (root + np.float32(outer.floor))
+        else:
+            m += d
+            go = d + keep * m if outer.rule == "nesterov" else m.copy()
+        self._flat(MOMENTUM + name)[at] = m
+        go *= np.float32(outer.rate)
+        go += base[at]
+        if not (np.isfinite(go).all() and np.isfinite(m).all()):
+            raise not_finite(name)
+        mean[at] = go
+
+    def _second(self, name: str, at: slice, square: Floats) -> Floats:
+        floor = np.float32(self._outer.floor)
+        keep = np.float32(self._outer.second)
+        v = self._kept(SECOND + name, at, floor * floor)
+        part = (np.float32(1) - keep) * square
+        if self._outer.rule == "yogi":
+            made: Floats = v - part * np.sign(v - square)
+            return made
+        return v * keep + part
+
+    def _kept(self, name: str, at: slice, first: np.float32) -> Floats:
+        """A copy of what the round before left there."""
+        if self._before is None:
+            return np.full(at.stop - at.start, first, np.float32)
+        kept = self._before.tensors[name].reshape(-1)[at].copy()
+        if not np.isfinite(kept).all():
+            raise Malformed(f"what is carried on of {name!r} is not finite")
+        return kept
+
+    def _flat(self, name: str) -> Floats:
+        flat = self._after.tensors[name].reshape(-1)
+        assert flat.base is not None, "a view, or the writes are lost"
+        return flat
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    for start in range(0, size, BLOCK_ELEMENTS):
+        yield slice(start, min(start + BLOCK_ELEMENTS, size))
