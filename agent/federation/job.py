@@ -45,6 +45,7 @@ from agent.federation.events import (
     WorkFailed,
 )
 from agent.federation.history import Counted, History
+from agent.federation.offering import Ears
 from agent.federation.participant import Participant, Update
 from agent.federation.register import Outcome, Register, RegisterRow, Settled
 from agent.federation.swaps import Swap, Swaps
@@ -131,8 +132,9 @@ class JobMachine:
         self._custody = Custody(job, me, desk, surroundings, lambda: self.value)
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
         self.participant = Participant(
-            job, me, desk, surroundings, self._sources, self._collect, self._on_withdrawn,
-            self._on_silence, self._refresh, self.history.content,
+            job, me, desk, surroundings, self._sources,
+            Ears(self._collect, self._on_silence, self._refresh), self._on_withdrawn,
+            self.history.content,
         )  # fmt: skip
         if restored.value is not None:
             self._register.learn(restored.value.roster)

@@ -2,7 +2,7 @@
 
 Rule: an update is durable before it is offered, and is kept until the site has read a committed
 round at least as high. A dead aggregator therefore loses no update: the same bytes are offered to the
-next one. Every retry waits, longer each time, and starts anew when the register has moved.
+next one.
 """
 
 import json
@@ -20,16 +20,14 @@ from agent.federation.events import (
     Train,
     Trained,
 )
+from agent.federation.offering import OFFER_TIMEOUT_S, RETRY_AFTER_S, Ears, Offering
 from agent.federation.value import Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
 from agent.foundation.writes import Put, Scalar
 from agent.wire.documents import Job
-from agent.wire.mesh import Done, Offer, OfferReply, Reply, Withdraw
+from agent.wire.mesh import Done, Offer, Reply, Withdraw
 
-OFFER_TIMEOUT_S = 5.0
-RETRY_AFTER_S = 0.5
-RETRY_AFTER_MAX_S = 8.0
 EARLIER_MAX = 8
 """Rounds whose counted sets may still be on their way while this site trains on."""
 ATTEMPTS_MAX = 3
@@ -57,36 +55,36 @@ class Participant:
         desk: Desk,
         surroundings: Surroundings,
         sources: Callable[[], tuple[SiteId, ...]],
-        collect: Callable[[SiteId, Offer, float], OfferReply],
+        ears: Ears,
         withdraw: Callable[[SiteId, int, str, float], None],
-        aggregator_silent: Callable[[float], None],
-        refresh: Callable[[float], None],
         known: Callable[[int], Contributions | None],
     ) -> None:
-        """``collect`` and ``withdraw`` are this site's own aggregation's, if it is the aggregator.
+        """``withdraw`` is this site's own aggregation's, if it is the aggregator.
 
         ``known``: what a committed round counted, as far as this site has read it.
         """
         self._job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
-        self._sources, self._collect, self._withdraw = sources, collect, withdraw
-        self._aggregator_silent, self._refresh = aggregator_silent, refresh
-        self._known = known
+        self._sources, self._withdraw, self._known = sources, withdraw, known
+        self._offering = Offering(me, desk, ears, self.follow)
         self.update: Update | None = None
-        self.activity = "waiting"
+        self._activity = "waiting"
         self._earlier: dict[int, Update] = {}
         self._training: tuple[int, Digest] | None = None
         self._awaiting: Digest | None = None
         self._failures = 0
         self._reason = ""
-        self._offered: tuple[int, int, Digest] | None = None
         self._withdrawn: tuple[int, int] | None = None
-        self._refused: tuple[object, Digest] | None = None
-        """Where the register stood when this update was not taken: no reason to offer it again at once."""
-        self._is_asking = False
+        self._is_telling = False
         self._again_at = NEVER
-        self._pause_s = RETRY_AFTER_S
         self._value: JobValue | None = None
         self._is_over = False
+
+    @property
+    def activity(self) -> str:
+        """What this site does for the job, for a person."""
+        update, value = self.update, self._value
+        is_taken = update and value and self._offering.is_taken(update.digest, value)
+        return "offered" if is_taken and self._activity == "offering" else self._activity
 
     @property
     def training_base(self) -> Digest | None:
@@ -115,7 +113,8 @@ class Participant:
         round's counted set.
         """
         self._is_over, self._value, self._again_at = True, value, NEVER
-        self.activity = "over"
+        self._offering.end()
+        self._activity = "over"
         update = self.update
         if update is not None and (value is None or update.round > value.round):
             self._close(update, "missed")
@@ -128,14 +127,13 @@ class Participant:
             return
         if self._value is None or self._value.round != value.round:
             self._failures = 0
-        if self._value is None or self._value.progress != value.progress:
-            self._pause_s = RETRY_AFTER_S
         self._value = value
+        self._offering.follow(value)
         if value.state != "running" or value.parameters is None:
-            self.activity = value.state
+            self._activity = value.state
             return
         if self._surroundings.refusal(self._job):
-            self.activity = "not taking part"
+            self._activity = "not taking part"
             return
         update = self.update
         is_current = (
@@ -149,7 +147,7 @@ class Participant:
         if is_current and is_here:
             return
         if self._training is not None:
-            self.activity = "training"
+            self._activity = "training"
         elif self._failures < ATTEMPTS_MAX:
             self._prepare(value.round + 1, value.parameters)
         else:
@@ -159,18 +157,14 @@ class Participant:
         """Whether the open round may still count an update for ``round_``."""
         return 0 < value.round + 1 - round_ <= self._job.staleness_max
 
-    def _retry(self, now: float) -> None:
-        self._again_at = now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, RETRY_AFTER_MAX_S)
-
     def _prepare(self, round_: int, base: Digest) -> None:
         if self._surroundings.is_held(base):
             self._training, self._awaiting = (round_, base), None
-            self.activity = "training"
+            self._activity = "training"
             self._desk.emit(Label(base, self._job.residency), Train(self._job, round_, base))
         elif self._awaiting != base:
             self._awaiting = base
-            self.activity = "fetching parameters"
+            self._activity = "fetching parameters"
             self._desk.emit(FetchBlob(base, self._sources()))
 
     def blob_arrived(self, digest: Digest, now: float) -> None:
@@ -183,7 +177,7 @@ class Participant:
         """Ask again: another site may have them by then."""
         if digest == self._awaiting and not self._is_over:
             self._awaiting = None
-            self._retry(now)
+            self._offering.retry(now)
 
     def trained(self, event: Trained, now: float) -> None:
         """Make the update durable, then offer it."""
@@ -205,6 +199,8 @@ class Participant:
                 if len(self._earlier) > EARLIER_MAX:
                     del self._earlier[min(self._earlier)]
                 self._close(old, "missed")
+            elif old is not None and old.digest != update.digest:
+                self._desk.emit(*(ForgetBlob(blob) for blob in self._blobs_of(old)))
             self._persist(update, "open")
             self.update = update
             self._desk.emit(Label(update.digest, self._job.residency), Progressed())
@@ -235,7 +231,7 @@ class Participant:
         if value.round + 1 == round_:  # else its parameters were forgotten under it: no fault
             self._failures += 1
             self._reason = reason
-            self.activity = f"attempt failed: {reason}"[:400]
+            self._activity = f"attempt failed: {reason}"[:400]
             self._desk.emit(Progressed())
             if self._failures < ATTEMPTS_MAX:
                 self._again_at = now + RETRY_AFTER_S * 2**self._failures
@@ -245,21 +241,21 @@ class Participant:
     def _give_up(self, value: JobValue, now: float) -> None:
         """Tell each epoch's aggregator that this site will have no update for the round."""
         key = (value.epoch, value.round)
-        if self._withdrawn == key or self._is_asking:
+        if self._withdrawn == key or self._is_telling:
             return
-        self.activity = f"gave up: {self._reason}"[:400]
+        self._activity = f"gave up: {self._reason}"[:400]
         if value.aggregator == self._me:
             self._withdrawn = key
             self._withdraw(self._me, value.round + 1, self._reason, now)
             return
-        self._is_asking = True
+        self._is_telling = True
 
         def answered(reply: Reply | None, at: float) -> None:
-            self._is_asking = False
+            self._is_telling = False
             if isinstance(reply, Done):
                 self._withdrawn = key
             if not self._is_over:
-                self._retry(at)
+                self._offering.retry(at)
 
         message = Withdraw(self._job.id, value.epoch, value.round + 1, self._reason[:400])
         self._desk.ask(value.aggregator, message, OFFER_TIMEOUT_S, answered)
@@ -296,54 +292,20 @@ class Participant:
 
     def woke(self, now: float) -> None:
         """Retry when due."""
+        self._offering.woke(now)
         if now >= self._again_at:
-            self._again_at, self._refused = NEVER, None
+            self._again_at = NEVER
             if self._value is not None:
                 self.follow(self._value, now)
 
     def wake_at(self) -> float:
         """When a retry is due."""
-        return self._again_at
+        return min(self._again_at, self._offering.wake_at())
 
     def _offer(self, update: Update, value: JobValue, now: float) -> None:
-        key = (value.progress, update.digest)
-        was_just_refused = self._refused == key and now < self._again_at
-        was_taken = self._offered == (value.epoch, value.round, update.digest)
-        if self._is_asking or was_taken or was_just_refused:
-            return
-        self.activity = "offering"
         offer = Offer(
             self._job.id, value.epoch, update.round, update.base, update.digest, update.samples,
             update.metrics,
         )  # fmt: skip
-        if value.aggregator == self._me:
-            # No reason to look: what this site aggregates it knows itself.
-            if self._collect(self._me, offer, now).outcome == "collected":
-                self._collected(value, update)
-            else:
-                self._refused = key
-                self._retry(now)
-            return
-        self._is_asking = True
-
-        def answered(reply: Reply | None, at: float) -> None:
-            self._is_asking = False
-            if isinstance(reply, OfferReply) and reply.outcome == "collected":
-                self._collected(value, update)
-            if self._is_over:
-                return
-            if self._offered != (value.epoch, value.round, update.digest):
-                self._refused = key
-                self._retry(at)
-                if reply is None:
-                    self._aggregator_silent(at)
-                else:
-                    self._refresh(at)
-            elif self._value is not None and self._value.progress != value.progress:
-                self.follow(self._value, at)  # another aggregator by now, or another round
-
-        self._desk.ask(value.aggregator, offer, OFFER_TIMEOUT_S, answered)
-
-    def _collected(self, value: JobValue, update: Update) -> None:
-        self._offered = (value.epoch, value.round, update.digest)
-        self.activity = "offered"
+        self._offering.offer(offer, now)
+        self._activity = "offering"

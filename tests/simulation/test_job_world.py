@@ -15,6 +15,7 @@ from agent.federation.aggregator import Aggregation, Entry
 from agent.federation.desk import Desk
 from agent.federation.history import History
 from agent.federation.job import JobMachine
+from agent.federation.offering import Offering
 from agent.federation.participant import Participant, Update
 from agent.federation.swaps import Swaps
 from agent.federation.value import Change, JobValue, State, decode
@@ -260,11 +261,13 @@ def test_a_round_kept_by_the_committee_before_is_caught(monkeypatch: pytest.Monk
 def test_an_update_forgotten_when_it_was_offered_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def collected(self: Participant, value: JobValue, update: Update) -> None:
-        self._offered = (value.epoch, value.round, update.digest)
+    original = Participant._offer
+
+    def offer(self: Participant, update: Update, value: JobValue, now: float) -> None:
+        original(self, update, value, now)
         self._close(update, "counted")
 
-    monkeypatch.setattr(Participant, "_collected", collected)
+    monkeypatch.setattr(Participant, "_offer", offer)
     assert first_violations(saying="dropped its update")
 
 
@@ -359,10 +362,10 @@ def test_a_history_that_stops_at_what_it_knows_is_caught(monkeypatch: pytest.Mon
 
 
 def test_a_retry_without_a_pause_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def retry(self: Participant, now: float) -> None:
+    def retry(self: Offering, now: float) -> None:
         self._again_at = now
 
-    monkeypatch.setattr(Participant, "_retry", retry)
+    monkeypatch.setattr(Offering, "retry", retry)
     assert first_violations(saying="without end") or first_violations(saying="at once")
 
 

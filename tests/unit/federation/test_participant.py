@@ -15,12 +15,8 @@ from federated_site import (
 )
 
 from agent.federation.events import FetchBlob, ForgetBlob, JobEffect, Persist, Train, Trained
-from agent.federation.participant import (
-    ATTEMPTS_MAX,
-    RETRY_AFTER_MAX_S,
-    Participant,
-    Update,
-)
+from agent.federation.offering import RETRY_AFTER_MAX_S, Ears
+from agent.federation.participant import ATTEMPTS_MAX, Participant, Update
 from agent.federation.value import Contribution, Contributions
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import Declined, Done, Offer, OfferReply, Withdraw
@@ -35,9 +31,9 @@ class Bench:
         self.own = OfferReply("stale")
         self.rounds: dict[int, Contributions] = {}
         self.participant = Participant(
-            job(**changes), ME, self.desk, self.around, lambda: (ANNA,), lambda *_: self.own,
-            lambda _s, _r, reason, _n: self.withdrawn.append(reason), self._silence,
-            self._refresh, self.rounds.get,
+            job(**changes), ME, self.desk, self.around, lambda: (ANNA,),
+            Ears(lambda *_: self.own, self._silence, self._refresh),
+            lambda _s, _r, reason, _n: self.withdrawn.append(reason), self.rounds.get,
         )  # fmt: skip
 
     def _silence(self, now: float) -> None:  # noqa: ARG002
