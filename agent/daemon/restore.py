@@ -18,8 +18,8 @@ from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.drivers.store_boot import FINDING
 from agent.federation.history import Counted
-from agent.federation.job import Restored
 from agent.federation.participant import Update
+from agent.federation.restored import Restored
 from agent.federation.value import Contributions, JobValue
 from agent.foundation.errors import AtollError, Malformed
 from agent.foundation.ids import Digest, JobId, SiteId

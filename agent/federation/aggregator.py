@@ -10,13 +10,13 @@ Rule: what is averaged is what is counted. The list is fixed when the averaging 
 withdraws or fails after that changes nothing in it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from agent.election.roster import Roster
+from agent.federation.cohort import INVITE_TIMEOUT_S, RETRY_MAX_S, Cohort, Entry
 from agent.federation.custody import Custody
-from agent.federation.deadline import Paces, patience_s
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
     Aggregate,
@@ -29,17 +29,21 @@ from agent.federation.events import (
     StoreBytes,
 )
 from agent.federation.history import History
-from agent.federation.lateness import late_by, weight_of
+from agent.federation.lateness import weight_of
 from agent.federation.register import Outcome, Register, Settled
+from agent.federation.ties import Plan, Whole
 from agent.federation.value import (
+    Above,
     Change,
     Contribution,
     Contributions,
     JobValue,
+    adopt_above,
     blob_digest,
     commit_round,
     fail,
     finish,
+    go_on_alone,
     initialise,
     under,
 )
@@ -49,12 +53,9 @@ from agent.wire.documents import Job
 from agent.wire.mesh import Done, Keep, Notice, NoticeReply, Offer, OfferReply, Reply
 from agent.wire.schema import pack
 
-INVITE_TIMEOUT_S = 5.0
 KEEP_TIMEOUT_S = 20.0
 """A member that needs longer goes on fetching; the next call joins that fetch."""
 RETRY_S = 0.5
-RETRY_MAX_S = 8.0
-FETCH_RETRY_S = 0.2
 FAILURES_MAX = 3
 RESIGNED_S = 60.0
 """So long another site has the chance to do better; then this one tries again, if nobody took over."""
@@ -63,29 +64,10 @@ STUCK_S = 30.0
 BARREN_EPOCHS_MAX = 8
 """So many aggregators in a row without first parameters, and the recipe is to blame."""
 Phase = Literal[
-    "initialising", "collecting", "averaging", "securing", "committing", "exporting", "resigned"
-]
-State = Literal["invited", "training", "offered", "fetched", "withdrawn", "out"]
-Timer = Literal["close", "base", "work", "keep", "commit"]
-
-
-@dataclass(slots=True)
-class Entry:
-    """What the aggregator knows of one site in this round."""
-
-    state: State
-    offer: Offer | None = None
-    reason: str = ""
-    fetches: int = 0
-    late_by: int = 0
-    """Rounds between the one that its update was made for and this one."""
-
-    @property
-    def blobs(self) -> tuple[Digest, ...]:
-        """What has to be here to count it."""
-        if self.offer is None:
-            return ()
-        return (self.offer.update, self.offer.base) if self.late_by else (self.offer.update,)
+    "initialising", "collecting", "averaging", "securing", "committing", "exporting", "resigned",
+    "waiting",
+]  # fmt: skip
+Timer = Literal["close", "base", "work", "keep", "commit", "alone"]
 
 
 class Aggregation:
@@ -103,28 +85,28 @@ class Aggregation:
         adopt: Callable[[JobValue, float], None],
         history: History,
         value: JobValue,
-        now: float,
+        whole: Whole | None = None,
     ) -> None:
-        """``value`` is what the claim was decided with; ``adopt`` takes every newer one."""
+        """``value`` is what the claim was decided with; ``adopt`` takes every newer one.
+
+        ``whole``: this is a region's, whose rounds start from parameters of the whole job.
+        """
         self._job, self._me, self._desk = job, me, desk
         self._surroundings, self._register, self._custody = surroundings, register, custody
         self._sources, self._adopt, self._history = sources, adopt, history
+        self._whole = whole
+        self._cohort = Cohort(job, me, desk, surroundings, custody, history.content)
         self.epoch = value.epoch
         self.phase: Phase = "collecting"
-        self.entries: dict[SiteId, Entry] = {}
         self.waiting_for = ""
         self._value = value
-        self._opened_at = now
-        self._arrived_s: list[float] = []
-        self._paces = Paces()
         self._state = 0
         """Counts what ``begin`` began: an answer to an earlier question changes nothing."""
         self._timers: dict[Timer, tuple[float, Callable[[float], None]]] = {}
-        self._refetch: dict[SiteId, float] = {}
         self._token = -1
         self._work: Callable[[], None] | None = None
         self._failures = self._resignations = 0
-        self._counted: tuple[tuple[SiteId, Offer, int], ...] = ()
+        self._counted: tuple[tuple[Entry, Offer], ...] = ()
         self._made: tuple[Digest, Contributions] | None = None
         self._securing: tuple[Digest, ...] = ()
         self._secured: set[SiteId] = set()
@@ -133,6 +115,11 @@ class Aggregation:
         self._refusals = 0
         self._stuck_since = NEVER
 
+    @property
+    def entries(self) -> Mapping[SiteId, Entry]:
+        """What is known of each site, or region, in this round."""
+        return self._cohort.entries
+
     # --- start of a phase ------------------------------------------------------------------------
     def begin(self, value: JobValue, now: float) -> None:
         """Go on from ``value``: initialise, collect the next round, or export."""
@@ -140,12 +127,15 @@ class Aggregation:
         self._state += 1
         self._custody.give_back()
         self._timers.clear()
-        self._refetch.clear()
+        self._cohort.close()
         self.waiting_for, self._token, self._work = "", -1, None
         self._failures = self._resignations = self._refusals = 0
         self._stuck_since = NEVER
         self._made, self._then, self._counted = None, None, ()
-        if value.parameters is None:
+        plan = "collect" if self._whole is None else self._whole.plan(value, now)
+        if plan != "collect":
+            self._between_rounds(plan, now)
+        elif value.parameters is None:
             self._start("initialising", lambda: Initialise(self._token, self._job))
         elif value.state == "exporting":
             parameters = value.parameters
@@ -153,12 +143,50 @@ class Aggregation:
             if self._has_base(now):
                 self._start("exporting", lambda: Export(self._token, self._job, parameters))
         elif value.state == "running":
-            self.phase = "collecting"
-            self.entries, self._arrived_s, self._opened_at = {}, [], now
-            self._has_base(now)
-            self.invite(now)
-            self._consider(now)
+            self._collect_round(now)
         self._desk.emit(Progressed())
+
+    def _collect_round(self, now: float) -> None:
+        self.phase = "collecting"
+        self._cohort.open(now)
+        self._has_base(now)
+        self.invite(now)
+        self._consider(now)
+
+    def _between_rounds(self, plan: Plan, now: float) -> None:
+        """A region's: take the newest parameters of the whole job, or go on alone, or wait for either."""
+        value, whole = self._value, self._whole
+        assert whole is not None, "a job of its own has rounds only"
+        self.phase = "waiting"
+        self._cohort.open(now)
+        above = None if whole.news is None else whole.news.value
+        if plan == "adopt" and whole.news is not None and above is not None and above.parameters:
+            self.waiting_for = "the parameters of the whole job"
+            if not self._surroundings.is_held(above.parameters):
+                self._desk.emit(FetchBlob(above.parameters, whole.news.sources))
+                self._later("base", now + KEEP_TIMEOUT_S, self.whole_moved)
+                return
+            taken = Above(above.recoveries, above.round, above.parameters, value.round)
+            change = adopt_above(taken, self.epoch, self._desk.operation())
+            self._custody.promise(above.parameters)
+            self._secure((above.parameters,), change, now)
+        elif plan == "alone":
+            self._commit(go_on_alone(value.round, self.epoch, self._desk.operation()), now)
+        else:
+            self.waiting_for = "the next round of the whole job"
+            if value.parameters is not None:
+                self._has_base(now)  # the whole job fetches from here what this region has made
+            if (at := whole.alone_at(value)) != NEVER:
+                self._later("alone", at, self.whole_moved)
+
+    def whole_moved(self, now: float) -> None:
+        """A region's: there is news of the whole job."""
+        if self._whole is None or self.phase not in ("waiting", "collecting"):
+            return
+        is_collecting = self.phase == "collecting"
+        plan = self._whole.plan(self._value, now, is_collecting=is_collecting)
+        if not is_collecting or plan == "adopt":
+            self.begin(self._value, now)
 
     def holders_changed(self, value: JobValue, now: float) -> None:
         """Others hold the register by now; the round goes on."""
@@ -171,7 +199,7 @@ class Aggregation:
         """This epoch is over, or the job."""
         self._state += 1
         self._timers.clear()
-        self._refetch.clear()
+        self._cohort.close()
         self._custody.give_back()
 
     def _start(self, phase: Phase, effect: Callable[[], Initialise | Aggregate | Export]) -> None:
@@ -195,7 +223,10 @@ class Aggregation:
         return not missing
 
     def _base(self) -> tuple[Digest, ...]:
-        started = (self._value.parameters, self._value.carried)
+        value, up = self._value, self._value.above
+        started = [value.parameters, value.carried]
+        if up is not None and value.is_waiting:
+            started += [up.parameters, up.told]
         return tuple(one for one in started if one is not None)
 
     def _has_base_now(self, now: float) -> None:
@@ -215,20 +246,8 @@ class Aggregation:
     # --- collecting ------------------------------------------------------------------------------
     def invite(self, now: float) -> None:
         """Tell every living site that may take part and was not asked yet."""
-        if self.phase != "collecting":
-            return
-        for site in self._surroundings.alive():
-            known = self.entries.get(site)
-            if known is not None and known.state != "out":
-                continue
-            if not self._surroundings.may_hold(self._job, site):
-                self.entries[site] = Entry("out", reason="its jurisdiction is not allowed")
-            elif site == self._me:
-                reason = self._surroundings.refusal(self._job)
-                self.entries[site] = Entry("out" if reason else "training", reason=reason)
-            elif known is None or now - self._opened_at > INVITE_TIMEOUT_S:
-                self.entries[site] = Entry("invited")
-                self._notify(site)
+        if self.phase == "collecting":
+            self._cohort.invite(now, self._notify)
 
     def _notify(self, site: SiteId) -> None:
         state, value = self._state, self._value
@@ -255,53 +274,25 @@ class Aggregation:
 
     def collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
         """Take note of an update and fetch it; nothing is promised by ``collected``."""
-        value = self._value
-        late = 0
-        if offer.round != value.round + 1 or offer.base != value.parameters:
-            found = late_by(
-                sender, offer.round, offer.base, value.round + 1, self._job.staleness_max,
-                self._history.content,
-            )  # fmt: skip
-            if found is None:
-                return OfferReply("stale")
-            late = found
-        entry = self.entries.get(sender)
-        if self.phase != "collecting":
-            is_known = entry is not None and entry.offer == offer
-            return OfferReply("collected" if is_known else "stale")
-        if not self._surroundings.may_hold(self._job, sender):
-            return OfferReply("elsewhere")
-        if entry is None:
-            entry = self.entries[sender] = Entry("training")
-        if entry.offer == offer and entry.state in ("offered", "fetched", "withdrawn"):
-            return OfferReply("collected")  # or refused for good: the same bytes stay as bad
-        if entry.offer is not None and not entry.late_by and late:
-            return OfferReply("stale")  # its newer one is here
-        entry.state, entry.offer, entry.late_by, entry.fetches = "offered", offer, late, 0
-        for blob in entry.blobs:  # this site's own, too: it may make a newer one meanwhile
-            self._custody.borrow(blob)
-        if all(self._surroundings.is_held(blob) for blob in entry.blobs):
-            self._fetched(sender, entry, now)
-        else:
-            self._fetch(sender, entry, now)
-        self._consider(now)
-        return OfferReply("collected")
+        is_open = self.phase == "collecting"
+        reply = self._cohort.collect(sender, offer, self._value, now, is_open=is_open)
+        if is_open:
+            self._consider(now)
+        return reply
 
     def withdrawn(self, sender: SiteId, round_: int, reason: str, now: float) -> None:
         """The site will have no update for this round."""
-        is_counted = any(site == sender for site, _, _ in self._counted)
+        is_counted = any(entry.site == sender for entry, _ in self._counted)
         if round_ == self._value.round + 1 and not is_counted:
-            self.entries[sender] = Entry("withdrawn", reason=reason[:400])
+            self._cohort.withdrawn(sender, reason)
             self._consider(now)
 
     def blob_arrived(self, digest: Digest, now: float) -> None:
         """An update is here, or the parameters."""
-        for site, entry in self.entries.items():
-            if entry.state != "offered" or digest not in entry.blobs:
-                continue
-            if all(one == digest or self._surroundings.is_held(one) for one in entry.blobs):
-                self._refetch.pop(site, None)
-                self._fetched(site, entry, now)
+        if self.phase == "waiting":
+            self.whole_moved(now)
+            return
+        self._cohort.blob_arrived(digest, now)
         if digest in self._base():
             self._base_arrived(now)
         else:
@@ -311,23 +302,8 @@ class Aggregation:
         """It cannot be had just now: try again, less and less often."""
         if digest in self._base() and "base" in self._timers:
             self._timers["base"] = now + RETRY_S, self._has_base_now
-        for site, entry in self.entries.items():
-            if entry.state == "offered" and digest in entry.blobs:
-                self._refetch[site] = now + min(FETCH_RETRY_S * 2**entry.fetches, RETRY_MAX_S)
+        self._cohort.blob_missing(digest, now)
         self._consider(now)
-
-    def _fetch(self, site: SiteId, entry: Entry, now: float) -> None:
-        missing = [blob for blob in entry.blobs if not self._surroundings.is_held(blob)]
-        entry.fetches = min(entry.fetches + 1, 8)
-        self._refetch[site] = now + KEEP_TIMEOUT_S  # should nothing ever be heard of this fetch
-        self._desk.emit(*(FetchBlob(blob, (site,)) for blob in missing))
-
-    def _fetched(self, site: SiteId, entry: Entry, now: float) -> None:
-        entry.state = "fetched"
-        if not entry.late_by:  # else it says nothing of how long this round takes
-            self._arrived_s.append(now - self._opened_at)
-            self._paces.arrived(site, now - self._opened_at)
-        self._desk.emit(Progressed())
 
     def view_changed(self, now: float) -> None:
         """Sites came or went."""
@@ -341,47 +317,42 @@ class Aggregation:
         """Average when every site that is waited for has been fetched, or its time is up."""
         if self.phase != "collecting":
             return
-        alive = self._surroundings.alive()
-        fetched = [s for s, e in self.entries.items() if e.state == "fetched"]
-        open_ = [
-            site
-            for site, entry in self.entries.items()
-            if entry.state in ("invited", "training", "offered") and site in alive
-        ]
+        standing = self._cohort.standing()
         self._timers.pop("close", None)
-        if len(fetched) < self._job.sites_min:
-            self.waiting_for = f"{len(fetched)} of at least {self._job.sites_min} updates"
+        if len(standing.fetched) < self._job.sites_min:
+            self.waiting_for = f"{len(standing.fetched)} of at least {self._job.sites_min} updates"
             self._timers["close"] = now + INVITE_TIMEOUT_S, self._invite_again
             return
-        if open_:
-            wait_s = patience_s(self._arrived_s, self._paces.of(open_))
-            close_at = self._opened_at + min(wait_s, self._job.round_timeout_s)
-            self.waiting_for = f"{len(open_)} more sites"
-            if now < close_at:
-                self._timers["close"] = close_at, self._consider
+        if standing.open:
+            self.waiting_for = f"{len(standing.open)} more sites"
+            if now < standing.close_at:
+                self._timers["close"] = standing.close_at, self._consider
                 return
         if not self._has_base(now):
             self.waiting_for = "the parameters of the round"
             return
-        self._paces.closed(open_, now - self._opened_at)
-        self._average(sorted(fetched))
+        self._cohort.closed(standing, now)
+        self._average(standing.fetched)
 
     def _invite_again(self, now: float) -> None:
         self.invite(now)
         self._consider(now)
 
     # --- work ------------------------------------------------------------------------------------
-    def _average(self, sites: list[SiteId]) -> None:
+    def _average(self, sites: tuple[SiteId, ...]) -> None:
         self.waiting_for = ""
         self._counted = tuple(
-            (site, entry.offer, entry.late_by)
+            (replace(entry), entry.offer)
             for site in sites
             if (entry := self.entries[site]).offer is not None
         )
         updates = [
-            Counting(offer.update, weight_of(offer.samples, late), offer.base if late else None)
-            for _, offer, late in self._counted
-        ]
+            Counting(
+                offer.update, weight_of(offer.samples, entry.late_by),
+                offer.base if entry.late_by else None,
+            )
+            for entry, offer in self._counted
+        ]  # fmt: skip
         base, round_, carried = self._value.parameters, self._value.round + 1, self._value.carried
         assert base is not None, "a round has parameters to start from"
         self._start(
@@ -414,10 +385,11 @@ class Aggregation:
         assert value.parameters is not None
         entries = tuple(
             Contribution(
-                site, offer.update, offer.samples, offer.metrics,
-                offer.round if late else 0, offer.base if late else None,
+                entry.site, offer.update, offer.samples, offer.metrics,
+                offer.round if entry.late_by else 0, offer.base if entry.late_by else None,
+                entry.region, offer.after, offer.until,
             )
-            for site, offer, late in self._counted
+            for entry, offer in self._counted
         )  # fmt: skip
         if carried is not None:
             self._custody.made(carried)
@@ -426,6 +398,7 @@ class Aggregation:
         content = Contributions(
             self._job.id, round_, self.epoch, self._me, value.parameters, parameters, entries,
             value.contributions, kept,
+            value.above.round + 1 if value.above is not None and not value.alone else 0,
         )  # fmt: skip
         data = pack(content)
         digest = blob_digest(data)
@@ -434,7 +407,8 @@ class Aggregation:
         self._desk.emit(StoreBytes(digest, data), Label(digest, self._job.residency))
         change = commit_round(
             round_, parameters, digest, self.epoch, operation,
-            rounds=self._job.rounds, publishes=bool(self._job.publish), carried=kept,
+            rounds=self._job.rounds, publishes=bool(self._job.publish), base=value.parameters,
+            carried=kept, samples=sum(offer.samples for _, offer in self._counted),
         )  # fmt: skip
         named = (parameters, digest) if kept is None else (parameters, digest, kept)
         self._secure(named, change, now)
@@ -446,11 +420,8 @@ class Aggregation:
         if token != self._token:
             return
         self._token = -1
-        guilty = [site for site, offer, _ in self._counted if offer.update in culprits]
-        if self.phase == "averaging" and guilty:
-            for site in guilty:
-                self.entries[site].state = "withdrawn"
-                self.entries[site].reason = f"update refused: {reason}"[:400]
+        bad = {offer.update for _, offer in self._counted if offer.update in culprits}
+        if self.phase == "averaging" and self._cohort.refuse(bad, reason):
             self.phase, self._counted = "collecting", ()
             self._consider(now)
             return
@@ -555,10 +526,10 @@ class Aggregation:
         """Tell everyone who was in the round that training is over; other news goes by ``invite``."""
         if value.state == "running":
             return
-        for site, entry in self.entries.items():
-            if site != self._me and entry.state != "out":
+        for entry in self.entries.values():
+            if entry.site != self._me and entry.state != "out":
                 self._desk.ask(
-                    site, self._notice(value), INVITE_TIMEOUT_S, lambda _reply, _now: None
+                    entry.site, self._notice(value), INVITE_TIMEOUT_S, lambda _reply, _now: None
                 )
 
     def resigned_because(self, now: float) -> str:
@@ -577,11 +548,7 @@ class Aggregation:
 
     def woke(self, now: float) -> None:
         """Do what was put off."""
-        for site in [site for site, at in self._refetch.items() if now >= at]:
-            del self._refetch[site]
-            entry = self.entries.get(site)
-            if entry is not None and entry.state == "offered" and self.phase == "collecting":
-                self._fetch(site, entry, now)
+        self._cohort.woke(now, is_open=self.phase == "collecting")
         for timer, (at, action) in list(self._timers.items()):
             if now >= at and self._timers.get(timer) == (at, action):
                 del self._timers[timer]
@@ -589,4 +556,4 @@ class Aggregation:
 
     def wake_at(self) -> float:
         """When the next put-off thing is due."""
-        return min(*(at for at, _ in self._timers.values()), *self._refetch.values(), NEVER, NEVER)
+        return min([self._cohort.wake_at(), *(at for at, _ in self._timers.values())])

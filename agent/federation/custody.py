@@ -45,15 +45,24 @@ class Custody:
         self._borrowed: dict[Digest, None] = {}
         self._returned: dict[Digest, None] = {}
         self._made: dict[Digest, None] = {}
+        self._has_result = True
 
     def needs(self, digest: Digest) -> bool:
         """Whether the register names the blob, or will when it moves on."""
         value = self._value()
         if value is not None:
             is_recent = self._parameters.get(digest, value.round - 2) >= value.round - 1
-            if digest in value.blobs or (is_recent and value.state in ("running", "exporting")):
+            if digest in self._named_by(value) or (
+                is_recent and value.state in ("running", "exporting")
+            ):
                 return True
         return digest in self._promised or digest in self._borrowed
+
+    def _named_by(self, value: JobValue) -> set[Digest]:
+        """What the register names and is to stay."""
+        if self._has_result:
+            return value.blobs
+        return set() if value.contributions is None else {value.contributions}
 
     def kept(self) -> set[Digest]:
         """What a commit under way may name, or is made of."""
@@ -159,12 +168,16 @@ class Custody:
         self._borrowed.clear()
         self._made.clear()
 
-    def end(self, history: Iterable[Contributions]) -> None:
-        """The job is over and its history known: only what the register and the history name stays."""
+    def end(self, history: Iterable[Contributions], *, has_result: bool = True) -> None:
+        """The job is over and its history known: only what the register and the history name stays.
+
+        ``has_result``: what the register names is the job's result; a region's is in the whole job's.
+        """
+        self._has_result = has_result
         named = {content.previous for content in history}
         value = self._value()
         if value is not None:
-            named |= value.blobs
+            named |= self._named_by(value)
         for digest in (*self._parameters, *self._promised):
             if digest not in named and self._surroundings.is_held(digest):
                 self._desk.emit(ForgetBlob(digest))

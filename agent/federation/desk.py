@@ -44,6 +44,10 @@ class Surroundings(Protocol):
         """Whether the job's residency label lets its parameters and updates go to ``site``."""
         ...
 
+    def region(self, site: SiteId) -> str:
+        """The region in the certificate of ``site``; empty if the site is not known."""
+        ...
+
     def is_gone(self, site: SiteId) -> bool:
         """Whether the trust log has revoked or retired the site: it never comes back."""
         ...

@@ -1,9 +1,10 @@
 """What happens to a job's machine, and what it asks for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from agent.foundation.ids import Digest, SiteId
+from agent.federation.value import JobValue
+from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import Woke
 from agent.foundation.writes import Write
 from agent.wire.documents import Job
@@ -125,10 +126,43 @@ class RecoverRegister:
     members: tuple[SiteId, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class FromWhole:
+    """To a region's machine: what its delegate knows of the whole job."""
+
+    value: JobValue | None
+    """Of its register, the newest that was read."""
+    settled_until: int
+    """Up to which of its rounds the region is known to be counted; 0: not known."""
+    silent_since: float | None
+    """Since when that register cannot be read; None: it can."""
+    sources: tuple[SiteId, ...] = field(default=(), compare=False)
+    """Where the parameters of the whole job may be had."""
+    is_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FromRegion:
+    """To the whole job's machine: what the region of this site has made."""
+
+    value: JobValue | None
+    speaks: bool
+    """This site aggregates the region, so it speaks for it."""
+    is_here: bool
+    """What there is to be offered is on this site's disk."""
+    metrics: Metrics = ()
+    """Of the parameters of the whole job that its rounds have started from, over its sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """To the whole job's machine: nobody speaks for the region any more; perhaps the job is over."""
+
+
 JobEvent = (
     Called | Replied | ViewChanged | BlobArrived | BlobMissing | BlobRead | Trained
     | AttemptEnded | WorkDone | WorkFailed | Persisted | Cancelled | ReplaceMember
-    | RecoverRegister | Woke
+    | RecoverRegister | FromWhole | FromRegion | LookAgain | Woke
 )  # fmt: skip
 
 
@@ -259,6 +293,14 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Tell:
+    """Give ``event`` to the machine of another job at this site: a region's, or the whole job's."""
+
+    job: JobId
+    event: FromWhole | FromRegion | LookAgain
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The job is over (finished, failed or cancelled); ``exported`` is to be published if given."""
 
@@ -270,5 +312,5 @@ class Finished:
 
 JobEffect = (
     Persist | Ask | Answer | FetchBlob | ReadBlob | StoreBytes | Label | ForgetBlob | Train | Initialise
-    | Aggregate | Export | ReleaseTrainer | Progressed | Finished
+    | Aggregate | Export | ReleaseTrainer | Progressed | Tell | Finished
 )  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agent.federation.desk import Desk, Surroundings
-from agent.federation.events import FetchBlob, ForgetBlob, Label, Persist, ReadBlob
+from agent.federation.events import FetchBlob, ForgetBlob, Label, Metrics, Persist, ReadBlob
 from agent.federation.value import Contributions, JobValue, blob_digest
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import Digest, SiteId
@@ -31,15 +31,23 @@ class Counted:
     @property
     def accuracy(self) -> float | None:
         """Accuracy of the round's base parameters, weighted by hold-out sizes; None if unreported."""
-        right = total = 0.0
+        return dict(self.metrics).get("accuracy")
+
+    @property
+    def metrics(self) -> Metrics:
+        """Of the round's base parameters over all hold-outs; empty if none was reported."""
+        right = lost = total = 0.0
         for entry in self.content.entries:
             if entry.round:
                 continue  # late: it speaks of older parameters
             metrics = dict(entry.metrics)
             if "accuracy" in metrics and metrics.get("holdout", 0.0) > 0:
                 right += metrics["accuracy"] * metrics["holdout"]
+                lost += metrics.get("loss", 0.0) * metrics["holdout"]
                 total += metrics["holdout"]
-        return right / total if total else None
+        if not total:
+            return ()
+        return (("accuracy", right / total), ("loss", lost / total), ("holdout", total))
 
 
 class History:

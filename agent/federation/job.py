@@ -10,7 +10,7 @@ A finished job costs nothing: no packet, no timer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 from typing import assert_never
 
@@ -29,9 +29,12 @@ from agent.federation.events import (
     Cancelled,
     Finished,
     ForgetBlob,
+    FromRegion,
+    FromWhole,
     JobEffect,
     JobEvent,
     Label,
+    LookAgain,
     Persist,
     Persisted,
     Progressed,
@@ -44,11 +47,14 @@ from agent.federation.events import (
     WorkDone,
     WorkFailed,
 )
-from agent.federation.history import Counted, History
+from agent.federation.history import History
 from agent.federation.offering import Ears
-from agent.federation.participant import Participant, Update
-from agent.federation.register import Outcome, Register, RegisterRow, Settled
+from agent.federation.participant import Participant
+from agent.federation.region import Place, region_of
+from agent.federation.register import Outcome, Register, Settled
+from agent.federation.restored import References, Restored
 from agent.federation.swaps import Swap, Swaps
+from agent.federation.ties import Delegate, Whole
 from agent.federation.value import Contributions, JobValue
 from agent.federation.watch import RESIGNED, Watchers, Watching
 from agent.foundation.ids import Digest, SiteId
@@ -74,35 +80,18 @@ from agent.wire.schema import pack
 
 REFRESH_S = 10.0
 """Without a working watch, the register is read this often while the job runs."""
+PASSIVE_REFRESH_S = 60.0
+"""By a site whose region speaks for it; it hears of the end from there."""
+PASSIVE_QUIET_S = 10.0
+LOOK_AGAIN_S = 0.5
 QUIET_S = 0.5
 READ_PAUSE_S = 0.05
 """What is asked for while a read is under way waits so long after it: news comes in bursts."""
 SOURCES_MAX = 16
 """More sources than a fetch can use at a time."""
 ENDED = ("finished", "failed")
+ENDED_HERE = "the job has ended here"
 NOT_THE_AGGREGATOR = "not the aggregator"
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What this site's database holds of a job."""
-
-    value: JobValue | None = None
-    register: RegisterRow | None = None
-    update: Update | None = None
-    rounds: tuple[Counted, ...] = ()
-    barred_because: str = ""
-    """Why this site may not vote; empty if it may."""
-
-
-@dataclass(frozen=True, slots=True)
-class References:
-    """Blobs that matter to a job at one site."""
-
-    needed: frozenset[Digest]
-    """Here, whatever becomes of others' copies."""
-    named: frozenset[Digest]
-    """By the history of a job that is over: somebody may ask for them."""
 
 
 class JobMachine:
@@ -118,24 +107,40 @@ class JobMachine:
         rng: Random,
         now: float,
         restored: Restored,
+        place: Place | None = None,
     ) -> None:
-        """``desk`` is this job's own; ``restored`` is empty for a job never seen here."""
+        """``desk`` is this job's own; ``restored`` is empty for a job never seen here.
+
+        ``place``: what the machine is, where the job has regions.
+        """
+        place = place if place is not None else Place()
         self.job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
         self._rng, self._began_at = rng, now
         self.value: JobValue | None = restored.value
-        self.is_over = job.is_cancelled or (
-            restored.value is not None and restored.value.state in ENDED
+        self.is_over = (
+            job.is_cancelled
+            or place.is_over
+            or (restored.value is not None and restored.value.state in ENDED)
         )
         self._register = Register(
             job, me, boot_epoch, desk, rng, restored.register, restored.barred_because
         )
         self._custody = Custody(job, me, desk, surroundings, lambda: self.value)
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
-        self.participant = Participant(
-            job, me, desk, surroundings, self._sources,
-            Ears(self._collect, self._on_silence, self._refresh), self._on_withdrawn,
-            self.history.content,
-        )  # fmt: skip
+        ears = Ears(self._collect, self._refresh)
+        region = region_of(job, place.region)
+        self.whole = None if place.parent is None else Whole(job, place.parent, desk)
+        """What the machine of a region knows of the whole job; None: this is no region's."""
+        self.participant: Participant | Delegate
+        if region is not None:
+            self.participant = Delegate(
+                job, region, me, desk, ears, self._sources, self.history.content
+            )
+        else:
+            self.participant = Participant(
+                job, me, desk, surroundings, self._sources, ears, self._on_withdrawn,
+                self.history.content,
+            )  # fmt: skip
         if restored.value is not None:
             self._register.learn(restored.value.roster)
         self.swaps = Swaps(job, me, desk, surroundings, self._register, self._adopt)
@@ -146,7 +151,7 @@ class JobMachine:
             lambda: None if self.is_over else self.value,
             self._look,
             self._on_doubt,
-            self._on_resigned,
+            lambda now: self._claims.consider(self.value, now, has_resigned=True),
         )
         self._watchers = Watchers(desk)
         self.aggregation: Aggregation | None = None
@@ -160,14 +165,13 @@ class JobMachine:
         value, update = restored.value, restored.update
         for counted in restored.rounds:
             self.history.restore(counted)
-        if update is not None:
+        if update is not None and isinstance(self.participant, Participant):
             self.participant.restore(update)
         # What others may still fetch here; labels are not stored.
         blobs = [counted.contributions for counted in restored.rounds]
         blobs += self.participant.kept
         if value is not None:
-            held = (value.parameters, value.exported, value.carried)
-            blobs += [blob for blob in held if blob is not None]
+            blobs += sorted(value.blobs)
         self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
         self._custody.restore(value, (counted.content for counted in restored.rounds))
         if value is not None:
@@ -214,6 +218,8 @@ class JobMachine:
             case RecoverRegister(survivors, members):
                 if not self.is_over:
                     self.swaps.recover(survivors, members, self.value, now)
+            case FromWhole() | FromRegion() | LookAgain():
+                self._told(event, now)
             case Cancelled():
                 self.job = replace(self.job, is_cancelled=True)
                 self._end()
@@ -223,6 +229,9 @@ class JobMachine:
                 assert_never(event)
         if self.is_over and not self._has_tidied:
             self._tidy()
+        if self.whole is not None:
+            speaks = self.aggregation is not None and not self.is_over
+            self.whole.tell(self.value, self.history.rounds, self._surroundings, speaks=speaks)
         return [
             effect
             for effect in self._desk.take()
@@ -263,8 +272,7 @@ class JobMachine:
         for value in (self.value, self._register.accepted()):
             if value is not None:
                 named |= value.blobs
-        needed = self._custody.kept()
-        needed |= self.participant.kept
+        needed = self._custody.kept() | self.participant.kept
         if (base := self.participant.training_base) is not None and not self.is_over:
             needed.add(base)
         if self.is_over:
@@ -303,10 +311,9 @@ class JobMachine:
 
     # --- the register ----------------------------------------------------------------------------
     def _refresh(self, now: float) -> None:
-        """Read the register, once at a time."""
         if self.is_over:
             return
-        self._refresh_at = now + REFRESH_S
+        self._refresh_at = now + (PASSIVE_REFRESH_S if self._is_passive else REFRESH_S)
         if self._reading:
             self._read_again = True
             return
@@ -325,12 +332,16 @@ class JobMachine:
         if self.is_over:
             return
         if not isinstance(outcome, Settled):
-            self._look(now, QUIET_S + self._rng.uniform(0, QUIET_S))
+            quiet_s = PASSIVE_QUIET_S if self._is_passive else QUIET_S
+            self._look(now, quiet_s + self._rng.uniform(0, quiet_s))
+            if isinstance(self.participant, Delegate):
+                self.participant.unreadable(now)
             others = [site for site in self._surroundings.alive() if site != self._me]
             if others:
                 self._register.ask_who_holds_it(self._rng.choice(others))
         elif outcome.value is None:
-            self._claims.consider(None, now)
+            if not self._is_passive:
+                self._claims.consider(None, now)
         else:
             self._adopt(outcome.value, now)
         if self._read_again:
@@ -370,6 +381,8 @@ class JobMachine:
     def _carry_on(self, value: JobValue, now: float) -> None:
         self.participant.follow(value, now)
         self.swaps.consider(value, now, is_aggregator=self.aggregation is not None)
+        if self._is_passive:
+            return
         if value.aggregator != self._me:
             self._watching.watch(value)
             self._look_for(value, now)
@@ -386,10 +399,12 @@ class JobMachine:
         self._register.hush()
         if self.aggregation is not None:
             self._drop_aggregation()
-        self._watchers.answer(Declined("the job has ended here"))
+        self._watchers.answer(Declined(ENDED_HERE))
         value = self.value
         self.participant.end(value)
         self._desk.emit(ReleaseTrainer(self.job), Progressed())
+        if self.whole is not None:
+            return
         if value is None:
             self._desk.emit(Finished(self.job, None, 0, 0))
         else:
@@ -400,7 +415,40 @@ class JobMachine:
         value = self.value
         if value is None or len(self.history.rounds) >= value.round:
             self._has_tidied = True
-            self._custody.end(counted.content for counted in self.history.rounds.values())
+            history = (counted.content for counted in self.history.rounds.values())
+            self._custody.end(history, has_result=self.whole is None)
+
+    # --- regions ---------------------------------------------------------------------------------
+    @property
+    def _is_passive(self) -> bool:
+        """Of a job with regions, at a site that neither speaks for its own nor holds the register."""
+        delegate = self.participant
+        return (
+            isinstance(delegate, Delegate)
+            and not delegate.speaks
+            and self.aggregation is None
+            and self._me not in self.holders
+        )
+
+    def _told(self, news: FromWhole | FromRegion | LookAgain, now: float) -> None:
+        """The machine of a region hears from the whole job's, or the other way about."""
+        delegate, was_passive = self.participant, self._is_passive
+        if isinstance(news, FromWhole):
+            if self.whole is None or self.is_over:
+                return
+            self.whole.news = news
+            if news.is_over:
+                self._end()
+            elif self.aggregation is not None:
+                self.aggregation.whole_moved(now)
+        elif isinstance(delegate, Delegate) and self.is_over:
+            delegate.say_that_it_is_over()
+        elif isinstance(news, LookAgain):
+            self._look(now, LOOK_AGAIN_S)
+        elif isinstance(delegate, Delegate):
+            delegate.from_region(news, now)
+            if was_passive and not self._is_passive:
+                self._refresh(now)
 
     def _on_settled(self, _: Contributions) -> None:
         self.participant.settled()
@@ -423,7 +471,7 @@ class JobMachine:
             self._drop_aggregation()
             self.aggregation = Aggregation(
                 self.job, self._me, self._desk, self._surroundings, self._register,
-                self._custody, self._sources, self._adopt, self.history, newest, now,
+                self._custody, self._sources, self._adopt, self.history, newest, self.whole,
             )  # fmt: skip
             self._claims.stop()
             self.aggregation.begin(newest, now)
@@ -449,19 +497,14 @@ class JobMachine:
         if self.aggregation is not None:
             self.aggregation.withdrawn(sender, round_, reason, now)
 
-    def _on_silence(self, now: float) -> None:
-        """The aggregator did not take an offer: look again; the watch tells whether it is gone."""
-        self._refresh(now)
-
     def _on_doubt(self, now: float, doubts: int) -> None:
         """A watch has failed ``doubts`` times in a row; one broken connection may be an accident."""
         value = self.value
         assert value is not None, "what is watched has been read"
+        if self.whole is not None:
+            self.whole.look_again()
         if doubts > 1 or value.aggregator not in self._surroundings.alive():
             self._claims.consider(value, now)
-
-    def _on_resigned(self, now: float) -> None:
-        self._claims.consider(self.value, now, has_resigned=True)
 
     def _view_changed(self, now: float) -> None:
         if self.is_over:
@@ -471,7 +514,7 @@ class JobMachine:
             if self.value is not None:
                 self.swaps.consider(self.value, now, is_aggregator=True)
         value = self.value
-        if value is not None and value.aggregator != self._me:
+        if value is not None and value.aggregator != self._me and not self._is_passive:
             self._look_for(value, now)
 
     def _look_for(self, value: JobValue, now: float) -> None:
@@ -493,6 +536,8 @@ class JobMachine:
                 self._desk.emit(Answer(call, self._collect(sender, message, now)))
             case Withdraw():
                 self._withdrawing(call, sender, message, now)
+            case Keep() if self.is_over:  # a region's, whose aggregator has not heard of the end
+                self._desk.emit(Answer(call, Declined(ENDED_HERE)))
             case Keep():
                 self._custody.keep(call, sender, message)
             case Watch():
@@ -501,17 +546,13 @@ class JobMachine:
                 self._desk.emit(Answer(call, Declined("not a call about a job")))
 
     def _noticed(self, call: int, notice: Notice, now: float) -> None:
-        reason = "the job has ended here" if self.is_over else self._surroundings.refusal(self.job)
+        reason = ENDED_HERE if self.is_over else self._surroundings.refusal(self.job)
         self._desk.emit(Answer(call, NoticeReply(not reason, reason)))
         if notice.members:
             self._register.learn(Roster(notice.generation, notice.members, notice.others))
-        value = self.value
-        told, known = (notice.epoch, notice.round), (0, 0)
-        if value is not None:
-            known = (value.epoch, value.round)
-        # First parameters and the model at the end change neither number.
-        is_between = value is None or value.parameters is None or value.state != "running"
-        if told > known or (told == known and is_between):
+        value, told = self.value, (notice.epoch, notice.round)
+        known = (0, 0) if value is None else (value.epoch, value.round)
+        if told > known or (told == known and (value is None or value.is_between_rounds)):
             self._refresh(now)
 
     def _withdrawing(self, call: int, sender: SiteId, message: Withdraw, now: float) -> None:
@@ -522,35 +563,33 @@ class JobMachine:
         self._desk.emit(Answer(call, Done()))
 
     def _watched(self, call: int, watch: Watch, now: float) -> None:
-        value = self.value
-        reply: Reply | None = None
+        value, aggregation = self.value, self.aggregation
         if self.is_over:
             is_final = value is not None and value.state in ENDED
-            reply = Done() if is_final else Declined("the job was cancelled")
-        elif value is None or self.aggregation is None:
+            reply: Reply = Done() if is_final else Declined(ENDED_HERE)
+        elif value is None or aggregation is None:
             reply = Declined(NOT_THE_AGGREGATOR)
-        elif reason := self.aggregation.resigned_because(now):
+        elif reason := aggregation.resigned_because(now):
             reply = Declined(f"{RESIGNED}: {reason}"[:400])
         elif (value.epoch, value.round) > (watch.epoch, watch.round):
             reply = Done()
-        if reply is None:
-            self._watchers.hold(call, now)
         else:
-            self._desk.emit(Answer(call, reply))
+            self._watchers.hold(call, now)
+            return
+        self._desk.emit(Answer(call, reply))
 
     def _blob_arrived(self, digest: Digest, now: float) -> None:
         self._custody.blob_arrived(digest)
         self.history.blob_arrived(digest)
-        self.participant.blob_arrived(digest, now)
-        if self.aggregation is not None:
-            self.aggregation.blob_arrived(digest, now)
+        for part in (self.participant, self.aggregation):
+            if part is not None:
+                part.blob_arrived(digest, now)
 
     def _blob_missing(self, digest: Digest, now: float) -> None:
         self._custody.blob_missing(digest)
-        self.history.blob_missing(digest, now)
-        self.participant.blob_missing(digest, now)
-        if self.aggregation is not None:
-            self.aggregation.blob_missing(digest, now)
+        for part in (self.history, self.participant, self.aggregation):
+            if part is not None:
+                part.blob_missing(digest, now)
 
     def _sources(self) -> tuple[SiteId, ...]:
         """Where the job's blobs may be had: the aggregator, the committee, then everyone alive."""

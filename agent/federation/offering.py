@@ -25,10 +25,9 @@ class Ears:
 
     collect: Callable[[SiteId, Offer, float], OfferReply]
     """This site's own aggregation, if it is the aggregator."""
-    silent: Callable[[float], None]
-    """The aggregator did not answer."""
     refresh: Callable[[float], None]
-    """It did not take the update: the register may have moved."""
+    """It did not take the update, or did not answer: the register may have moved. (A watch tells whether
+    it is gone.)"""
 
 
 class Offering:
@@ -89,18 +88,15 @@ class Offering:
             if isinstance(reply, OfferReply) and reply.outcome == "collected":
                 self._taken = (value.epoch, value.round, offer.update)
             if not self.is_over:
-                self._answered(reply, offer.update, value, at)
+                self._answered(offer.update, value, at)
 
         self._desk.ask(value.aggregator, offer, OFFER_TIMEOUT_S, answered)
 
-    def _answered(self, reply: Reply | None, update: Digest, value: JobValue, at: float) -> None:
+    def _answered(self, update: Digest, value: JobValue, at: float) -> None:
         if not self.is_taken(update, value):
             self._refused = (value.progress, update)
             self.retry(at)
-            if reply is None:
-                self._ears.silent(at)
-            else:
-                self._ears.refresh(at)
+            self._ears.refresh(at)
         elif self._value is not None and self._value.progress != value.progress:
             self._again(self._value, at)  # another aggregator by now, or another round
 

@@ -135,6 +135,9 @@ class Participant:
         if self._surroundings.refusal(self._job):
             self._activity = "not taking part"
             return
+        if value.is_waiting:
+            self._activity = "waiting for the whole job"
+            return
         update = self.update
         is_current = (
             update is not None

@@ -19,7 +19,7 @@ from agent.foundation.ids import Digest, SiteId
 from agent.wire.documents import BlobDigest, Job
 from agent.wire.limits import CHUNK_BYTES
 from agent.wire.mesh import JobName
-from agent.wire.records import Counter, Site
+from agent.wire.records import Counter, Name, Site
 from agent.wire.schema import AtMost, omitted, pack, unpack
 
 OPERATIONS_KEPT = 8
@@ -33,6 +33,27 @@ ONE_FIELD = b"\x91"
 Operation = Annotated[bytes, AtMost(48)]
 State = Literal["running", "exporting", "finished", "failed"]
 _RANK: dict[str, int] = {"running": 0, "exporting": 1, "finished": 2, "failed": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Above:
+    """In the register of a region: which parameters of the whole job its rounds started from."""
+
+    recoveries: Counter
+    """Of the whole job's register at that time."""
+    round: Counter
+    """Rounds of the whole job that were committed then."""
+    parameters: BlobDigest
+    after: Counter
+    """Rounds of the region that were committed before."""
+    samples: Counter = 0
+    """That the region's last round since was made of."""
+    told: BlobDigest | None = None
+    """The region went on alone from these parameters of its own, which the whole job may have counted."""
+    told_round: Counter = 0
+    """The region's round that made them."""
+    alone_from: Counter = 0
+    """The region's round from which it goes on alone at present; else it waits for the whole job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +82,43 @@ class JobValue:
     """How often an operator took the register over after the loss of a majority."""
     carried: BlobDigest | None = omitted(None)
     """What the outer optimizer needs in the next round; None before the first, after the last, without one."""
+    above: Above | None = omitted(None)
+    """Of a region only; None: it has not taken parameters of the whole job yet."""
 
     @property
-    def progress(self) -> tuple[int, int, int, bool, int, int]:
+    def progress(self) -> tuple[int, ...]:
         """Never decreases along the register's history; equal means the same state."""
         return (*self.achieved, self.epoch, self.roster.generation if self.roster else 0)
 
     @property
-    def achieved(self) -> tuple[int, int, int, bool]:
+    def achieved(self) -> tuple[int, ...]:
         """The part of ``progress`` that is work done, whoever did it."""
-        is_begun = self.parameters is not None
-        return (self.recoveries, self.round, _RANK[self.state], is_begun)
+        is_begun, up = self.parameters is not None, self.above
+        above = (-1, -1, 0) if up is None else (up.recoveries, up.round, up.alone_from)
+        return (self.recoveries, self.round, _RANK[self.state], is_begun, *above)
+
+    @property
+    def alone(self) -> int:
+        """Rounds of a region since it took parameters of the whole job."""
+        return 0 if self.above is None else self.round - self.above.after
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is a region's, whose next round waits for parameters of the whole job."""
+        return self.alone > 0 and self.above is not None and self.above.alone_from != self.round
+
+    @property
+    def is_between_rounds(self) -> bool:
+        """Whether what comes next changes neither epoch nor round: first parameters, the model at the end."""
+        return self.parameters is None or self.state != "running" or self.is_waiting
 
     @property
     def blobs(self) -> set[Digest]:
         """All that it names."""
         named = (self.parameters, self.contributions, self.exported, self.carried)
-        return {digest for digest in named if digest is not None}
+        up = self.above
+        of_above = () if up is None else (up.parameters, up.told)
+        return {digest for digest in (*named, *of_above) if digest is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +134,11 @@ class Contribution:
     """The earlier round that it was made for; 0: the one that counts it."""
     started_from: BlobDigest | None = omitted(None)
     """Of a late one; see ``agent.federation.lateness``."""
+    region: Name = omitted("")
+    """Whose it is, if it is a region's; ``site`` spoke for it."""
+    after: Counter = omitted(0)
+    until: Counter = omitted(0)
+    """A region's: made of its rounds from the one after ``after`` up to this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +158,8 @@ class Contributions:
     previous: BlobDigest | None
     carried: BlobDigest | None = omitted(None)
     """What the outer optimizer left, made with ``parameters``."""
+    above: Counter = omitted(0)
+    """A region's: ``base`` is of the whole job, after one round less than this; 0: of the region's round before."""
 
 
 Change = Callable[[bytes | None], bytes | Refusal]
@@ -196,20 +244,55 @@ def commit_round(
     *,
     rounds: int,
     publishes: bool,
+    base: Digest,
     carried: Digest | None = None,
+    samples: int = 0,
 ) -> Change:
     """Move from ``round_ - 1`` to ``round_`` committed rounds; the last one ends the training."""
 
     def apply(now: JobValue) -> JobValue | str:
         if now.state != "running" or now.round != round_ - 1:
             return f"round {now.round} is committed, state {now.state}"
+        if now.parameters != base:
+            return "the round starts from other parameters by now"
         last = round_ >= rounds
         state: State = "running" if not last else "exporting" if publishes else "finished"
+        above = None if now.above is None else replace(now.above, samples=samples)
         return _with(
             now, operation,
             round=round_, parameters=parameters, contributions=contributions, state=state,
-            carried=carried,
+            carried=carried, above=above,
         )  # fmt: skip
+
+    return _fenced(epoch, operation, apply)
+
+
+def adopt_above(above: Above, epoch: int, operation: bytes) -> Change:
+    """Have a region's next round start from parameters of the whole job."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        known = now.above
+        if known is not None and (above.recoveries, above.round) <= (known.recoveries, known.round):
+            return f"the region starts from round {known.round} already"
+        if now.round != above.after:
+            return f"the region has committed round {now.round}"
+        return _with(now, operation, parameters=above.parameters, above=above)
+
+    return _fenced(epoch, operation, apply)
+
+
+def go_on_alone(round_: int, epoch: int, operation: bytes) -> Change:
+    """Have a region that is cut off start its next round from what its last one, ``round_``, made."""
+
+    def apply(now: JobValue) -> JobValue | str:
+        if now.above is None or now.round != round_ or not now.alone:
+            return f"the region has committed round {now.round}"
+        if not now.is_waiting:
+            return "the region goes on alone already"
+        above = replace(now.above, alone_from=round_)
+        if above.told is None:
+            above = replace(above, told=now.parameters, told_round=round_)
+        return _with(now, operation, above=above)
 
     return _fenced(epoch, operation, apply)
 

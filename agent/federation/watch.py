@@ -25,7 +25,7 @@ PAUSE_MAX_S = 10.0
 NO_CHANGE = "no change yet"
 RESIGNED = "resigned"
 
-Progress = tuple[int, int, int, bool, int, int]
+Progress = tuple[int, ...]
 
 
 class Watching:

@@ -8,7 +8,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from agent.simulation.job_fleet import Scenario
@@ -28,6 +28,7 @@ class Ending:
     generation: int
     """Changes of the committee, twice each."""
     is_cancelled: bool
+    regions: int
     counted: int
     """Updates in committed rounds."""
     settled_s: float
@@ -43,7 +44,7 @@ def scenario_of(seed: int) -> Scenario:
     kind = rng.random()
     turnover = rng.randint(1, 4) if may_lose and kind < 0.3 else 0  # noqa: PLR2004 - a share
     gone = rng.randint(0, min(committee // 2, sites - 4)) if may_lose and not turnover else 0
-    return Scenario(
+    scenario = Scenario(
         sites=sites, committee=committee, rounds=rng.randint(2, 6),
         seconds=rng.uniform(20.0, 70.0), loss=rng.choice((0.0, 0.03, 0.1)),
         duplicate=rng.choice((0.0, 0.03, 0.1)), delay_mean_s=rng.choice((0.005, 0.02, 0.1)),
@@ -56,6 +57,12 @@ def scenario_of(seed: int) -> Scenario:
         sites_min=rng.choice((1, 2, 2)), staleness_max=rng.choice((0, 0, 1, 3)),
         outer=rng.choice(("none", "none", "momentum")),
     )  # fmt: skip
+    if turnover or gone or rng.random() < 0.5:  # noqa: PLR2004 - a share
+        return scenario
+    return replace(
+        scenario, sites=max(sites, 8), regions=rng.randint(1, 3),
+        local_rounds_max=rng.choice((0, 2)),
+    )  # fmt: skip
 
 
 def live(seed: int) -> Ending:
@@ -67,7 +74,7 @@ def live(seed: int) -> Ending:
     return Ending(
         seed, tuple(report.violations), report.trace, report.epochs, report.rounds,
         max((roster.generation for roster in rosters if roster is not None), default=0),
-        scenario.cancel, counted,
+        scenario.cancel, scenario.regions, counted,
         0.0 if report.finished_at is None else report.finished_at - scenario.seconds,
     )  # fmt: skip
 
@@ -84,6 +91,7 @@ def told(endings: Iterable[Ending]) -> Counter[str]:
         totals["jobs"] += 1
         totals["broken"] += bool(ending.broken)
         totals["cancelled"] += ending.is_cancelled
+        totals["regions"] += ending.regions
         totals["rounds"] += ending.rounds
         totals["epochs"] += ending.epochs
         totals["members replaced"] += ending.generation // 2

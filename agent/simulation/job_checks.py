@@ -14,7 +14,7 @@ from hashlib import sha256
 from typing import Any
 
 from agent.distribution.manifest import build, digest_of, encode
-from agent.federation.value import Contributions, JobValue
+from agent.federation.value import Contribution, Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
 from agent.wire.schema import unpack
 
@@ -78,6 +78,8 @@ class Dropped:
     site: int
     round: int
     read: int
+    base: Digest
+    """What it had started from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,10 @@ class Evidence:
     """The operator wants none of it: nothing has to be kept."""
     leftovers: list[str] = field(default_factory=list)
     """Blobs that still lay about when nothing needed them."""
+    region: str = ""
+    """Whose, if it is not the whole job's."""
+    regions: dict[str, "Evidence"] = field(default_factory=dict)
+    """Of the whole job's regions."""
 
 
 def violations(evidence: Evidence) -> list[str]:
@@ -188,7 +194,7 @@ def _one_history(evidence: Evidence) -> Iterator[str]:
     """Chosen values, in the order of their ballots, only move forward, one round at a time."""
     ordered = sorted(evidence.chosen, key=lambda choice: choice.ballot)
     last: JobValue | None = None
-    results: dict[int, tuple[Digest | None, Digest | None]] = {}
+    results: dict[tuple[int, int], tuple[Digest | None, Digest | None]] = {}
     for choice in ordered:
         value = choice.value
         if last is not None and (value.round, value.epoch) < (last.round, last.epoch):
@@ -197,7 +203,8 @@ def _one_history(evidence: Evidence) -> Iterator[str]:
             yield f"the epoch went back from {last.epoch} to {value.epoch}"
         result = (value.parameters, value.contributions)
         if value.parameters is not None:
-            known = results.setdefault(value.round, result)
+            above = -1 if value.above is None else value.above.round
+            known = results.setdefault((value.round, above), result)
             if known != result:
                 yield f"round {value.round} was committed twice, with different results"
         if value.round > evidence.rounds:
@@ -240,15 +247,18 @@ def _counting(evidence: Evidence) -> Iterator[str]:
     seen: dict[Digest, int] = {}
     whose: set[tuple[SiteId, int]] = set()
     for number, (_, content) in sorted(rounds.items()):
-        sites = [entry.site for entry in content.entries]
+        sites = [entry.region or entry.site for entry in content.entries]
         if len(set(sites)) != len(sites):
             yield f"round {number} counts a site twice"
         for entry in content.entries:
             if entry.update in seen:
                 yield f"an update was counted in round {seen[entry.update]} and in round {number}"
             seen[entry.update] = number
-            origin = evidence.updates.get(entry.update)
             made_for, base = entry.round or number, entry.started_from or content.base
+            if entry.region:
+                yield from _of_region(evidence, number, entry, made_for, base)
+                continue
+            origin = evidence.updates.get(entry.update)
             if origin != (entry.site, made_for, base, entry.samples):
                 yield f"round {number} counts an update that is not its site's for that round"
             if not 0 <= number - made_for <= evidence.staleness_max:
@@ -258,6 +268,32 @@ def _counting(evidence: Evidence) -> Iterator[str]:
             whose.add((entry.site, made_for))
         before = rounds.get(number - 1)
         yield from _made(evidence, number, content, None if before is None else before[1])
+
+
+def _of_region(
+    evidence: Evidence, number: int, entry: Contribution, made_for: int, base: Digest
+) -> Iterator[str]:
+    """A region's update is what its rounds from the first to the last of them have made."""
+    what = f"round {number} counts of {entry.region} what"
+    rounds, _ = chain(evidence.regions[entry.region])
+    first, last = rounds.get(entry.after + 1), rounds.get(entry.until)
+    if first is None or last is None:
+        yield f"{what} it has not committed"
+        return
+    if last[1].parameters != entry.update or first[1].base != base:
+        yield f"{what} its rounds have not made"
+    if sum(one.samples for one in last[1].entries) != entry.samples:
+        yield f"{what} weighs otherwise"
+    if first[1].above not in (0, made_for):
+        yield f"{what} started from round {first[1].above - 1}, not {made_for - 1}"
+    if not 0 <= number - made_for <= evidence.staleness_max:
+        yield f"{what} was made for round {made_for}"
+    whole, _ = chain(evidence)
+    for other, (_, content) in whole.items():
+        for counted in content.entries:
+            is_other = (other, counted) != (number, entry) and counted.region == entry.region
+            if is_other and counted.after < entry.until and entry.after < counted.until:
+                yield f"{what} round {other} counts, too"
 
 
 def _made(
@@ -271,7 +307,9 @@ def _made(
     mean = mean_of(content.base, weighed, None if before is None else before.carried)
     if content.parameters != named(mean):
         yield f"the parameters of round {number} are not the mean of what it counts"
-    if before is not None and before.parameters != content.base:
+    if content.above:
+        pass  # of the whole job: judged where the whole job counts it
+    elif before is not None and before.parameters != content.base:
         yield f"round {number} starts from other parameters than round {number - 1} ended with"
     carries = evidence.has_outer and number < evidence.rounds
     if content.carried != (named(carried_of(mean)) if carries else None):
@@ -336,8 +374,10 @@ def _handed_over(evidence: Evidence) -> Iterator[str]:
 
 
 def _dropped(evidence: Evidence) -> Iterator[str]:
+    begun = {(c.value.round + 1, c.value.parameters) for c in evidence.chosen if c.value.above}
     for drop in evidence.dropped:
-        if drop.read < drop.round:
+        others = {base for round_, base in begun if round_ == drop.round} - {drop.base}
+        if drop.read < drop.round and not others:  # else its region had begun the round anew
             yield (
                 f"site {drop.site} dropped its update for round {drop.round} when it had read "
                 f"{drop.read} committed rounds"

@@ -5,47 +5,40 @@ wait for the commit of the rows before them; a crash loses what was not yet comm
 labels and children. Everything that matters to a judge is noted as evidence on the way.
 """
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from agent.election.committee import Seat, choose_committee
 from agent.election.roster import Roster
 from agent.federation import events as job_events
-from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, JobEvent
 from agent.federation.history import Counted
-from agent.federation.job import JobMachine, Restored
+from agent.federation.job import JobMachine
 from agent.federation.participant import Update
-from agent.federation.value import Contributions, JobValue, decode
-from agent.foundation.ids import Digest, JobId, SiteId
+from agent.federation.region import regional
+from agent.federation.restored import Restored
+from agent.federation.value import Contributions, JobValue
+from agent.foundation.ids import JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.writes import Put
 from agent.simulation.job_checks import (
-    ASKS_PER_SECOND_MAX,
     EFFECTS_AT_ONCE_MAX,
     Chosen,
-    Dropped,
     Evidence,
 )
 from agent.simulation.job_outside import Around, Outside
+from agent.simulation.job_site import JOB, Row, SimulatedSite, handed_over
+from agent.simulation.job_spy import Choice, Spy, named_by, value_of
 from agent.simulation.network import Faults, Network
-from agent.wire.documents import Job
+from agent.site.workshop import Workshop
+from agent.wire.documents import Job, Region
 from agent.wire.mesh import Accept, Call, Notice, Reply
 from agent.wire.schema import unpack
-
-JOB = JobId("simulated-00000001")
-KEYS = {
-    "register": ("job",),
-    "jobs": ("job",),
-    "updates": ("job", "round"),
-    "rounds": ("job", "round"),
-}
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +79,9 @@ class Scenario:
     before it has been replaced."""
     sites_min: int = 2
     staleness_max: int = 0
+    regions: int = 0
+    """With any, one more holds sites that take part by themselves."""
+    local_rounds_max: int = 0
     outer: Literal["none", "momentum"] = "none"
 
 
@@ -108,51 +104,12 @@ class _Response:
     reply: Reply | None
 
 
-@dataclass(slots=True)
-class SimulatedSite:
-    """One site: what survives a crash (disk, blobs), and what does not."""
-
-    index: int
-    id: SiteId
-    is_idle: bool
-    machine: JobMachine | None = None
-    boot_epoch: int = 0
-    is_up: bool = False
-    is_gone: bool = False
-    disk: dict[str, dict[tuple[Any, ...], Row]] = field(default_factory=dict)
-    blobs: set[Digest] = field(default_factory=set)
-    labels: set[Digest] = field(default_factory=set)
-    forgotten: set[Digest] = field(default_factory=set)
-    """Held no more for the machine, though the removal waits for the disk: as in the site."""
-    view: set[int] = field(default_factory=set)
-    queue: deque[list[JobEffect]] = field(default_factory=deque)
-    is_writing: bool = False
-    calls: Any = None
-    asked: dict[int, int] = field(default_factory=dict)
-    callers: dict[int, tuple[int, int]] = field(default_factory=dict)
-    timer: int = 0
-    timer_at: float = NEVER
-    kill_after: int | None = None
-    read: int = 0
-    """Committed rounds that this site has read, in all its lives, as its rows tell."""
-    knows_of_cancellation: bool = False
-    is_over: bool = False
-    wall_offset_s: float = 0.0
-    """What the clock for people is wrong by; it jumps, and nothing may depend on it."""
-    at_once: tuple[float, int] = (-1.0, 0)
-    second: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
-
-
-def value_of(data: bytes) -> JobValue:
-    """What was put forward."""
-    value = decode(data)
-    assert value is not None
-    return value
-
-
-def _named_by(value: JobValue) -> set[Digest]:
-    names = (value.parameters, value.contributions, value.exported, value.carried)
-    return {name for name in names if name is not None}
+KEYS = {
+    "register": ("job",),
+    "jobs": ("job",),
+    "updates": ("job", "round"),
+    "rounds": ("job", "round"),
+}
 
 
 class TightLoop(Exception):
@@ -168,8 +125,13 @@ class Fleet:
         self.faults = Faults(scenario.loss, scenario.duplicate, 0.002, scenario.delay_mean_s)
         self.network: Network[int] = Network(rng, self._deliver, self.faults)
         ids = [SiteId(sha256(b"job site %d" % n).digest()) for n in range(scenario.sites)]
-        regions = [Seat(site, f"region-{n % 5}", "core") for n, site in enumerate(ids)]
-        committee = choose_committee(JOB, regions, scenario.committee)
+        self._regions = scenario.regions + 1 if scenario.regions else 5
+        seats = [Seat(site, self.region(n), "core") for n, site in enumerate(ids)]
+        committee = choose_committee(JOB, seats, scenario.committee)
+        regions = [
+            Region(name, choose_committee(JOB, [s for s in seats if s.region == name], 3))
+            for name in (self.region(n) for n in range(scenario.regions))
+        ]
         idle = [rng.random() < scenario.idle_sites for _ in ids]
         workers = [n for n, is_idle in enumerate(idle) if not is_idle]
         enough = scenario.sites_min + scenario.gone + scenario.turnover + 1
@@ -184,17 +146,28 @@ class Fleet:
         self.job = Job(
             id=JOB, recipe="simulated", dataset="simulated", committee=committee,
             rounds=scenario.rounds, epochs=1, batch=1, learning_rate=0.1, seed=1,
-            sites_min=scenario.sites_min, round_timeout_s=120.0, publish=scenario.publish,
+            sites_min=min(scenario.sites_min, self._parties(regions, idle)), round_timeout_s=120.0, publish=scenario.publish,
             residency=(), staleness_max=scenario.staleness_max, outer=scenario.outer,
+            regions=tuple(regions), local_rounds_max=scenario.local_rounds_max,
         )  # fmt: skip
         self.evidence = Evidence(
             committee, scenario.rounds, scenario.staleness_max, scenario.outer != "none"
         )
-        self._accepted: defaultdict[tuple[int, bytes], set[SiteId]] = defaultdict(set)
-        self._taken_at: dict[tuple[tuple[int, bytes], SiteId], float] = {}
-        self._chosen: set[tuple[int, bytes]] = set()
+        self.books = {JOB: self.evidence}
+        """What is left of the whole job, and of each region."""
+        self.committees = {JOB: committee}
+        for one in regions:
+            within = regional(self.job, one)
+            self.committees[within.id] = one.committee
+            self.books[within.id] = Evidence(
+                one.committee, within.rounds, scenario.staleness_max,
+                blobs=self.evidence.blobs, region=one.name,
+            )  # fmt: skip
+            self.evidence.regions[one.name] = self.books[within.id]
+        self._accepted: defaultdict[Choice, set[SiteId]] = defaultdict(set)
+        self._chosen: set[Choice] = set()
         self._outside = Outside(self)
-        self.trace = sha256()
+        self.spy = Spy(self)
         self.is_calm = self.is_cancelled = False
         self.revoked: set[SiteId] = set()
         self.roster = Roster(0, committee, ())
@@ -208,8 +181,8 @@ class Fleet:
         """SIGKILL: what is not on disk is gone; blobs on disk stay."""
         if not site.is_up:
             return
-        self._log(site, "crash")
-        site.is_up, site.machine, site.kill_after = False, None, None
+        self.spy.log(site, "crash")
+        site.is_up, site.workshop, site.kill_after = False, None, None
         site.queue.clear()
         site.is_writing = False
         site.labels.clear()
@@ -225,28 +198,28 @@ class Fleet:
         site.boot_epoch += 1
         site.is_up = True
         site.timer_at = NEVER
-        self._log(site, "start")
+        self.spy.log(site, "start")
         # Fresh children and memory; the view starts empty and fills as members are heard.
         site.view = set()
         numbers = count(1)
         site.calls = numbers
-        desk = Desk(lambda: next(numbers), site.id[:8] + site.boot_epoch.to_bytes(4, "big"))
         job = replace(self.job, is_cancelled=site.knows_of_cancellation)
         if self.is_cancelled and not site.knows_of_cancellation:
             self.tell_of_cancellation(site)
-        site.machine = self._parts.machine(
-            job, site.id, site.boot_epoch, desk, Around(self, site), self.rng, self.network.now,
-            self._restored(site),
+        stored = {name: self._restored(site, name) for name in self.books}
+        site.workshop = Workshop(
+            site.id, site.boot_epoch, lambda: next(numbers), Around(self, site), self.rng, stored, "",
+            self._parts.machine,
         )  # fmt: skip
+        site.workshop.open(job, self.network.now)
         self.views_change()
         self._arm(site)
 
-    def _restored(self, site: SimulatedSite) -> Restored:
+    def _restored(self, site: SimulatedSite, job: JobId) -> Restored:
         """As ``daemon.restore`` reads it back."""
-        disk = site.disk
-        value = next((row["value"] for row in disk.get("jobs", {}).values()), None)
-        register = next(iter(disk.get("register", {}).values()), None)
-        open_ = [r for _, r in sorted(disk.get("updates", {}).items()) if r["state"] == "open"]
+        value = next((row["value"] for row in site.rows("jobs", job)), None)
+        register = next(iter(site.rows("register", job)), None)
+        open_ = [row for row in site.rows("updates", job) if row["state"] == "open"]
         update = None
         if open_:
             row = open_[-1]
@@ -256,7 +229,7 @@ class Fleet:
                 row["contributions"],
                 unpack(Contributions, self.evidence.blobs[row["contributions"]]),
             )
-            for _, row in sorted(disk.get("rounds", {}).items())
+            for row in site.rows("rounds", job)
             if row["contributions"] in site.blobs
         )
         return Restored(
@@ -299,6 +272,17 @@ class Fleet:
 
         self.network.call_at(self.network.now + self.rng.uniform(0.0, 5.0), tell)
 
+    def _parties(self, regions: list[Region], idle: list[bool]) -> int:
+        """How many can have an update: regions, and sites that take part by themselves."""
+        names = {region.name for region in regions}
+        working = [n for n, is_idle in enumerate(idle) if not is_idle]
+        alone = [n for n in working if self.region(n) not in names]
+        return len({self.region(n) for n in working} & names) + len(alone)
+
+    def region(self, number: int) -> str:
+        """Where the site of that number stands."""
+        return f"region-{number % self._regions}"
+
     # --- driving the machines --------------------------------------------------------------------
     def lives(self, site: SimulatedSite, boot: int) -> bool:
         """Whether the process of that boot still runs."""
@@ -318,13 +302,16 @@ class Fleet:
 
         self.network.call_at(at, feed)
 
-    def feed(self, site: SimulatedSite, event: JobEvent) -> None:
-        """Give the machine one event and carry out what it asks for."""
-        machine, now = site.machine, self.network.now
-        if machine is None:
+    def feed(self, site: SimulatedSite, event: JobEvent, job: JobId = JOB) -> None:
+        """Give the machines one event and carry out what they ask for.
+
+        ``job``: whose it is, where the event does not say so.
+        """
+        workshop, now = site.workshop, self.network.now
+        if workshop is None:
             return
-        effects = machine.step(event, now)
-        if isinstance(event, Woke) and machine.wake_at() <= now:
+        effects = handed_over(workshop, event, job, now)
+        if isinstance(event, Woke) and workshop.wake_at() <= now:
             self.evidence.loops.append(f"site {site.index} wants to be woken again at once")
             raise TightLoop
         at, number = site.at_once
@@ -339,9 +326,9 @@ class Fleet:
         self._arm(site)
 
     def _arm(self, site: SimulatedSite) -> None:
-        if site.machine is None:
+        if site.workshop is None:
             return
-        at = site.machine.wake_at()
+        at = site.workshop.wake_at()
         if at == NEVER or at >= site.timer_at:
             return
         site.timer += 1
@@ -349,13 +336,13 @@ class Fleet:
         number, boot = site.timer, site.boot_epoch
 
         def wake() -> None:
-            if site.boot_epoch != boot or site.timer != number or site.machine is None:
+            if site.boot_epoch != boot or site.timer != number or site.workshop is None:
                 return
             if until := self.network.paused_until(site.index):
                 self.network.call_at(until, wake)
                 return
             site.timer_at = NEVER
-            if site.machine.wake_at() <= self.network.now:
+            if site.workshop.wake_at() <= self.network.now:
                 self.feed(site, Woke())
             else:
                 self._arm(site)
@@ -367,7 +354,7 @@ class Fleet:
         if not effects:
             return
         for effect in effects:
-            self._spy(site, effect)
+            self.spy.see(site, effect)
         needs_disk = any(
             isinstance(e, (job_events.Persist, job_events.StoreBytes)) for e in effects
         )
@@ -421,35 +408,38 @@ class Fleet:
         key = tuple(row[name] for name in KEYS[write.table])
         site.disk.setdefault(write.table, {})[key] = row
         if write.table == "register" and row["value"] is not None:
-            ballot = (row["accepted_number"], row["accepted_proposer"])
+            ballot = (row["job"], row["accepted_number"], row["accepted_proposer"])
             self._accepted[ballot].add(site.id)
             value = value_of(row["value"])
             # While a change is under way the members so far decide what can still be seen by all.
-            members = self.job.committee if value.roster is None else value.roster.members
+            members = self._members(value)
             voters = self._accepted[ballot] & set(members)
             if len(voters) > len(members) // 2 and ballot not in self._chosen:
                 self._chosen.add(ballot)
-                taken = {voter: self._taken_at[ballot, voter] for voter in sorted(voters)}
+                taken = {voter: self.spy.taken_at[ballot, voter] for voter in sorted(voters)}
                 self._choose(taken, ballot, value)
 
-    def _choose(
-        self, taken: Mapping[SiteId, float], ballot: tuple[int, bytes], value: JobValue
-    ) -> None:
-        names = _named_by(value)
-        known = {name for name in names if self._is_new(name)}
-        members = self.job.committee if value.roster is None else value.roster.members
-        holders = sum(known <= self.sites[self.index[s]].blobs for s in members)
-        self.evidence.chosen.append(Chosen(taken, ballot, value, holders, len(members)))
+    def _members(self, value: JobValue) -> tuple[SiteId, ...]:
+        pinned = self.committees[JobId(value.job)]
+        return pinned if value.roster is None else value.roster.members
+
+    def _choose(self, taken: Mapping[SiteId, float], ballot: Choice, value: JobValue) -> None:
+        book = self.books[ballot[0]]
+        names = named_by(value)
+        known = {n for n in names if all(n not in named_by(c.value) for c in book.chosen)}
+        members = self._members(value)
+        sites = [self.sites[self.index[member]] for member in members]
+        # A region has nothing to keep any more where the end of the whole job is known.
+        holders = sum(known <= site.blobs or (ballot[0] != JOB and site.is_over) for site in sites)
+        book.chosen.append(Chosen(taken, ballot[1:], value, holders, len(members)))
+        if ballot[0] != JOB:
+            return
         if value.roster is not None and value.roster.generation > self.roster.generation:
             self.roster = value.roster
             if not value.roster.is_joint:
                 full = sum(names <= self.sites[self.index[s]].blobs for s in members)
                 handed_over = (value.roster.generation, full, len(members))
                 self.evidence.handed_over.append(handed_over)
-
-    def _is_new(self, name: Digest) -> bool:
-        """Judged when first named: a later claim may find the disks of some gone."""
-        return all(name not in _named_by(c.value) for c in self.evidence.chosen)
 
     def _perform_all(self, site: SimulatedSite, effects: list[JobEffect]) -> bool:
         boot = site.boot_epoch
@@ -466,7 +456,7 @@ class Fleet:
             self._perform(site, effect)
         return self.lives(site, boot)
 
-    def _perform(self, site: SimulatedSite, effect: JobEffect) -> None:  # noqa: C901 - one case an effect
+    def _perform(self, site: SimulatedSite, effect: JobEffect) -> None:  # noqa: C901, PLR0912 - one case an effect
         match effect:
             case job_events.Ask():
                 self._ask(site, effect)
@@ -492,6 +482,8 @@ class Fleet:
                 self._outside.work(site, effect)
             case job_events.Finished():
                 site.is_over = True
+            case job_events.Tell():
+                raise AssertionError("the workshop hands it on")
             case job_events.Persist() | job_events.ReleaseTrainer() | job_events.Progressed():
                 pass
 
@@ -499,9 +491,11 @@ class Fleet:
     def _ask(self, site: SimulatedSite, effect: job_events.Ask) -> None:
         self.asks += 1
         if isinstance(effect.message, Notice):
-            self.evidence.invitations.add((effect.message.epoch, site.id))
+            book = self.books[JobId(effect.message.job)]
+            book.invitations.add((effect.message.epoch, site.id))
         if isinstance(effect.message, Accept):
-            self.evidence.proposed.append(value_of(effect.message.value))
+            value = value_of(effect.message.value)
+            self.books[JobId(value.job)].proposed.append(value)
         target = self.index[effect.site]
         site.asked[effect.call] = target
         boot = site.boot_epoch
@@ -530,69 +524,7 @@ class Fleet:
             if site.asked.pop(payload.call, None) is not None:
                 self.feed(site, job_events.Replied(payload.call, payload.reply))
         elif isinstance(payload, _Request):
-            assert site.machine is not None
             call = next(site.calls)
             site.callers[call] = (source, payload.call)
             event = job_events.Called(call, self.sites[source].id, payload.message)
             self.feed(site, event)
-
-    # --- evidence --------------------------------------------------------------------------------
-    def _log(self, site: SimulatedSite, what: str) -> None:
-        self.trace.update(f"{self.network.now:.6f} {site.index} {what}\n".encode())
-
-    def _spy(self, site: SimulatedSite, effect: JobEffect) -> None:
-        self._log(site, type(effect).__name__)
-        match effect:
-            case job_events.Ask(call, target, message):
-                kind = type(message).__name__
-                self._log(site, f"{call} {kind} {self.index[target]}")
-                self._count(site, self.index[target], kind)
-                if site.is_over and site.machine is not None and site.machine.is_over:
-                    self.evidence.after_the_end.append(
-                        f"site {site.index} sends {kind} after the end"
-                    )
-            case job_events.Train() if site.is_over:
-                self.evidence.after_the_end.append(f"site {site.index} trains after the end")
-            case job_events.FetchBlob(digest):
-                self._count(site, -1, f"fetch {digest.hex()[:8]}")
-            case job_events.ForgetBlob(digest):
-                site.forgotten.add(digest)
-                origin = self.evidence.updates.get(digest)
-                if origin is not None and origin[0] == site.id:
-                    self._drop(site, origin[1])
-            case job_events.Persist(writes):
-                for write in writes:
-                    if isinstance(write, Put):
-                        self._spy_row(site, write)
-            case _:
-                pass
-
-    def _spy_row(self, site: SimulatedSite, write: Put) -> None:
-        row: Mapping[str, Any] = write.row
-        if write.table == "jobs":
-            value = unpack(JobValue, row["value"])
-            self.evidence.believed.append((site.index, value))
-            is_over = value.state in ("finished", "failed")
-            site.read = max(site.read, self.scenario.rounds + 1 if is_over else value.round)
-        elif write.table == "rounds":
-            site.read = max(site.read, row["round"])
-        elif write.table == "register" and row["value"] is not None:
-            self.evidence.proposed.append(value_of(row["value"]))
-            ballot = (row["accepted_number"], row["accepted_proposer"])
-            self._taken_at.setdefault((ballot, site.id), self.network.now)
-        elif write.table == "updates" and row["state"] != "open":
-            self._drop(site, row["round"])
-
-    def _drop(self, site: SimulatedSite, round_: int) -> None:
-        if not self.scenario.cancel:
-            self.evidence.dropped.append(Dropped(site.index, round_, site.read))
-
-    def _count(self, site: SimulatedSite, target: int, kind: str) -> None:
-        second = int(self.network.now)
-        if site.second[0] != second:
-            site.second = (second, Counter())
-        site.second[1][target, kind] += 1
-        if site.second[1][target, kind] == ASKS_PER_SECOND_MAX:
-            self.evidence.loops.append(
-                f"site {site.index} asks {target} for {kind} without end at {second} s"
-            )

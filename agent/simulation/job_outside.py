@@ -11,7 +11,8 @@ from agent.simulation.job_checks import carried_of, mean_of, named
 from agent.wire.documents import Job
 
 if TYPE_CHECKING:
-    from agent.simulation.job_fleet import Fleet, SimulatedSite
+    from agent.simulation.job_fleet import Fleet
+    from agent.simulation.job_site import SimulatedSite
 
 Work = job_events.Initialise | job_events.Aggregate | job_events.Export
 
@@ -46,6 +47,10 @@ class Around:
     def may_hold(self, job: Job, site: SiteId) -> bool:  # noqa: ARG002 - the protocol's shape
         """Everybody may."""
         return True
+
+    def region(self, site: SiteId) -> str:
+        """As its number says."""
+        return self._world.region(self._world.index[site])
 
     def is_gone(self, site: SiteId) -> bool:
         """Whether the site was revoked."""
@@ -129,19 +134,21 @@ class Outside:
                 self._fleet.network.call_at(until, end)
                 return
             if has_failed:
-                self._fleet.feed(site, job_events.AttemptEnded(effect.round, "it failed"))
+                self._fleet.feed(
+                    site, job_events.AttemptEnded(effect.round, "it failed"), effect.job.id
+                )
                 return
             data = b"update\0%d %d %d" % (site.index, effect.round, next(self._nonces))
             digest, samples = named(data), self._fleet.rng.randint(1, 1000)
             origin = (site.id, effect.round, effect.base, samples)
-            self._fleet.evidence.updates[digest] = origin
+            self._fleet.books[effect.job.id].updates[digest] = origin
             if self._fleet.rng.random() < self._fleet.scenario.poison and not self._fleet.is_calm:
                 self._poisoned.setdefault(effect.round, digest)  # one a round: enough are left
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
             if self._fleet.lives(site, boot):
                 trained = job_events.Trained(effect.round, effect.base, digest, samples, ())
-                self._fleet.feed(site, trained)
+                self._fleet.feed(site, trained, effect.job.id)
 
         self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
 
@@ -171,7 +178,8 @@ class Outside:
                 self._fleet.network.call_at(until, end)
                 return
             if culprits or fails or unheld:
-                self._fleet.feed(site, job_events.WorkFailed(effect.token, "it failed", culprits))
+                failed = job_events.WorkFailed(effect.token, "it failed", culprits)
+                self._fleet.feed(site, failed, effect.job.id)
                 return
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
@@ -182,7 +190,7 @@ class Outside:
                 self._fleet.feed(site, job_events.BlobArrived(left))
             if self._fleet.lives(site, boot):
                 done = job_events.WorkDone(effect.token, digest, len(data), left)
-                self._fleet.feed(site, done)
+                self._fleet.feed(site, done, effect.job.id)
 
         self._fleet.network.call_at(
             self._fleet.network.now + self._fleet.rng.uniform(0.05, 1.0), end

@@ -23,7 +23,8 @@ from agent.simulation.job_checks import (
     Evidence,
     violations,
 )
-from agent.simulation.job_fleet import Fleet, Parts, Scenario, SimulatedSite, TightLoop
+from agent.simulation.job_fleet import Fleet, Parts, Scenario, TightLoop
+from agent.simulation.job_site import SimulatedSite
 
 JUMP_S = 1e7
 """Clocks for people jump by up to four months when a site was stopped."""
@@ -81,24 +82,32 @@ class World(Fleet):
         evidence = self.evidence
         for site in self.sites:
             if not site.is_gone:
-                rows = site.disk.get("rounds", {})
-                evidence.histories[site.index] = {key[1]: row for key, row in sorted(rows.items())}
+                for job, book in self.books.items():
+                    rows = site.rows("rounds", job)
+                    book.histories[site.index] = {row["round"]: row for row in rows}
         epochs = max((c.value.epoch for c in evidence.chosen), default=0)
         rounds = max((c.value.round for c in evidence.chosen), default=0)
         return Report(
-            evidence, violations(evidence), self.trace.hexdigest(), self.finished_at, self.asks,
+            evidence, self._violations(), self.spy.trace.hexdigest(), self.finished_at, self.asks,
             epochs, rounds, self.network.now,
         )  # fmt: skip
+
+    def _violations(self) -> list[str]:
+        found = violations(self.evidence)
+        for job, book in self.books.items():
+            if job != self.job.id:
+                found += [f"{book.region}: {one}" for one in violations(book)]
+        return found
 
     def _is_complete(self) -> bool:
         wanted = 0 if self.scenario.cancel else self.scenario.rounds
         return all(
             site.is_gone
             or (
-                site.machine is not None
-                and site.machine.is_over
-                and len(site.disk.get("rounds", {})) >= wanted
-                and site.machine.wake_at() == NEVER
+                site.workshop is not None
+                and all(machine.is_over for machine in site.workshop.machines.values())
+                and len(site.rows("rounds")) >= wanted
+                and site.workshop.wake_at() == NEVER
             )
             for site in self.sites
         )
@@ -106,16 +115,17 @@ class World(Fleet):
     def _judge_end(self) -> None:
         evidence = self.evidence
         for site in self.sites:
-            machine = site.machine
-            if site.is_gone or machine is None:
+            workshop = site.workshop
+            if site.is_gone or workshop is None:
                 continue
-            rounds = len(site.disk.get("rounds", {}))
-            if not machine.is_over or (rounds < self.scenario.rounds and not self.scenario.cancel):
+            rounds = len(site.rows("rounds"))
+            is_over = all(machine.is_over for machine in workshop.machines.values())
+            if not is_over or (rounds < self.scenario.rounds and not self.scenario.cancel):
                 evidence.unfinished.append(
                     f"site {site.index} has {rounds} rounds, "
-                    f"{'over' if machine.is_over else 'not over'}, long after the last fault"
+                    f"{'over' if is_over else 'not over'}, long after the last fault"
                 )
-            elif machine.wake_at() != NEVER:
+            elif workshop.wake_at() != NEVER:
                 evidence.after_the_end.append(f"site {site.index} still wants to be woken")
         if evidence.unfinished:
             return
@@ -158,6 +168,9 @@ class World(Fleet):
                 side = rng.sample(
                     range(len(self.sites)), rng.randint(1, max(1, len(self.sites) - 1))
                 )
+                if self.job.regions and rng.random() < 0.5:  # noqa: PLR2004 - one region of two
+                    name = rng.choice(self.job.regions).name
+                    side = [n for n in range(len(self.sites)) if self.region(n) == name]
                 others = [n for n in range(len(self.sites)) if n not in side]
                 self.network.cut(side, others)
                 if rng.random() < 0.7:  # noqa: PLR2004 - most cuts are two-way

@@ -335,6 +335,7 @@ class Site:
 
     def bar(self, reason: str) -> None:
         """See ``Home``."""
+        self._surroundings.is_double = True
         self.workshop.bar(reason)
 
     def _number(self) -> int:
@@ -463,6 +464,8 @@ class Site:
                     | job.Aggregate() | job.Export() | job.ReleaseTrainer() | job.Progressed()
                 ):  # fmt: skip
                     self._outbox.append(effect)
+                case job.Tell():
+                    raise AssertionError("the workshop hands on what its machines tell each other")
                 case _:
                     assert_never(effect)
 

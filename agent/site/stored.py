@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from agent.catalog.placement import Abilities
 from agent.catalog.rollout import Standing
 from agent.distribution.retention import UNNAMED_S
-from agent.federation.job import Restored
+from agent.federation.restored import Restored
 from agent.foundation.ids import Digest, JobId
 from agent.site.overrides import Override
 from agent.wire.documents import Document, Key, Stamp

@@ -3,16 +3,19 @@
 Translates between the site (members, blobs, catalog) and each job's machine, which knows none of it.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from random import Random
 
 from agent.election.committee import Seat, choose_substitute
+from agent.federation import desk
 from agent.federation import events as job_events
-from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, JobEvent
-from agent.federation.job import JobMachine, Restored
+from agent.federation.job import JobMachine
+from agent.federation.region import Place, Within, region_of, regional
+from agent.federation.restored import Restored
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.identity.certificates import Identity
@@ -104,6 +107,11 @@ class Surroundings:
             identity.claims.jurisdiction, job.residency, self._roll.groups
         )
 
+    def region(self, site: SiteId) -> str:
+        """From the certificate of ``site``; empty if it is not known."""
+        identity = self._identity if site == self._me else self._roll.get(site)
+        return "" if identity is None else identity.claims.region
+
     def is_gone(self, site: SiteId) -> bool:
         """Whether the trust log has revoked or retired ``site``."""
         return self._roll.is_gone(site)
@@ -135,16 +143,19 @@ class Workshop:
         me: SiteId,
         boot_epoch: int,
         next_call: Callable[[], int],
-        surroundings: Surroundings,
+        surroundings: desk.Surroundings,
         rng: Random,
         stored: Mapping[JobId, Restored],
         barred_because: str,
+        machine: type[JobMachine] = JobMachine,
     ) -> None:
         """``next_call``: numbers unique in this process, shared with the site.
 
         ``stored``: what the database holds of each job; a job whose document becomes known only
-        later finds its promises there all the same. ``barred_because``: see ``Stored``.
+        later finds its promises there all the same. ``barred_because``: see ``Stored``. ``machine``: what
+        runs a job.
         """
+        self._machine = machine
         self._stored = dict(stored)
         self.barred_because = barred_because
         self._me, self._boot_epoch = me, boot_epoch
@@ -158,20 +169,30 @@ class Workshop:
         """A job has become known (or was read back at start)."""
         if job.id in self.machines or len(self.machines) >= JOBS_MAX:
             return
+        own = region_of(job, self._surroundings.region(self._me))
+        whole = self._open(job, self._surroundings, now, Place("" if own is None else own.name))
+        if own is not None:
+            within = Within(self._surroundings, job, own.name)
+            place = Place(parent=job.id, is_over=whole.is_over)
+            self._open(regional(job, own), within, now, place)
+
+    def _open(
+        self, job: Job, surroundings: desk.Surroundings, now: float, place: Place
+    ) -> JobMachine:
         restored = self._stored.pop(job.id, Restored())
         restored = replace(restored, barred_because=self.barred_because)
         prefix = self._me[:8] + self._boot_epoch.to_bytes(4, "big")
-        machine = JobMachine(
-            job, self._me, self._boot_epoch, Desk(self._next_call, prefix), self._surroundings,
-            self._rng, now, restored,
+        machine = self._machine(
+            job, self._me, self._boot_epoch, desk.Desk(self._next_call, prefix), surroundings,
+            self._rng, now, restored, place,
         )  # fmt: skip
         self.machines[job.id] = machine
         self._busy[job.id] = machine
+        return machine
 
     def bar(self, reason: str) -> None:
         """Vote and propose no more, in any job: another process uses this site's key."""
         self.barred_because = reason
-        self._surroundings.is_double = True
         for machine in self.machines.values():
             machine.bar(reason)
 
@@ -188,7 +209,19 @@ class Workshop:
         return self._surroundings.substitute(job, members, gone)
 
     def step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
-        """Give one job one event."""
+        """Give one job one event; what it tells another of this site's jobs is handed on at once."""
+        effects: list[JobEffect] = []
+        told = deque([(job, event)])
+        while told:
+            name, one = told.popleft()
+            for effect in self._step(name, one, now):
+                if isinstance(effect, job_events.Tell):
+                    told.append((effect.job, effect.event))
+                else:
+                    effects.append(effect)
+        return [effect for effect in effects if not self._is_needed(effect)]
+
+    def _step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
         machine = self.machines.get(job)
         if machine is None:
             return []
@@ -203,6 +236,12 @@ class Workshop:
         else:
             self._busy[job] = machine
         return effects
+
+    def _is_needed(self, effect: JobEffect) -> bool:
+        """Whether one job would forget a blob that another, such as the whole one's region, still needs."""
+        return isinstance(effect, job_events.ForgetBlob) and any(
+            machine.needs(effect.digest) for machine in self._busy.values()
+        )
 
     def step_all(self, event: JobEvent, now: float) -> list[JobEffect]:
         """Give every job that is under way the same news."""

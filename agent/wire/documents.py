@@ -108,6 +108,16 @@ class Deployment:
 
 
 @dataclass(frozen=True, slots=True)
+class Region:
+    """A region whose sites run rounds of their own, of which the job counts the results."""
+
+    name: Name
+    """As in the certificates of its sites."""
+    committee: Annotated[tuple[Site, ...], AtMost(5)]
+    """Holds the region's register; sites of the region."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One federated training job. Its committee is pinned here and never recomputed from gossip."""
 
@@ -146,6 +156,12 @@ class Job:
     """How much of the mean square step is kept from round to round (adam, yogi)."""
     outer_floor: Annotated[float, Range(1e-9, 1.0)] = omitted(1e-3)
     """What is added to its root; tau of Reddi et al. 2021."""
+    regions: Annotated[tuple[Region, ...], AtMost(64)] = omitted(())
+    """``sites_min`` counts each of them as one; sites of no region here take part by themselves."""
+    region_sites_min: Annotated[int, Range(1, 10_000)] = omitted(1)
+    """A region's round is not committed with fewer updates."""
+    local_rounds_max: Annotated[int, Range(0, 1000)] = omitted(0)
+    """So many rounds a region that is cut off goes on alone; counted late when it is back."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,6 +240,9 @@ class Offer:
     samples: Annotated[int, Range(1, 2**40)]
     metrics: Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)]
     """Of the base parameters on this site's hold-out, e.g. ("accuracy", 0.91), ("holdout", 1200.0)."""
+    after: Counter = omitted(0)
+    until: Counter = omitted(0)
+    """A region's: made of its own rounds from the one after ``after`` up to this one; 0: a site's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,18 @@ import pytest
 from agent.election.proposer import Refusal
 from agent.election.reader import Reader
 from agent.federation import aggregator as aggregator_module
+from agent.federation import cohort as cohort_module
 from agent.federation import register as register_module
 from agent.federation import value as value_module
-from agent.federation.aggregator import Aggregation, Entry
+from agent.federation.aggregator import Aggregation
+from agent.federation.cohort import Cohort, Entry
 from agent.federation.desk import Desk
 from agent.federation.history import History
 from agent.federation.job import JobMachine
 from agent.federation.offering import Offering
 from agent.federation.participant import Participant, Update
 from agent.federation.swaps import Swaps
+from agent.federation.ties import Delegate
 from agent.federation.value import Change, JobValue, State, decode
 from agent.federation.watch import Watching
 from agent.foundation.ids import SiteId
@@ -272,10 +275,10 @@ def test_an_update_forgotten_when_it_was_offered_is_caught(
 
 
 def test_an_offer_counted_without_its_blob_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(self: Aggregation, site: SiteId, entry: Entry, now: float) -> None:
-        self._fetched(site, entry, now)
+    def fetch(self: Cohort, place: SiteId, entry: Entry, now: float) -> None:
+        self._fetched(place, entry, now)
 
-    monkeypatch.setattr(Aggregation, "_fetch", fetch)
+    monkeypatch.setattr(Cohort, "_fetch", fetch)
     assert first_violations(saying="of what it does not hold")
 
 
@@ -286,8 +289,8 @@ def test_counting_who_arrived_while_the_mean_was_made_is_caught(
 
     def secure_round(self: Aggregation, *arguments) -> None:  # type: ignore[no-untyped-def]
         self._counted = tuple(
-            (site, entry.offer, entry.late_by)
-            for site, entry in sorted(self.entries.items())
+            (entry, entry.offer)
+            for _, entry in sorted(self.entries.items())
             if entry.state == "fetched" and entry.offer is not None
         )
         original(self, *arguments)
@@ -326,7 +329,7 @@ def test_a_late_update_that_is_taken_without_reading_the_rounds_before_is_caught
         late = open_round - round_
         return late if 0 < late <= staleness_max else None
 
-    monkeypatch.setattr(aggregator_module, "late_by", late_by)
+    monkeypatch.setattr(cohort_module, "late_by", late_by)
     assert first_violations(LATE, saying="was counted in round")
 
 
@@ -340,7 +343,7 @@ def test_an_optimizer_that_begins_anew_with_each_aggregator_is_caught(
 ) -> None:
     original = Aggregation._average
 
-    def average(self: Aggregation, sites: list[SiteId]) -> None:
+    def average(self: Aggregation, sites: tuple[SiteId, ...]) -> None:
         kept = self._value
         if self.epoch != 1:
             self._value = replace(kept, carried=None)
@@ -349,6 +352,71 @@ def test_an_optimizer_that_begins_anew_with_each_aggregator_is_caught(
 
     monkeypatch.setattr(Aggregation, "_average", average)
     assert first_violations(LATE, saying="not the mean")
+
+
+# --- regions -------------------------------------------------------------------------------------
+REGIONS = replace(
+    BAD, sites=13, regions=3, gone=0, sites_min=2, staleness_max=2, local_rounds_max=3
+)
+
+
+def test_a_calm_job_of_regions_counts_each_once_a_round_and_leaves_nothing_behind() -> None:
+    calm = replace(
+        REGIONS, fault_every_s=1e9, kills=0, loss=0, duplicate=0, fetch_failure=0, seconds=20.0,
+        attempt_failure=0, poison=0, work_failure=0, idle_sites=0, train_mean_s=0.1,
+    )  # fmt: skip
+    for seed in range(1, 4):
+        report = simulate(seed, calm)
+        assert report.violations == []
+        assert report.evidence.leftovers == []
+        last = max(contents(report.evidence).values(), key=lambda content: content.round)
+        assert {entry.region for entry in last.entries} == {"", "region-0", "region-1", "region-2"}
+
+
+def test_regions_that_were_cut_off_go_on_alone_and_are_counted_late_and_once() -> None:
+    late = alone = 0
+    for seed in range(1, 25):
+        report = simulate(seed, REGIONS)
+        assert report.violations == [], f"seed {seed}"
+        rounds = contents(report.evidence).values()
+        late += sum(bool(e.region and e.round) for content in rounds for e in content.entries)
+        regions = report.evidence.regions.values()
+        alone += sum(not one.above for book in regions for one in contents(book).values())
+    assert late > 10
+    assert alone > 3
+
+
+def test_a_regions_update_that_is_taken_without_reading_the_rounds_before_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late_by(_region, offer, open_round, staleness_max, _known):  # type: ignore[no-untyped-def]
+        late = open_round - offer.round
+        return late if 0 < late <= staleness_max else None
+
+    monkeypatch.setattr(cohort_module, "region_late_by", late_by)
+    assert first_violations(REGIONS, saying="counts, too", seeds=range(1, 1001))
+
+
+def test_a_region_whose_every_site_speaks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Cohort, "region", lambda *_: "")
+    assert first_violations(REGIONS, saying="")
+
+
+def test_a_region_that_goes_on_without_writing_down_what_was_told_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would offer anew what was counted already, from where it had started."""
+
+    def counted(self: Delegate, region: JobValue, value: JobValue) -> int | None:  # noqa: ARG001
+        return 0 if region.above is None else region.above.after
+
+    def late_by(_region, offer, open_round, staleness_max, _known):  # type: ignore[no-untyped-def]
+        late = open_round - offer.round
+        return late if 0 < late <= staleness_max else None
+
+    monkeypatch.setattr(Delegate, "_counted", counted)
+    monkeypatch.setattr(cohort_module, "region_late_by", late_by)
+    assert first_violations(REGIONS, saying="counts, too", seeds=range(1, 1001))
 
 
 # --- mutants: liveness and silence ---------------------------------------------------------------

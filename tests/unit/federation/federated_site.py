@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from agent.federation.desk import Desk
 from agent.federation.events import Answer, Ask, JobEffect, JobEvent, Persist, Persisted, Replied
-from agent.federation.job import JobMachine, Restored
+from agent.federation.job import JobMachine
+from agent.federation.restored import Restored
 from agent.federation.value import Contribution, Contributions, JobValue, blob_digest
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
@@ -70,9 +71,13 @@ class Around:
         self.aggregates = True
         self.outlaws: set[SiteId] = set()
         self.gone: set[SiteId] = set()
+        self.regions: dict[SiteId, str] = {}
 
     def alive(self) -> Mapping[SiteId, float]:
         return self.living
+
+    def region(self, site: SiteId) -> str:
+        return self.regions.get(site, "")
 
     def is_held(self, blob: Digest) -> bool:
         return blob in self.held

@@ -51,7 +51,7 @@ class Bench:
         )
         self.aggregation = Aggregation(
             self.job, ME, self.desk, self.around, self.register, custody, lambda: (ANNA,),
-            lambda v, _: self.adopted.append(v), self.history, self.value, 0.0,
+            lambda v, _: self.adopted.append(v), self.history, self.value,
         )  # fmt: skip
         self.aggregation.begin(self.value, 0.0)
 
@@ -188,7 +188,7 @@ def test_a_fetch_that_fails_is_repeated_after_growing_pauses() -> None:
     now, pauses = 1.0, []
     for _ in range(8):
         bench.aggregation.blob_missing(digest("u-anna"), now)
-        at = bench.aggregation._refetch[ANNA]
+        at = bench.aggregation._cohort._refetch[ANNA]
         pauses.append(at - now)
         now = at
         bench.desk.take()

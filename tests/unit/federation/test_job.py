@@ -18,7 +18,6 @@ from agent.federation.events import (
     Aggregate,
     Ask,
     BlobArrived,
-    BlobMissing,
     BlobRead,
     Called,
     Cancelled,
@@ -39,8 +38,8 @@ from agent.federation.events import (
     WorkFailed,
 )
 from agent.federation.history import Counted
-from agent.federation.job import Restored
 from agent.federation.participant import Update
+from agent.federation.restored import Restored
 from agent.federation.value import JobValue, decode
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import (
@@ -405,15 +404,14 @@ def test_labels_go_out_after_a_restart_even_if_the_job_is_over() -> None:
 
 
 # --- calls ---------------------------------------------------------------------------------------
-def test_a_keep_call_of_an_ended_job_does_not_make_it_spin() -> None:
+def test_an_ended_job_keeps_nothing_more_and_does_not_spin() -> None:
     bench, _ = follower(value(), ANNA)
     bench.around.held.discard(digest("p0"))
     bench.step(Cancelled())
-    bench.step(Called(7, ANNA, Keep(JOB, (digest("x"),))))
+    effects = bench.step(Called(7, ANNA, Keep(JOB, (digest("x"),))))
+    assert answered(effects) == Declined("the job has ended here")
+    assert not of(effects, FetchBlob)
     assert bench.machine.wake_at() == NEVER
-    assert answered(bench.step(BlobMissing(digest("x"), "gone"))) == Declined(
-        "the blob could not be fetched"
-    )
 
 
 def test_watchers_learn_at_once_that_the_job_was_cancelled() -> None:

@@ -26,18 +26,15 @@ class Bench:
     def __init__(self, **changes: object) -> None:
         self.desk, self.around = desk(), Around(ANNA)
         self.around.held.add(digest("p0"))
-        self.silent = self.refreshed = 0
+        self.refreshed = 0
         self.withdrawn: list[str] = []
         self.own = OfferReply("stale")
         self.rounds: dict[int, Contributions] = {}
         self.participant = Participant(
             job(**changes), ME, self.desk, self.around, lambda: (ANNA,),
-            Ears(lambda *_: self.own, self._silence, self._refresh),
+            Ears(lambda *_: self.own, self._refresh),
             lambda _s, _r, reason, _n: self.withdrawn.append(reason), self.rounds.get,
         )  # fmt: skip
-
-    def _silence(self, now: float) -> None:  # noqa: ARG002
-        self.silent += 1
 
     def _refresh(self, now: float) -> None:  # noqa: ARG002
         self.refreshed += 1

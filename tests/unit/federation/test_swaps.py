@@ -242,7 +242,9 @@ def test_nothing_is_released_before_the_new_member_keeps_what_the_register_names
 
 
 def test_a_round_is_not_committed_for_a_committee_that_has_changed_since_it_was_kept() -> None:
-    commit = commit_round(1, digest("p1"), digest("c1"), 1, b"x", rounds=3, publishes=False)
+    commit = commit_round(
+        1, digest("p1"), digest("c1"), 1, b"x", rounds=3, publishes=False, base=digest("p0")
+    )
     joint = encode_value(value(roster=Roster(1, (ME, ANNA, BERT), (ME, ANNA, DORA))))
     refusal = under(commit, 0)(joint)
     assert not isinstance(refusal, bytes)

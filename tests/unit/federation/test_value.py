@@ -4,14 +4,17 @@ from federated_site import ANNA, BERT, ME, digest, job, value
 from agent.election.proposer import Refusal
 from agent.federation.value import (
     OPERATIONS_KEPT,
+    Above,
     Change,
     JobValue,
+    adopt_above,
     blob_digest,
     claim,
     commit_round,
     decode,
     fail,
     finish,
+    go_on_alone,
     initialise,
 )
 from agent.foundation.errors import Malformed
@@ -34,7 +37,7 @@ def refused(change: Change, before: JobValue | None) -> str:
 
 
 def commit(round_: int, epoch: int = 1, operation: bytes = b"c", **more: object) -> Change:
-    options: dict[str, object] = {"rounds": 3, "publishes": True} | more
+    options: dict[str, object] = {"rounds": 3, "publishes": True, "base": digest("p0")} | more
     return commit_round(
         round_,
         digest("p"),
@@ -90,6 +93,60 @@ def test_rounds_are_committed_one_by_one() -> None:
     assert "round 1 is committed" in refused(commit(1), value(round=1))
 
 
+def test_a_round_that_started_from_other_parameters_is_not_committed() -> None:
+    assert "other parameters" in refused(commit(1, base=digest("q")), value())
+
+
+# --- regions -------------------------------------------------------------------------------------
+FIRST = Above(0, 0, digest("g0"), 0)
+
+
+def a_region(*changes: Change) -> JobValue:
+    """A region's register after these changes of a fresh one."""
+    held = applied(claim(job(), ME, 0, b"0"), None)
+    for change in changes:
+        held = applied(change, held)
+    return held
+
+
+def test_a_region_adopts_each_round_of_the_whole_job_once_and_only_forwards() -> None:
+    begun = a_region(adopt_above(FIRST, 1, b"1"))
+    assert (begun.parameters, begun.alone, begun.is_waiting) == (digest("g0"), 0, False)
+    assert "already" in refused(adopt_above(FIRST, 1, b"2"), begun)
+    done = applied(commit(1, base=digest("g0"), rounds=9, samples=70), begun)
+    assert done.above is not None
+    assert (done.alone, done.is_waiting, done.above.samples) == (1, True, 70)
+    second = Above(0, 1, digest("g1"), 1)
+    assert "committed round 0" in refused(adopt_above(second, 1, b"3"), begun)
+    again = applied(adopt_above(second, 1, b"3"), done)
+    assert (again.parameters, again.round, again.alone) == (digest("g1"), 1, 0)
+    assert "epoch is 1" in refused(adopt_above(second, 2, b"4"), done)
+    recovered = applied(adopt_above(Above(1, 0, digest("g0"), 1), 1, b"5"), again)
+    assert recovered.parameters == digest("g0"), "the whole job was taken over, further back"
+
+
+def test_a_region_that_goes_on_alone_writes_down_what_may_have_been_counted() -> None:
+    done = a_region(
+        adopt_above(FIRST, 1, b"1"), commit(1, base=digest("g0"), rounds=9, operation=b"2")
+    )
+    alone = applied(go_on_alone(1, 1, b"3"), done)
+    assert alone.above is not None
+    assert (alone.above.told, alone.above.told_round) == (digest("p"), 1)
+    assert not alone.is_waiting
+    assert "alone already" in refused(go_on_alone(1, 1, b"4"), alone)
+    further = applied(commit(2, base=digest("p"), rounds=9, operation=b"5"), alone)
+    assert further.is_waiting
+    still = applied(go_on_alone(2, 1, b"6"), further)
+    assert still.above is not None
+    assert (still.above.told_round, still.above.alone_from) == (1, 2)
+    assert {digest("g0"), digest("p"), digest("c")} == still.blobs
+    assert "committed round 0" in refused(
+        go_on_alone(0, 1, b"7"), a_region(adopt_above(FIRST, 1, b"1"))
+    )
+    ordered = [done, alone, further, still]
+    assert sorted(ordered, key=lambda one: one.progress) == ordered
+
+
 def test_a_repeated_commit_is_recognised_even_after_another_claim() -> None:
     done = applied(commit(1), value())
     taken = applied(claim(job(), BERT, 1, b"b"), done)
@@ -106,8 +163,9 @@ def test_the_last_round_leads_to_the_export_or_the_end() -> None:
 def test_progress_grows_with_every_change() -> None:
     chain = [value(parameters=None)]
     for change in (
-        initialise(digest("p"), 1, b"1"), claim(job(), ME, 1, b"2"), commit(1, 2, b"3"),
-        claim(job(), ANNA, 2, b"4"), commit(2, 3, b"5"), commit(3, 3, b"6"),
+        initialise(digest("p0"), 1, b"1"), claim(job(), ME, 1, b"2"), commit(1, 2, b"3"),
+        claim(job(), ANNA, 2, b"4"), commit(2, 3, b"5", base=digest("p")),
+        commit(3, 3, b"6", base=digest("p")),
         finish(digest("m"), 1, 3, b"7"),
     ):  # fmt: skip
         chain.append(applied(change, chain[-1]))

@@ -287,7 +287,7 @@ def remembered(node: Node) -> Stored:
             rollouts[str(put.row["model"])] = (bytes(put.row["rollout"]), standing)  # type: ignore[arg-type]
         elif put.table == "register":
             registers[str(put.row["job"])] = put
-    from agent.federation.job import Restored  # noqa: PLC0415
+    from agent.federation.restored import Restored  # noqa: PLC0415
     from agent.foundation.ids import JobId  # noqa: PLC0415
     from agent.wire.records import Signed  # noqa: PLC0415
 

@@ -54,7 +54,7 @@ def test_what_is_learned_from_labelled_data_goes_nowhere_else(
     log.append(sign_entry(log, entry, world.keys.root.private_key, NOW))
     workshop = one.site.workshop
     settings = replace(one.site.settings, dataset_labels={"d": label})
-    workshop._surroundings._settings = settings
+    one.site._surroundings._settings = settings
     wanted = replace(a_job("j-1", one.site.me), residency=residency)
     refusal = workshop.refusal(wanted)
     assert (refusal == "") == is_taken, refusal
