@@ -13,10 +13,11 @@ from typing import Any
 from agent.api.names import LABEL, NAME
 from agent.foundation.errors import UsageError
 from agent.foundation.ids import JobId, SiteId
-from agent.wire.documents import Job
+from agent.wire.documents import Job, Region
 
 JOB_NAME_CHARS_MAX = 48
 """A job's id appends 9 characters, and its published model's version must stay a name."""
+REGION = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LIST_MAX = 1024
 """As Job.deploy_sites."""
 
@@ -58,8 +59,20 @@ class JobSpec:
     """How much of the mean square step is kept from round to round (adam, yogi)."""
     outer_floor: float = 1e-3
     """What is added to its root (adam, yogi)."""
+    regions: tuple[str, ...] = ()
+    """Regions that run rounds of their own, each counted as one; ``*`` = every one with two sites."""
+    region_sites_min: int = 1
+    """A region's round is not committed with fewer updates."""
+    local_rounds_max: int = 0
+    """So many rounds a region that is cut off goes on alone."""
 
-    def job(self, *, identifier: JobId, committee: tuple[SiteId, ...]) -> Job:
+    def job(
+        self,
+        *,
+        identifier: JobId,
+        committee: tuple[SiteId, ...],
+        regions: tuple[Region, ...] = (),
+    ) -> Job:
         """The document's body, with what only the site can add."""
         return Job(
             id=identifier,
@@ -83,6 +96,9 @@ class JobSpec:
             outer_momentum=self.outer_momentum,
             outer_second=self.outer_second,
             outer_floor=self.outer_floor,
+            regions=regions,
+            region_sites_min=self.region_sites_min,
+            local_rounds_max=self.local_rounds_max,
         )
 
 
@@ -171,9 +187,13 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "outer_momentum": _number(0.0, 0.99999),
     "outer_second": _number(0.0, 0.99999),
     "outer_floor": _number(1e-9, 1.0),
+    "regions": _list(REGION, 64, 'regions such as "north", or "*"'),
+    "region_sites_min": _whole(1, 10_000),
+    "local_rounds_max": _whole(0, 1000),
 }
 
 
+_OF_REGIONS = {"region_sites_min", "local_rounds_max"}
 _OF_OUTER = {"outer_rate", "outer_momentum", "outer_second", "outer_floor"}
 
 
@@ -200,6 +220,10 @@ def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = Non
             problems.append(f"{where}{key} = {value!r}: expected {error}")
     if values.get("outer", "none") == "none" and (idle := sorted(raw.keys() & _OF_OUTER)):
         problems.append(f"{idle[0]} does nothing without outer, e.g. outer = 'momentum'")
+    if not values.get("regions") and (idle := sorted(raw.keys() & _OF_REGIONS)):
+        problems.append(f"{idle[0]} does nothing without regions, e.g. regions = ['*']")
+    if values.get("local_rounds_max") and not values.get("staleness_max"):
+        problems.append("local_rounds_max needs staleness_max: such rounds count late")
     problems += [
         f"{column.name} is missing"
         for column in fields(JobSpec)

@@ -122,12 +122,26 @@ def show(asked: argparse.Namespace) -> int:
         ],
         nothing="No round has been committed yet.",
     )
+    _print_participants(answer["participants"])
+    if region := answer.get("region"):
+        started = region["started_from"]
+        from_ = "nothing yet" if started is None else f"round {started} of the whole job"
+        print(
+            f"region {clean(region['name'])} ({clean(region['id'])}): round {region['round']}, started from"
+            f" {from_}, aggregator {clean(region['aggregator'])}, committee {clean(region['committee'])}"
+            + (f"; alone for {region['alone']} rounds" if region["alone"] > 1 else "")
+            + (f"; waiting for {clean(region['waiting_for'])}" if region["waiting_for"] else "")
+        )
+        _print_participants(region["participants"])
+    return 0
+
+
+def _print_participants(rows: list[dict[str, Any]]) -> None:
     print_table(
         ("participant", "state", "reason"),
-        [(row["name"], row["state"], row["reason"]) for row in answer["participants"]],
+        [(row["name"], row["state"], row["reason"]) for row in rows],
         nothing="No site takes part yet.",
     )
-    return 0
 
 
 def _instant(unix_s: float | None) -> str:

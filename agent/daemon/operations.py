@@ -30,7 +30,7 @@ from agent.drivers.mdns import Mdns
 from agent.drivers.memory import resident_bytes
 from agent.drivers.store import Store
 from agent.drivers.trainers import Trainers
-from agent.election.committee import Seat, choose_committee
+from agent.election.committee import Seat, choose_committee, choose_regions
 from agent.federation.job import JobMachine
 from agent.foundation.errors import Busy, NotFound
 from agent.foundation.ids import JobId, SiteId, short
@@ -257,7 +257,12 @@ class DaemonOperations:
     # --- jobs ------------------------------------------------------------------------------------
     def jobs(self) -> list[Json]:
         """See ``Operations.jobs``."""
-        return [self._brief(machine) for machine in self._parts.site.workshop.machines.values()]
+        workshop = self._parts.site.workshop
+        return [
+            self._brief(machine)
+            for job, machine in workshop.machines.items()
+            if workshop.is_whole(job)
+        ]
 
     def _brief(self, machine: JobMachine) -> Json:
         job, value = machine.job, machine.value
@@ -265,6 +270,9 @@ class DaemonOperations:
         if job.is_cancelled:
             state = "cancelled"
         reason = value.reason if value is not None else "nobody has claimed it yet"
+        region = self._parts.site.workshop.region(job.id)
+        above = None if region is None or region.value is None else region.value.above
+        round_ = max(value.round if value else 0, above.round if above else 0)
         if machine.aggregation is not None and machine.aggregation.waiting_for:
             reason = f"waiting for {machine.aggregation.waiting_for}"
         elif not reason and not machine.is_over:
@@ -273,7 +281,7 @@ class DaemonOperations:
         return {
             "id": job.id, "recipe": job.recipe, "dataset": job.dataset,
             "state": "running" if state == "exporting" else state, "phase": state,
-            "epoch": value.epoch if value else 0, "round": value.round if value else 0,
+            "epoch": value.epoch if value else 0, "round": round_,
             "rounds": job.rounds, "reason": reason,
             "aggregator": self._name(value.aggregator) if value else None,
             "activity": machine.participant.activity,
@@ -299,19 +307,38 @@ class DaemonOperations:
             **self._brief(machine),
             "committee": [self._name(site) for site in machine.committee],
             "committee_trouble": machine.swaps.trouble,
+            "region": self._region(machine),
             "recoveries": 0 if value is None else value.recoveries,
             "value": None if value is None else _plain(asdict(value)),
             "participants": participants,
             "rounds_done": [self._round(machine, row) for row in rows],
         }
 
+    def _region(self, machine: JobMachine) -> Json | None:
+        """What this site's region does for the job; None: it takes part by itself."""
+        region = self._parts.site.workshop.region(machine.job.id)
+        if region is None:
+            return None
+        value, work = region.value, region.aggregation
+        above = None if value is None else value.above
+        return {
+            "id": region.job.id, "name": self._parts.site.identity.claims.region,
+            "aggregator": self._name(value.aggregator) if value else None,
+            "committee": [self._name(site) for site in region.committee],
+            "epoch": value.epoch if value else 0, "round": value.round if value else 0,
+            "started_from": above.round if above else None, "alone": value.alone if value else 0,
+            "activity": region.participant.activity,
+            "waiting_for": work.waiting_for if work is not None else "",
+            "participants": self._participants(region),
+        }  # fmt: skip
+
     def _participants(self, machine: JobMachine) -> list[Json]:
         """The aggregator knows all of them, every other site itself."""
         if machine.aggregation is not None:
             return [
-                {"site": site.hex(), "name": self._name(site), "state": entry.state,
-                 "reason": entry.reason}
-                for site, entry in machine.aggregation.entries.items()
+                {"site": entry.site.hex(), "state": entry.state, "reason": entry.reason,
+                 "name": f"region {entry.region}" if entry.region else self._name(entry.site)}
+                for entry in machine.aggregation.entries.values()
             ]  # fmt: skip
         me, activity = self._parts.site.me, machine.participant.activity
         refusal = "" if machine.is_over else self._parts.site.workshop.refusal(machine.job)
@@ -328,7 +355,7 @@ class DaemonOperations:
             "parameters": row["parameters"].hex(), "contributions": row["contributions"].hex(),
             "committed_at": row["committed_at"],
             "counted": [
-                {**one, "name": self._name(SiteId(bytes.fromhex(one["site"])))}
+                {**one, "name": _counted_name(one, self._name(SiteId(bytes.fromhex(one["site"]))))}
                 for one in json.loads(row["counted"])
             ],
             "accuracy": known.accuracy if known is not None else None,
@@ -411,7 +438,11 @@ class DaemonOperations:
                 "no site may hold this job's register",
                 why=f"none that is alive is in {', '.join(spec.residency) or 'the cluster'}",
             )
-        return spec.job(identifier=identifier, committee=choose_committee(identifier, allowed))
+        committee = choose_committee(identifier, allowed)
+        return spec.job(
+            identifier=identifier, committee=committee,
+            regions=choose_regions(identifier, spec.regions, allowed),
+        )  # fmt: skip
 
     def _seat(self, site: SiteId) -> Seat | None:
         claims = self._claims(site)
@@ -499,6 +530,12 @@ class DaemonOperations:
         own = self._parts.site.identity  # also of a site that was revoked since
         identity = own if site == own.site else self._parts.site.roll.known(site)
         return identity.claims.name if identity is not None else short(site)
+
+
+def _counted_name(one: Json, name: str) -> str:
+    """Whose update a round has counted, for a person."""
+    whose = f"region {one['region']} by {name}" if one.get("region") else name
+    return f"{whose}, late from round {one['round']}" if one.get("round") else whose
 
 
 def _plain(value: Any) -> Any:

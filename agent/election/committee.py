@@ -11,12 +11,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from agent.election.ballots import quorum_of
+from agent.foundation.errors import UsageError
 from agent.foundation.ids import JobId, SiteId
+from agent.wire.documents import Region
 
 SIZES = (5, 3)
 """Seven would add round-trip tail and disk commits for a third simultaneous loss; two or four tolerate no more than one or three."""
 STEADINESS = {"core": 0, "regional": 1, "edge": 2}
 """Lower is steadier: mains power, wired uplink, staff nearby."""
+
+EVERY_REGION = "*"
+REGIONS_MAX = 64
+"""As ``Job.regions``: more would not fit a document of 32 KiB with their committees."""
+REGION_COMMITTEE_MAX = 3
+"""One landlord and one uplink are one domain, however many sites stand there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,36 @@ def choose_committee(job: JobId, seats: Sequence[Seat], size_max: int = 5) -> tu
             return tuple(seat.site for seat in ranked[:size])
     # Too few regions for that: the largest committee still survives the most single failures.
     return tuple(seat.site for seat in ranked[: sizes[0] if sizes else 1])
+
+
+def choose_regions(job: JobId, wanted: Sequence[str], seats: Sequence[Seat]) -> tuple[Region, ...]:
+    """The regions of a job, each with the committee that holds its register.
+
+    Args:
+        job: spreads the committees of different jobs over the sites.
+        wanted: names of regions; ``*``: every one with two sites.
+        seats: live sites that may hold the job.
+
+    Raises:
+        UsageError: a region has no such site, or there are more regions than a job may have.
+    """
+    by_name: dict[str, list[Seat]] = defaultdict(list)
+    for seat in seats:
+        by_name[seat.region].append(seat)
+    names = set(wanted) - {EVERY_REGION}
+    if EVERY_REGION in wanted:
+        names |= {name for name, there in by_name.items() if len(there) > 1}
+    if missing := sorted(names - by_name.keys()):
+        raise UsageError(
+            f"no living site that may hold the job is in region {missing[0]!r}",
+            mend=f"living sites are in {', '.join(sorted(by_name))}",
+        )
+    if len(names) > REGIONS_MAX:
+        raise UsageError(f"{len(names)} regions", why=f"a job may have {REGIONS_MAX}")
+    return tuple(
+        Region(name, choose_committee(job, by_name[name], REGION_COMMITTEE_MAX))
+        for name in sorted(names)
+    )
 
 
 def choose_substitute(job: JobId, kept: Sequence[Seat], seats: Sequence[Seat]) -> SiteId | None:

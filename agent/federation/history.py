@@ -110,6 +110,7 @@ class History:
                 "update": e.update.hex(),
                 "samples": e.samples,
                 **({"round": e.round} if e.round else {}),
+                **({"region": e.region, "until": e.until} if e.region else {}),
             }
             for e in content.entries
         ]

@@ -82,4 +82,11 @@ def handed_over(workshop: Workshop, event: JobEvent, job: JobId, now: float) -> 
             effects = workshop.woke(now)
         case _:
             effects = workshop.step(job, event, now)
-    return effects or []
+    return [effect for effect in effects or [] if not _is_needed(workshop, effect)]
+
+
+def _is_needed(workshop: Workshop, effect: JobEffect) -> bool:
+    """One job would forget a blob that another of this site still needs."""
+    return isinstance(effect, job_events.ForgetBlob) and any(
+        machine.needs(effect.digest) for machine in workshop.machines.values()
+    )

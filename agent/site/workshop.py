@@ -161,6 +161,8 @@ class Workshop:
         self._me, self._boot_epoch = me, boot_epoch
         self._next_call, self._surroundings, self._rng = next_call, surroundings, rng
         self.machines: dict[JobId, JobMachine] = {}
+        self._regions: dict[JobId, JobId] = {}
+        """The job of this site's region, by the whole one."""
         self._busy: dict[JobId, JobMachine] = {}
         self._calls: dict[int, JobId] = {}
         self._tokens: dict[int, JobId] = {}
@@ -174,7 +176,15 @@ class Workshop:
         if own is not None:
             within = Within(self._surroundings, job, own.name)
             place = Place(parent=job.id, is_over=whole.is_over)
-            self._open(regional(job, own), within, now, place)
+            self._regions[job.id] = self._open(regional(job, own), within, now, place).job.id
+
+    def region(self, job: JobId) -> JobMachine | None:
+        """The machine of this site's region, if that job has one for it."""
+        return self.machines.get(self._regions[job]) if job in self._regions else None
+
+    def is_whole(self, job: JobId) -> bool:
+        """Whether it is a job of its own, not a region's part of one."""
+        return job not in self._regions.values()
 
     def _open(
         self, job: Job, surroundings: desk.Surroundings, now: float, place: Place
@@ -219,7 +229,7 @@ class Workshop:
                     told.append((effect.job, effect.event))
                 else:
                     effects.append(effect)
-        return [effect for effect in effects if not self._is_needed(effect)]
+        return effects
 
     def _step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
         machine = self.machines.get(job)
@@ -236,12 +246,6 @@ class Workshop:
         else:
             self._busy[job] = machine
         return effects
-
-    def _is_needed(self, effect: JobEffect) -> bool:
-        """Whether one job would forget a blob that another, such as the whole one's region, still needs."""
-        return isinstance(effect, job_events.ForgetBlob) and any(
-            machine.needs(effect.digest) for machine in self._busy.values()
-        )
 
     def step_all(self, event: JobEvent, now: float) -> list[JobEffect]:
         """Give every job that is under way the same news."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.api.job_spec import JobSpec, parse_job_spec
 from agent.foundation.errors import UsageError
 from agent.foundation.ids import JobId, SiteId
-from agent.wire.documents import BODIES, Job
+from agent.wire.documents import BODIES, Job, Region
 
 LEAST = {"name": "digits", "recipe": "mnist-2nn", "dataset": "mnist"}
 FULL: dict[str, Any] = {
@@ -108,3 +108,23 @@ def test_an_outer_optimizer_reaches_the_job_and_idle_numbers_are_told() -> None:
     with pytest.raises(UsageError, match="problem") as caught:
         parse_job_spec({**LEAST, "outer": "adamw"})
     assert "one of none, momentum, nesterov, adam, yogi" in caught.value.why
+
+
+def test_regions_reach_the_job_and_what_needs_them_is_told() -> None:
+    asked = {
+        **LEAST, "regions": ["north", "*"], "region_sites_min": 2, "local_rounds_max": 3,
+        "staleness_max": 4,
+    }  # fmt: skip
+    spec = parse_job_spec(asked)
+    assert spec.regions == ("north", "*")
+    north = Region("north", (SiteId(bytes(32)),))
+    job = spec.job(identifier=JobId("d-00000001"), committee=(), regions=(north,))
+    assert (job.regions, job.region_sites_min, job.local_rounds_max) == ((north,), 2, 3)
+    assert BODIES.unpack(BODIES.pack(job)) == job
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec({**LEAST, "local_rounds_max": 3, "regions": []})
+    assert "local_rounds_max does nothing without regions" in caught.value.why
+    assert "local_rounds_max needs staleness_max" in caught.value.why
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec({**LEAST, "regions": ["../etc"]})
+    assert "a list of at most 64 regions" in caught.value.why

@@ -2,7 +2,14 @@ from collections import Counter
 
 import pytest
 
-from agent.election.committee import Seat, choose_committee, choose_substitute
+from agent.election.committee import (
+    REGIONS_MAX,
+    Seat,
+    choose_committee,
+    choose_regions,
+    choose_substitute,
+)
+from agent.foundation.errors import UsageError
 from agent.foundation.ids import JobId, SiteId
 
 JOB = JobId("mnist-12345678")
@@ -84,3 +91,28 @@ def test_of_one_region_the_steadiest_substitute_is_taken_and_of_none_nobody() ->
     others = [Seat(SiteId(b"x" * 32), "jena", "edge"), Seat(SiteId(b"y" * 32), "jena", "core")]
     assert choose_substitute(JOB, seats("bonn"), others) == SiteId(b"y" * 32)
     assert choose_substitute(JOB, seats("bonn"), []) is None
+
+
+# --- regions -------------------------------------------------------------------------------------
+def test_each_region_gets_a_committee_of_its_own_sites() -> None:
+    there = seats(*["north"] * 5, *["south"] * 2, "lone")
+    regions = choose_regions(JOB, ["*"], there)
+    assert [(one.name, len(one.committee)) for one in regions] == [("north", 3), ("south", 1)]
+    where = {seat.site: seat.region for seat in there}
+    assert all({where[site] for site in one.committee} == {one.name} for one in regions)
+    assert choose_regions(JOB, ["*"], there[::-1]) == regions, "in any order"
+    assert [one.name for one in choose_regions(JOB, ["lone", "*"], there)] == [
+        "lone",
+        "north",
+        "south",
+    ]
+    assert choose_regions(JOB, [], there) == ()
+
+
+def test_a_region_without_sites_and_too_many_regions_are_refused() -> None:
+    with pytest.raises(UsageError, match="in region 'west'") as caught:
+        choose_regions(JOB, ["west"], seats("north", "north"))
+    assert "north" in caught.value.mend
+    many = seats(*[f"r{number}" for number in range(REGIONS_MAX + 1)] * 2)
+    with pytest.raises(UsageError, match="65 regions"):
+        choose_regions(JOB, ["*"], many)
