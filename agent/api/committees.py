@@ -26,7 +26,9 @@ class CommitteeOperations(Protocol):
         """Check the committed rounds, and this site's part in them, from the blobs themselves.
 
         Keys: job, round (committed, as read last), checked (rounds), findings [str] (empty: sound),
-        rows [{round, update, samples, standing, among, epoch, aggregator}].
+        rows [{round, update, samples, standing, counted_in (round, or None), whole_round, among, epoch,
+        aggregator}], region (the id of its job, whose rounds these are; empty: the job's own).
+        ``whole_round``: of the whole job, which has counted the region's.
 
         Raises:
             NotFound: no such job in the catalog.

@@ -102,7 +102,9 @@ class Operations(Protocol):
         Keys: those of ``jobs()``, and committee [site name], committee_trouble (why a change of it
         waits), recoveries, value (the register's value as a dict, or None), participants [{site, name, state, reason}],
         rounds_done [{round, epoch, aggregator, parameters, committed_at,
-        counted [{site, name, samples, update}], accuracy (or None)}].
+        counted [{site, name, samples, update, and of a late one round, of a region's region and
+        until}], accuracy (or None)}], region (None, or what this site's region does: id, name, aggregator,
+        committee, epoch, round, started_from, alone, activity, waiting_for, participants).
 
         Raises:
             NotFound: no such job in the catalog.

@@ -17,6 +17,8 @@ def audit(asked: argparse.Namespace) -> int:
     if asked.json:
         print_json(answer)
         return 1 if answer["findings"] else 0
+    if answer.get("region"):
+        print(f"rounds of this site's region ({clean(answer['region'])}):")
     print_table(
         ("round", "update", "samples", "standing", "among", "epoch", "aggregator"),
         [
@@ -37,6 +39,9 @@ def audit(asked: argparse.Namespace) -> int:
 def _standing(row: dict[str, Any]) -> str:
     counted_in = row.get("counted_in") or row["round"]
     late = f" in round {counted_in}" if counted_in != row["round"] else ""
+    whole = row.get("whole_round")
+    if row.get("counted_in") and whole != row["counted_in"]:
+        late += f", in round {whole} of the whole job" if whole else ", by the region alone so far"
     return f"{row['standing']}{late}"
 
 

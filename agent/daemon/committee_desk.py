@@ -13,7 +13,7 @@ from agent.drivers.clock import wall_s
 from agent.drivers.store import Store
 from agent.election.ballots import quorum_of
 from agent.federation.events import RecoverRegister, ReplaceMember
-from agent.federation.inclusion import verify
+from agent.federation.inclusion import RegionInclusion, Row, verify, verify_region
 from agent.federation.job import JobMachine
 from agent.federation.participant import Update
 from agent.foundation.errors import AtollError, Busy, NotFound, Refused
@@ -33,10 +33,13 @@ class CommitteeDesk:
     # --- was it counted --------------------------------------------------------------------------
     async def audit(self, job: str) -> Json:
         """See ``CommitteeOperations.audit``."""
-        machine = self._machine(job)
+        whole = self._machine(job)
+        region = self._driver.site.workshop.region(whole.job.id)
+        machine = whole if region is None else region  # whose rounds this site's updates are in
         rows = await self._store.read(
             lambda database: [
-                dict(row) for row in database.query("SELECT * FROM updates WHERE job = ?", [job])
+                dict(row)
+                for row in database.query("SELECT * FROM updates WHERE job = ?", [machine.job.id])
             ]
         )
         updates = [
@@ -47,18 +50,27 @@ class CommitteeDesk:
         found = await asyncio.to_thread(
             verify, me, value, self._read, updates, machine.job.staleness_max
         )
+        above = None
+        if region is not None:
+            name = self._driver.site.identity.claims.region
+            above = await asyncio.to_thread(
+                verify_region, name, whole.value, region.value, self._read
+            )
         return {
-            "job": job, "round": 0 if value is None else value.round, "checked": found.rounds,
-            "findings": list(found.findings),
-            "rows": [
-                {
-                    "round": row.round, "update": row.update.hex(), "samples": row.samples,
-                    "standing": row.standing, "counted_in": row.counted_in or None,
-                    "among": row.among, "epoch": row.epoch,
-                    "aggregator": "" if row.aggregator is None else self._name(row.aggregator),
-                }
-                for row in found.rows
-            ],
+            "job": job, "region": "" if region is None else machine.job.id,
+            "round": 0 if value is None else value.round, "checked": found.rounds,
+            "findings": [*found.findings, *(above.findings if above else ())],
+            "rows": [self._told(row, above) for row in found.rows],
+        }  # fmt: skip
+
+    def _told(self, row: Row, above: RegionInclusion | None) -> Json:
+        counted_in = row.counted_in or None
+        whole = above.counted_in.get(row.counted_in) if above is not None else counted_in
+        return {
+            "round": row.round, "update": row.update.hex(), "samples": row.samples,
+            "standing": row.standing, "counted_in": counted_in, "whole_round": whole,
+            "among": row.among, "epoch": row.epoch,
+            "aggregator": "" if row.aggregator is None else self._name(row.aggregator),
         }  # fmt: skip
 
     def _read(self, digest: Digest) -> bytes | None:

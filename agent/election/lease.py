@@ -1,74 +1,32 @@
-"""Leases: how long an aggregator may assume that nobody else has claimed. They save duplicate work only.
+"""The lease: how long an aggregator takes it for granted that nobody else has claimed. It saves work only.
 
-Rule: correctness never looks here. A holder whose lease has lapsed stops and reads the register; one
-that does not notice (it was stopped, its clock is wrong) loses its commit to the epoch, nothing else.
+Rule: correctness never looks here. A holder whose lease has lapsed reads the register before it starts a piece
+of work; one that does not notice (it was stopped, its clock is wrong) loses its commit to the epoch, nothing
+else. Observers need no clock: a broken watch tells them, and the register decides.
 
-Only monotonic clocks are compared, each with itself. The holder counts from the moment it *sent* the
-change that renewed the lease; an observer counts from the moment it *learned* of progress, and waits a
-margin longer. So an observer lets go later than the holder, whatever the network delay.
+Only the holder's own monotonic clock is used. It counts from the moment that it *asked* a majority that
+confirmed the epoch, not from the moment that the answer came.
 
 Source: Gray and Cheriton 1989, section 3; research/membership.md section 7, pitfall 9.
 """
 
-from dataclasses import dataclass
+from math import inf
 
-from agent.foundation.ids import JobId, SiteId
-from agent.foundation.machine import NEVER
-from agent.wire.limits import DOCUMENTS_MAX
-
-CLOCK_MARGIN = 0.1
-"""Monotonic clocks of cheap boards differ by less than 200 ppm; the rest covers a busy loop."""
-LEASES_MAX = DOCUMENTS_MAX
-"""One for each job document."""
+LEASE_S = 15.0
+"""Half as long again as an aggregator lets pass between two readings of its register."""
 
 
-@dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run one epoch of a job, as seen by one site."""
-
-    epoch: int
-    holder: SiteId
-    progress: int
-    """Rounds committed when it was last renewed: a commit renews the lease."""
-    started_at: float
-    """This site's monotonic time: the holder's sending, an observer's learning."""
-    length_s: float
-
-    def is_held(self, now: float) -> bool:
-        """Whether the holder itself may still act."""
-        return now < self.started_at + self.length_s
-
-    @property
-    def lapses_at(self) -> float:
-        """When an observer may try to claim the next epoch."""
-        return self.started_at + self.length_s * (1 + CLOCK_MARGIN)
-
-
-class Leases:
-    """What one site knows of the leases of all jobs; kept in memory only."""
+    """One site's own, of one register."""
 
     def __init__(self) -> None:
-        self._leases: dict[JobId, Lease] = {}
+        """Not held."""
+        self._asked_at = -inf
 
-    def renewed(self, job: JobId, lease: Lease) -> bool:
-        """Take news of ``job``; False if it is not newer (an old epoch, or no progress in this one)."""
-        known = self._leases.get(job)
-        if known is not None and (lease.epoch, lease.progress) <= (known.epoch, known.progress):
-            return False
-        if known is None and len(self._leases) >= LEASES_MAX:
-            return False
-        self._leases[job] = lease
-        return True
+    def renewed(self, asked_at: float) -> None:
+        """A majority has answered what was asked at ``asked_at`` (monotonic, seconds)."""
+        self._asked_at = max(self._asked_at, asked_at)
 
-    def get(self, job: JobId) -> Lease | None:
-        """The present lease; None if nothing was heard since this site started."""
-        return self._leases.get(job)
-
-    def lapses_at(self, job: JobId) -> float:
-        """When a claim by somebody else makes sense; ``NEVER`` if no lease is known."""
-        lease = self._leases.get(job)
-        return NEVER if lease is None else lease.lapses_at
-
-    def ended(self, job: JobId) -> None:
-        """The job is over."""
-        self._leases.pop(job, None)
+    def is_held(self, now: float) -> bool:
+        """Whether what that majority said may still be taken for granted."""
+        return now < self._asked_at + LEASE_S

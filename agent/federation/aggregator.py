@@ -113,6 +113,7 @@ class Aggregation:
         self._asking: set[SiteId] = set()
         self._then: Change | None = None
         self._refusals = 0
+        self._is_reading = False
         self._stuck_since = NEVER
 
     @property
@@ -331,8 +332,27 @@ class Aggregation:
         if not self._has_base(now):
             self.waiting_for = "the parameters of the round"
             return
+        if not self._register.lease.is_held(now):
+            self.waiting_for = "the register, which was not read for a while"
+            self._read_again(now)
+            return
         self._cohort.closed(standing, now)
         self._average(standing.fetched)
+
+    def _read_again(self, now: float) -> None:
+        """This site was stopped, perhaps: somebody else may have claimed the next epoch."""
+        if self._is_reading:
+            return
+        self._is_reading, state = True, self._state
+
+        def read(outcome: Outcome, at: float) -> None:
+            self._is_reading = False
+            if isinstance(outcome, Settled) and outcome.value is not None:
+                self._adopt(outcome.value, at)
+            if state == self._state:
+                self._later("close", at + RETRY_S, self._consider)
+
+        self._register.read(now, read)
 
     def _invite_again(self, now: float) -> None:
         self.invite(now)

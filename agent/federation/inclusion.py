@@ -75,7 +75,7 @@ def verify(
     for number, content in sorted(chain.items()):
         for entry in content.entries:
             seen[entry.update] += 1
-            if entry.site == me:
+            if entry.site == me and not entry.region:
                 counted.setdefault(entry.update, number)
                 update = own.get(made_for(entry, number))
                 findings += _compared(number, content, entry, update, staleness_max)
@@ -93,21 +93,69 @@ def verify(
     return Inclusion(rows, tuple(findings), len(chain))
 
 
+@dataclass(frozen=True, slots=True)
+class RegionInclusion:
+    """Which round of the whole job has counted each round of a region."""
+
+    counted_in: Mapping[int, int]
+    findings: tuple[str, ...]
+    """Empty: the whole job has counted what the region has made, each round of it once."""
+
+
+def verify_region(
+    name: str,
+    whole: JobValue | None,
+    region: JobValue | None,
+    read: Callable[[Digest], bytes | None],
+) -> RegionInclusion:
+    """Follow both chains, the whole job's and the region's, and compare what one says of the other.
+
+    Args:
+        name: of the region.
+        whole: the newest confirmed value of the whole job.
+        region: of the region's register.
+        read: the bytes of a blob; None if it is not here.
+    """
+    rounds, findings = _chain(whole, read)
+    made, _ = _chain(region, read)  # its own findings are ``verify``'s
+    counted_in: dict[int, int] = {}
+    for number, content in sorted(rounds.items()):
+        for entry in content.entries:
+            if entry.region != name:
+                continue
+            for one in range(entry.after + 1, entry.until + 1):
+                if one in counted_in:
+                    findings += [f"round {one} of the region was counted twice"]
+                counted_in[one] = number
+            last = made.get(entry.until)
+            if last is not None and last.parameters != entry.update:
+                findings += [f"round {number} counts of the region what it has not made"]
+    for number, content in sorted(made.items()):
+        started = rounds.get(content.above - 1)
+        if content.above > 1 and started is not None and started.parameters != content.base:
+            findings += [f"round {number} of the region does not start from the whole job's"]
+    return RegionInclusion(counted_in, tuple(findings))
+
+
 def _chain(
     value: JobValue | None, read: Callable[[Digest], bytes | None]
 ) -> tuple[dict[int, Contributions], list[str]]:
     rounds: dict[int, Contributions] = {}
     if value is None:
         return rounds, []
-    name, number, parameters = value.contributions, value.round, value.parameters
+    name, number = value.contributions, value.round
+    parameters = value.parameters if value.above is None or value.alone else None
     while name is not None and len(rounds) < ROUNDS_MAX:
         content = _named(name, read(name))
         if isinstance(content, str):
             return rounds, [f"round {number}: {content}"]
-        if (content.job, content.round, content.parameters) != (value.job, number, parameters):
+        is_next = parameters is None or content.parameters == parameters
+        if (content.job, content.round) != (value.job, number) or not is_next:
             return rounds, [f"round {number}: what comes after does not follow from it"]
         rounds[number] = content
-        name, number, parameters = content.previous, number - 1, content.base
+        # A region's round may start from the whole job's parameters; see ``verify_region``.
+        parameters = None if content.above else content.base
+        name, number = content.previous, number - 1
     return rounds, [f"round {number}: nothing names what it counted"] if number > 0 else []
 
 

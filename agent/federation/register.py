@@ -10,6 +10,7 @@ from random import Random
 
 from agent.election.acceptor import Acceptor
 from agent.election.acceptor import Answer as AcceptorAnswer
+from agent.election.lease import Lease
 from agent.election.proposer import (
     Ask,
     Decided,
@@ -83,7 +84,9 @@ class Register:
             self._acceptor = Acceptor(job.id) if row is None else Acceptor.restored(row)
         except Corruption as fault:  # forgotten promises: as good as wiped, for this job
             self._acceptor, self._barred_because = Acceptor(job.id), str(fault)[:400]
-        self._conversations: dict[int, tuple[Proposer | Reader, Then]] = {}
+        self._conversations: dict[int, tuple[Proposer | Reader, Then, float]] = {}
+        self.lease = Lease()
+        """Renewed by whatever a majority of the committee answers."""
         self._unsaved: dict[int, AcceptorAnswer] = {}
         self._own_votes: dict[int, int] = {}
         self._mute = ""
@@ -204,7 +207,7 @@ class Register:
 
     def woke(self, now: float) -> None:
         """Give every conversation its time."""
-        for number, (machine, _) in list(self._conversations.items()):
+        for number, (machine, _, _) in list(self._conversations.items()):
             if now >= machine.wake_at():
                 self._perform(number, machine.step(Woke(), now), now)
 
@@ -219,14 +222,14 @@ class Register:
 
     def wake_at(self) -> float:
         """When the next conversation wants its time."""
-        return min((m.wake_at() for m, _ in self._conversations.values()), default=NEVER)
+        return min((m.wake_at() for m, _, _ in self._conversations.values()), default=NEVER)
 
     def _open(self, machine: Proposer | Reader, then: Then, now: float) -> None:
         if len(self._conversations) >= CONVERSATIONS_MAX:
             then(Unknown("too many conversations under way"), now)
             return
         number = self._desk.number()
-        self._conversations[number] = (machine, then)
+        self._conversations[number] = (machine, then, now)
         self._perform(number, machine.start(), now)
 
     def _perform(self, number: int, effects: Sequence[RegisterEffect], now: float) -> None:
@@ -265,7 +268,10 @@ class Register:
 
     def _close(self, number: int, outcome: Outcome, now: float) -> None:
         if (conversation := self._conversations.pop(number, None)) is not None:
-            conversation[1](outcome, now)
+            _, then, asked_at = conversation
+            if isinstance(outcome, Settled):
+                self.lease.renewed(asked_at)
+            then(outcome, now)
 
     def _settled(self, value: bytes | None, *, is_ours: bool) -> Outcome:
         try:

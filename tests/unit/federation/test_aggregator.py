@@ -1,3 +1,5 @@
+from dataclasses import replace
+from math import inf
 from random import Random
 from typing import Any
 
@@ -17,6 +19,7 @@ from federated_site import (
     value,
 )
 
+from agent.election.lease import LEASE_S
 from agent.federation.aggregator import (
     FAILURES_MAX,
     RESIGNED_S,
@@ -31,17 +34,30 @@ from agent.federation.register import Register
 from agent.federation.value import Contribution, Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
-from agent.wire.mesh import Declined, Done, Keep, Notice, NoticeReply, Offer, OfferReply
+from agent.wire.mesh import (
+    Ballot,
+    Declined,
+    Done,
+    Keep,
+    Notice,
+    NoticeReply,
+    Offer,
+    OfferReply,
+    Read,
+    ReadReply,
+)
+from agent.wire.schema import pack
 
 
 class Bench:
     """An aggregation at ``ME``; the register is this site's alone unless a committee is given."""
 
-    def __init__(self, held: JobValue | None = None, **changes: Any) -> None:
+    def __init__(self, held: JobValue | None = None, asked_at: float = inf, **changes: Any) -> None:
         self.desk, self.around = desk(), Around(ANNA, BERT)
         self.around.held.add(digest("p0"))
         self.job = job(**changes)
         self.register = Register(self.job, ME, 1, self.desk, Random(1), None)
+        self.register.lease.renewed(asked_at)  # as the claim has done
         self.value = held or value(aggregator=ME)
         self.adopted: list[JobValue] = []
         self.recorded: list[Contributions] = []
@@ -170,6 +186,23 @@ def test_what_the_optimizer_left_is_there_before_the_mean_is_made() -> None:
     bench.aggregation.blob_arrived(digest("m1"), 20.0)
     (work,) = of(bench.desk.take(), Aggregate)
     assert work.carried == digest("m1")
+
+
+def test_an_aggregator_that_was_stopped_reads_the_register_before_it_makes_a_mean() -> None:
+    bench = Bench(asked_at=0.0, committee=(ME, ANNA, BERT), sites_min=2)
+    bench.offer(ME, "u-me", now=1.0)
+    bench.desk.take()
+    bench.offer(ANNA, "u-anna", now=1.0 + LEASE_S)
+    bench.aggregation.woke(60.0)
+    effects = bench.desk.take()
+    asks = asked(effects, Read)
+    assert {ask.site for ask in asks} == {ANNA, BERT}
+    assert means(effects) == []
+    newer = replace(bench.value, epoch=2, aggregator=ANNA)
+    for ask in asks:
+        bench.desk.replied(ask.call, ReadReply(Ballot(3, b"x" * 48), pack(newer)), 61.0)
+    assert bench.adopted == [newer]
+    assert means(bench.desk.take()) == []
 
 
 def test_an_update_counts_only_when_its_blob_is_here() -> None:

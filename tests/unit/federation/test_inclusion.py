@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from federated_site import ANNA, BERT, ME, contributions, digest, value
 
-from agent.federation.inclusion import Inclusion, verify
+from agent.federation.inclusion import Inclusion, verify, verify_region
 from agent.federation.participant import Update
-from agent.federation.value import Contribution, JobValue
+from agent.federation.value import Above, Contribution, Contributions, JobValue, blob_digest
 from agent.foundation.ids import Digest
+from agent.wire.schema import pack, unpack
 
 MINE = [Update(n, digest(f"p{n - 1}"), digest(f"mine{n}"), 10 * n, ()) for n in (1, 2, 3)]
 
@@ -98,3 +99,79 @@ def test_an_update_that_is_counted_twice_is_told() -> None:
     twice, data, _ = contributions(2, FIRST, entry(1))
     findings = found(twice, {**BLOBS, twice: data}).findings
     assert any("was counted 2 times" in text for text in findings)
+
+
+# --- regions -------------------------------------------------------------------------------------
+def of_region(update: str, after: int, until: int) -> Contribution:
+    return Contribution(ANNA, digest(update), 15, (), 0, None, "north", after, until)
+
+
+def a_chain(*contents: Contributions) -> tuple[Digest, dict[Digest, bytes]]:
+    """Each names the one before; the digest of the last, and all bytes."""
+    blobs: dict[Digest, bytes] = {}
+    last = None
+    for content in contents:
+        data = pack(replace(content, previous=last))
+        last = blob_digest(data)
+        blobs[last] = data
+    assert last is not None
+    return last, blobs
+
+
+def a_region() -> tuple[JobValue, dict[Digest, bytes]]:
+    """Three rounds: two from parameters of the whole job, the last from its own."""
+    rounds = [contributions(n, None, entry(n))[2] for n in (1, 2, 3)]
+    made = [
+        replace(rounds[0], base=digest("g0"), parameters=digest("n1"), above=1),
+        replace(rounds[1], base=digest("g1"), parameters=digest("n2"), above=2),
+        replace(rounds[2], base=digest("n2"), parameters=digest("n3")),
+    ]
+    last, blobs = a_chain(*made)
+    above = Above(0, 1, digest("g1"), 1)
+    held = value(round=3, contributions=last, parameters=digest("n3"), above=above)
+    return held, blobs
+
+
+def a_whole(*entries: Contribution) -> tuple[JobValue, dict[Digest, bytes]]:
+    rounds = [
+        replace(
+            contributions(n, None, one)[2], base=digest(f"g{n - 1}"), parameters=digest(f"g{n}")
+        )
+        for n, one in enumerate(entries, start=1)
+    ]
+    last, blobs = a_chain(*rounds)
+    held = value(round=len(entries), contributions=last, parameters=digest(f"g{len(entries)}"))
+    return held, blobs
+
+
+def test_a_sites_update_is_followed_through_its_region_to_the_whole_job() -> None:
+    (region, blobs), (whole, more) = (
+        a_region(),
+        a_whole(of_region("n1", 0, 1), of_region("n3", 1, 3)),
+    )
+    updates = [replace(MINE[0], base=digest("g0")), replace(MINE[1], base=digest("g1"))]
+    found = verify(ME, region, blobs.get, [*updates, replace(MINE[2], base=digest("n2"))])
+    assert found.findings == ()
+    assert [row.standing for row in found.rows] == ["counted"] * 3
+    above = verify_region("north", whole, region, {**blobs, **more}.get)
+    assert above.findings == ()
+    assert dict(above.counted_in) == {1: 1, 2: 2, 3: 2}
+    assert verify(ANNA, whole, more.get, []).findings == (), "who spoke for it has made none itself"
+
+
+def test_what_the_whole_job_says_wrongly_of_a_region_is_told() -> None:
+    region, blobs = a_region()
+    whole, more = a_whole(of_region("n1", 0, 1), of_region("n2", 0, 2))
+    findings = verify_region("north", whole, region, {**blobs, **more}.get).findings
+    assert findings == ("round 1 of the region was counted twice",)
+    whole, more = a_whole(of_region("other", 0, 1))
+    findings = verify_region("north", whole, region, {**blobs, **more}.get).findings
+    assert findings == ("round 1 counts of the region what it has not made",)
+    whole, more = a_whole(of_region("n1", 0, 1))
+    strange = replace(whole, parameters=digest("x"))
+    content = replace(unpack(Contributions, more[whole.contributions]), parameters=digest("x"))  # type: ignore[index]
+    last, more = a_chain(content)
+    findings = verify_region(
+        "north", replace(strange, contributions=last), region, {**blobs, **more}.get
+    ).findings
+    assert findings == ("round 2 of the region does not start from the whole job's",)
