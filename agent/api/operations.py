@@ -104,7 +104,8 @@ class Operations(Protocol):
         rounds_done [{round, epoch, aggregator, parameters, committed_at,
         counted [{site, name, samples, update, and of a late one round, of a region's region and
         until}], accuracy (or None)}], region (None, or what this site's region does: id, name, aggregator,
-        committee, epoch, round, started_from, alone, activity, waiting_for, participants).
+        committee, epoch, round, started_from, alone, activity, waiting_for, participants), changes_took_s (the
+        last changes of the register from this site, seconds each).
 
         Raises:
             NotFound: no such job in the catalog.

@@ -308,6 +308,7 @@ class DaemonOperations:
             "committee": [self._name(site) for site in machine.committee],
             "committee_trouble": machine.swaps.trouble,
             "region": self._region(machine),
+            "changes_took_s": list(machine.register.took_s),
             "recoveries": 0 if value is None else value.recoveries,
             "value": None if value is None else _plain(asdict(value)),
             "participants": participants,

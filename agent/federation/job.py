@@ -122,7 +122,7 @@ class JobMachine:
             or place.is_over
             or (restored.value is not None and restored.value.state in ENDED)
         )
-        self._register = Register(
+        self.register = Register(
             job, me, boot_epoch, desk, rng, restored.register, restored.barred_because
         )
         self._custody = Custody(job, me, desk, surroundings, lambda: self.value)
@@ -142,9 +142,9 @@ class JobMachine:
                 self.history.content,
             )  # fmt: skip
         if restored.value is not None:
-            self._register.learn(restored.value.roster)
-        self.swaps = Swaps(job, me, desk, surroundings, self._register, self._adopt)
-        self._claims = Claims(job, me, desk, surroundings, self._register, self._on_claimed)
+            self.register.learn(restored.value.roster)
+        self.swaps = Swaps(job, me, desk, surroundings, self.register, self._adopt)
+        self._claims = Claims(job, me, desk, surroundings, self.register, self._on_claimed)
         self._watching = Watching(
             job,
             desk,
@@ -211,7 +211,7 @@ class JobMachine:
                     self.aggregation.work_failed(token, reason, culprits, now)
                     self._tell_if_resigned(now)
             case Persisted(token):
-                self._register.persisted(token, now)
+                self.register.persisted(token, now)
             case ReplaceMember(gone, by):
                 if self.value is not None and not self.is_over:
                     self.swaps.replace(Swap(gone, by), self.value, now)
@@ -241,16 +241,16 @@ class JobMachine:
     @property
     def committee(self) -> tuple[SiteId, ...]:
         """Who holds the register by now."""
-        return self._register.members
+        return self.register.members
 
     @property
     def holders(self) -> tuple[SiteId, ...]:
         """The committee, and those that are about to take over or may still count."""
-        return self._register.voters().everyone
+        return self.register.voters().everyone
 
     def bar(self, reason: str) -> None:
         """Vote and propose no more under this identity."""
-        self._register.bar(reason)
+        self.register.bar(reason)
 
     def needs(self, digest: Digest) -> bool:
         """Whether this job still needs the blob at this site, whatever else has served."""
@@ -269,7 +269,7 @@ class JobMachine:
         """
         named = {counted.contributions for counted in self.history.rounds.values()}
         named |= self.history.sought()
-        for value in (self.value, self._register.accepted()):
+        for value in (self.value, self.register.accepted()):
             if value is not None:
                 named |= value.blobs
         needed = self._custody.kept() | self.participant.kept
@@ -286,7 +286,7 @@ class JobMachine:
         if self.is_over:
             return self.history.wake_at()
         due = [
-            self._refresh_at, self._claims.wake_at(), self._register.wake_at(),
+            self._refresh_at, self._claims.wake_at(), self.register.wake_at(),
             self.participant.wake_at(), self.history.wake_at(), self._watchers.wake_at(),
             self.swaps.wake_at(),
         ]  # fmt: skip
@@ -298,7 +298,7 @@ class JobMachine:
         self.history.woke(now)
         if self.is_over:
             return
-        self._register.woke(now)
+        self.register.woke(now)
         self.participant.woke(now)
         if self.aggregation is not None:
             self.aggregation.woke(now)
@@ -318,7 +318,7 @@ class JobMachine:
             self._read_again = True
             return
         self._reading = True
-        self._register.read(now, self._on_read)
+        self.register.read(now, self._on_read)
 
     def _look(self, now: float, pause_s: float) -> None:
         """Read the register after a pause."""
@@ -338,7 +338,7 @@ class JobMachine:
                 self.participant.unreadable(now)
             others = [site for site in self._surroundings.alive() if site != self._me]
             if others:
-                self._register.ask_who_holds_it(self._rng.choice(others))
+                self.register.ask_who_holds_it(self._rng.choice(others))
         elif outcome.value is None:
             if not self._is_passive:
                 self._claims.consider(None, now)
@@ -396,7 +396,7 @@ class JobMachine:
         self._refresh_at = NEVER
         self._claims.stop()
         self.swaps.stop()
-        self._register.hush()
+        self.register.hush()
         if self.aggregation is not None:
             self._drop_aggregation()
         self._watchers.answer(Declined(ENDED_HERE))
@@ -470,7 +470,7 @@ class JobMachine:
         if outcome.is_ours and value.aggregator == self._me:
             self._drop_aggregation()
             self.aggregation = Aggregation(
-                self.job, self._me, self._desk, self._surroundings, self._register,
+                self.job, self._me, self._desk, self._surroundings, self.register,
                 self._custody, self._sources, self._adopt, self.history, newest, self.whole,
             )  # fmt: skip
             self._claims.stop()
@@ -529,7 +529,7 @@ class JobMachine:
         call, sender, message = event.call, event.sender, event.message
         match message:
             case Prepare() | Accept() | Read():
-                self._desk.emit(Answer(call, self._register.called(sender, message)))
+                self._desk.emit(Answer(call, self.register.called(sender, message)))
             case Notice():
                 self._noticed(call, message, now)
             case Offer():
@@ -549,7 +549,7 @@ class JobMachine:
         reason = ENDED_HERE if self.is_over else self._surroundings.refusal(self.job)
         self._desk.emit(Answer(call, NoticeReply(not reason, reason)))
         if notice.members:
-            self._register.learn(Roster(notice.generation, notice.members, notice.others))
+            self.register.learn(Roster(notice.generation, notice.members, notice.others))
         value, told = self.value, (notice.epoch, notice.round)
         known = (0, 0) if value is None else (value.epoch, value.round)
         if told > known or (told == known and (value is None or value.is_between_rounds)):
@@ -595,5 +595,5 @@ class JobMachine:
         """Where the job's blobs may be had: the aggregator, the committee, then everyone alive."""
         alive: Mapping[SiteId, float] = self._surroundings.alive()
         first = () if self.value is None else (self.value.aggregator,)
-        order = dict.fromkeys((*first, *self._register.voters().everyone, *alive))
+        order = dict.fromkeys((*first, *self.register.voters().everyone, *alive))
         return tuple(site for site in order if site != self._me and site in alive)[:SOURCES_MAX]

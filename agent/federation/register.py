@@ -4,6 +4,7 @@ Wraps the three election machines (acceptor, reader, proposer) and their convers
 very site's acceptor do not go through the network; its own vote counts when it is durable, not before.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -36,6 +37,7 @@ from agent.wire.documents import Job
 
 RegisterRow = Mapping[str, Scalar]
 ASK_TIMEOUT_S = 2.0
+CHANGES_REMEMBERED = 256
 CONVERSATIONS_MAX = 8
 """A claim, a commit and a read, and as many again from an aggregation that was just replaced."""
 
@@ -87,6 +89,8 @@ class Register:
         self._conversations: dict[int, tuple[Proposer | Reader, Then, float]] = {}
         self.lease = Lease()
         """Renewed by whatever a majority of the committee answers."""
+        self.took_s: deque[float] = deque(maxlen=CHANGES_REMEMBERED)
+        """How long the last changes from here took to be decided."""
         self._unsaved: dict[int, AcceptorAnswer] = {}
         self._own_votes: dict[int, int] = {}
         self._mute = ""
@@ -242,6 +246,9 @@ class Register:
                 case Decided(value, ballot):
                     if ballot is not None:
                         self._highest = max(self._highest, ballot.number)
+                    conversation = self._conversations.get(number)
+                    if conversation is not None and isinstance(conversation[0], Proposer):
+                        self.took_s.append(now - conversation[2])
                     self._close(number, self._settled(value, is_ours=True), now)
                 case Declined(refusal):
                     self._close(number, self._settled(refusal.value, is_ours=False), now)

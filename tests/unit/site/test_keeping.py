@@ -222,7 +222,7 @@ def test_what_an_acceptor_has_accepted_is_kept_though_nobody_has_read_it(
     ballot = Ballot(9, proposer_id(other.site.me, 1, world.rng))
     machine = one.site.workshop.machines[the_job.id]
     world.feed(one, BlobStored(accepted))
-    called = machine._register.called
+    called = machine.register.called
     assert isinstance(called(other.site.me, Prepare(the_job.id, ballot)), Promise)
     assert isinstance(called(other.site.me, Accept(the_job.id, ballot, encoded)), Accepted)
     world.run(3 * UNNAMED_S)

@@ -1,0 +1,74 @@
+"""The aggregator and another are cut off from the other three of their committee."""
+
+import contextlib
+import time
+
+from daemon_cluster import (
+    Daemon,
+    make_founder,
+    running,
+    scratch,
+    submit_job,
+    token_for,
+    wait_for,
+    write_digits,
+)
+from mesh_network import Network
+from rounds_faults import furthest, view
+
+CUT_S = 12.0
+TURNS = 3
+SITES = 5
+
+
+def a_minority_is_cut_off() -> tuple[int, list[float]]:
+    """Rounds that the minority came to while it was cut off, and how long each took to go on after it."""
+    network, commits, resumed_s = Network(SITES), 0, []
+    with contextlib.ExitStack() as stack:
+        network.set_up(stack)
+        folder = stack.enter_context(scratch())
+        sites = _sites(network, folder, stack)
+        job = submit_job(sites[0], name="cut", rounds=2000, epochs=2, sites_min=2)
+        wait_for(lambda: furthest(sites, job) >= 2, 60, "rounds are under way", sites)
+        for _ in range(TURNS):
+            head = next(s for s in sites if s.name == view(sites[0], job)["aggregator"])
+            other = next(site for site in sites if site is not head)
+            few = [sites.index(head), sites.index(other)]
+            rest = [index for index in range(SITES) if index not in few]
+            network.cut(network.apart(few, rest))
+            time.sleep(1.0)  # what was decided before the cut has arrived by now, or never does
+            minority = [sites[index] for index in few]
+            before = furthest(minority, job)
+            majority_before = furthest([sites[index] for index in rest], job)
+            time.sleep(CUT_S)
+            commits += furthest(minority, job) - before
+            assert furthest([sites[index] for index in rest], job) > majority_before
+            network.heal()
+            healed_at = time.monotonic()
+            wait_for(
+                lambda: min(int(view(s, job)["round"]) for s in minority) > majority_before, 60,  # noqa: B023
+                "the minority has caught up", sites,
+            )  # fmt: skip
+            resumed_s.append(time.monotonic() - healed_at)
+            wait_for(lambda: all(len(s.alive()) == SITES for s in sites), 60, "all see all", sites)
+    return commits, resumed_s
+
+
+def _sites(network: Network, folder, stack) -> list[Daemon]:  # type: ignore[no-untyped-def]
+    sites = []
+    for index in range(SITES):
+        data = write_digits(folder / f"data-{index}", part=index, samples=300)
+        sites.append(
+            Daemon(
+                folder, f"site-{index}", f'[datasets.digits]\\npath = "{data}"',
+                host=network.host(index), within=network.within(index),
+            )
+        )  # fmt: skip
+    make_founder(sites[0])
+    stack.enter_context(running(*sites))
+    sites[0].start().wait_ready()
+    for site in sites[1:]:
+        site.cli("join", token_for(sites[0], site.name))
+        site.start()
+    wait_for(lambda: all(len(s.alive()) == SITES for s in sites), 60, "all see all", sites)
+    return sites
