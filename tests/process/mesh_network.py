@@ -126,12 +126,22 @@ def network(number: int) -> Iterator[Network]:
         yield made
 
 
+def settings(net: Network) -> str:
+    """They find each other by their seeds."""
+    seeds = ", ".join(f'"{net.host(index)}:7411"' for index in range(net.number))
+    return f"[discovery]\nmdns = false\nseeds = [{seeds}]\n"
+
+
 def fleet(folder: Path, net: Network, extra: str = "") -> list[Daemon]:
     """One running site in each namespace; they find each other by their seeds."""
-    seeds = ", ".join(f'"{net.host(index)}:7411"' for index in range(net.number))
-    settings = f"[discovery]\nmdns = false\nseeds = [{seeds}]\n{extra}"
     sites = [
-        Daemon(folder, f"s{index}", settings, host=net.host(index), within=net.within(index))
+        Daemon(
+            folder,
+            f"s{index}",
+            f"{settings(net)}{extra}",
+            host=net.host(index),
+            within=net.within(index),
+        )
         for index in range(net.number)
     ]
     make_founder(sites[0])

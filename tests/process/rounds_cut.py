@@ -3,17 +3,8 @@
 import contextlib
 import time
 
-from daemon_cluster import (
-    Daemon,
-    make_founder,
-    running,
-    scratch,
-    submit_job,
-    token_for,
-    wait_for,
-    write_digits,
-)
-from mesh_network import Network
+from daemon_cluster import running, scratch, submit_job, wait_for, write_digits
+from mesh_network import Network, fleet, settings
 from rounds_faults import furthest, view
 
 CUT_S = 12.0
@@ -27,7 +18,14 @@ def a_minority_is_cut_off() -> tuple[int, list[float]]:
     with contextlib.ExitStack() as stack:
         network.set_up(stack)
         folder = stack.enter_context(scratch())
-        sites = _sites(network, folder, stack)
+        sites = fleet(folder, network)
+        stack.enter_context(running(*sites))
+        for index, site in enumerate(sites):
+            data = write_digits(folder / f"data-{index}", part=index, samples=300)
+            site.stop()
+            site.configure(f'{settings(network)}\n[datasets.digits]\npath = "{data}"')
+            site.start()
+        wait_for(lambda: all(len(s.alive()) == SITES for s in sites), 60, "all see all", sites)
         job = submit_job(sites[0], name="cut", rounds=2000, epochs=2, sites_min=2)
         wait_for(lambda: furthest(sites, job) >= 2, 60, "rounds are under way", sites)
         for _ in range(TURNS):
@@ -52,23 +50,3 @@ def a_minority_is_cut_off() -> tuple[int, list[float]]:
             resumed_s.append(time.monotonic() - healed_at)
             wait_for(lambda: all(len(s.alive()) == SITES for s in sites), 60, "all see all", sites)
     return commits, resumed_s
-
-
-def _sites(network: Network, folder, stack) -> list[Daemon]:  # type: ignore[no-untyped-def]
-    sites = []
-    for index in range(SITES):
-        data = write_digits(folder / f"data-{index}", part=index, samples=300)
-        sites.append(
-            Daemon(
-                folder, f"site-{index}", f'[datasets.digits]\\npath = "{data}"',
-                host=network.host(index), within=network.within(index),
-            )
-        )  # fmt: skip
-    make_founder(sites[0])
-    stack.enter_context(running(*sites))
-    sites[0].start().wait_ready()
-    for site in sites[1:]:
-        site.cli("join", token_for(sites[0], site.name))
-        site.start()
-    wait_for(lambda: all(len(s.alive()) == SITES for s in sites), 60, "all see all", sites)
-    return sites

@@ -118,8 +118,10 @@ def _serve_and_cut(
         child.kill()
     said += child.stdout.read()
     child.wait()
-    whole = [text.split() for text in said.decode().splitlines() if text.count(" ") == 2]
-    return [(word, job, int(ballot)) for word, job, ballot in whole]
+    child.stdout.close()
+    child.stderr.close()
+    words = [text.split() for text in said.decode().splitlines()]
+    return [(one[0], one[1], int(one[2])) for one in words if len(one) == 3]
 
 
 def _kept(image: Path, folder: Path) -> dict[str, tuple[int, int]]:
