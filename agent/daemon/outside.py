@@ -180,7 +180,7 @@ class Outside:
             if not sources and not self._blobs.is_held(effect.digest):
                 raise Unreachable("no living site is known to have it")
             await self._blobs.fetch(effect.digest, sources)
-        except AtollError as error:
+        except (AtollError, OSError) as error:  # of the disk: one blob is not worth the site
             self._feed(BlobFailed(effect.digest, str(error)))
         else:
             self._feed(BlobStored(effect.digest))

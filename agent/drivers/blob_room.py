@@ -8,9 +8,9 @@ before it travels. Called from several threads.
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
+from agent.drivers.disk import files_in
 from agent.foundation.errors import StoreFault
 
 
@@ -104,10 +104,9 @@ class BlobRoom:
         if self._taken is None:
             self._taken = {}
             for folder in self._folders:
-                with suppress(FileNotFoundError), os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.is_file(follow_symlinks=False) and "." not in entry.name:
-                            self._taken[entry.name] = entry.stat().st_size
+                for name, facts in files_in(folder):
+                    if "." not in name:
+                        self._taken[name] = facts.st_size
         return self._taken
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.distribution.manifest import Manifest, parse
+from agent.drivers.disk import files_in
 from agent.foundation.errors import AtollError
 from agent.foundation.ids import ID_BYTES, Digest
 
@@ -58,12 +59,9 @@ def _common(
 
 
 def _newest(folder: Path) -> list[Digest]:
-    with os.scandir(folder) as entries:
-        found = [
-            (entry.stat().st_mtime, entry.name)
-            for entry in entries
-            if len(entry.name) == 2 * ID_BYTES
-        ]
+    found = [
+        (facts.st_mtime, name) for name, facts in files_in(folder) if len(name) == 2 * ID_BYTES
+    ]
     return [
         Digest(bytes.fromhex(name)) for _, name in sorted(found, reverse=True)[:BLOBS_LOOKED_AT_MAX]
     ]

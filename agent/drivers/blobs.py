@@ -37,7 +37,7 @@ from agent.drivers.blob_files import (
     file_chunks,
     name_of,
 )
-from agent.drivers.disk import fault_of
+from agent.drivers.disk import fault_of, files_in
 from agent.foundation.errors import Busy, Corruption, NotFound
 from agent.foundation.ids import ID_BYTES, Digest, short
 from agent.foundation.randomness import Rng
@@ -174,15 +174,9 @@ class BlobStore:
     def list_partial(self) -> "dict[Digest, int]":
         """Blobs that are not whole: how many bytes of each are on the disk."""
         found: dict[Digest, int] = {}
-        with (
-            contextlib.suppress(FileNotFoundError),
-            os.scandir(self._files.partial) as entries,
-        ):
-            for entry in entries:
-                if len(entry.name) == 2 * ID_BYTES:
-                    facts = entry.stat()
-                    held = min(facts.st_size, facts.st_blocks * 512)
-                    found[Digest(bytes.fromhex(entry.name))] = held
+        for name, facts in files_in(self._files.partial):
+            if len(name) == 2 * ID_BYTES:
+                found[Digest(bytes.fromhex(name))] = min(facts.st_size, facts.st_blocks * 512)
         return found
 
     def is_fetching(self, digest: Digest) -> bool:

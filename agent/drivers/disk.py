@@ -2,6 +2,8 @@
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from agent.foundation.errors import StoreFault
@@ -14,6 +16,15 @@ def synced(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def files_in(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Names and facts of the plain files in ``folder``; what goes meanwhile is left out."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.is_file(follow_symlinks=False):
+                    yield entry.name, entry.stat(follow_symlinks=False)
 
 
 def fault_of(error: OSError, what: str) -> StoreFault:

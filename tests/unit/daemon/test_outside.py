@@ -192,3 +192,14 @@ async def test_an_attempt_that_fails_says_why(rig: Rig, base: Digest | None) -> 
     assert isinstance(ended, JobEnded)
     assert isinstance(ended.event, job.AttemptEnded)
     assert ended.event.reason
+
+
+async def test_a_disk_that_fails_a_fetch_ends_the_fetch_and_nothing_else(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetch(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(rig.blobs, "fetch", fetch)
+    rig.outside.fetch(FetchBlob(MISSING, ((SITE, WHERE),)))
+    assert await rig.settled() == [BlobFailed(MISSING, "[Errno 2] No such file or directory")]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.drivers.disk import fault_of, synced
+from agent.drivers.disk import fault_of, files_in, synced
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,19 @@ def test_only_a_directory_can_be_synced(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(NotADirectoryError):
         synced(tmp_path / "file")
+
+
+def test_a_file_that_goes_while_a_folder_is_read_is_left_out(tmp_path: Path) -> None:
+    """It ended a site: a fetch looked through the blobs while a job forgot one of them."""
+    for number in range(5):
+        (tmp_path / f"{number}").write_bytes(b"x" * number)
+    (tmp_path / "folder").mkdir()
+    found = {}
+    for name, facts in files_in(tmp_path):
+        found[name] = facts.st_size
+        for other in tmp_path.iterdir():
+            if other.name != name and other.is_file():
+                other.unlink()
+    ((name, size),) = found.items()
+    assert size == int(name)
+    assert list(files_in(tmp_path / "absent")) == []
