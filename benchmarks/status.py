@@ -35,8 +35,39 @@ def _area(path: Path) -> str:
         "| quantity | measured | all runs | goal | beside |",
         "|---|---|---|---|---|",
         *(_line(row) for row in rows),
+        *_plots(rows),
     ]
     return "\n".join(lines) + "\n\n"
+
+
+def _plots(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows that name a plot, its series and their place in it: one chart for each plot, a line for each series."""
+    lines: list[str] = []
+    for title in dict.fromkeys(row["plot"] for row in rows if "plot" in row):
+        points = [row for row in rows if row.get("plot") == title]
+        xs = sorted({point["x"] for point in points})
+        most = max(point["value"] for point in points)
+        lines += [
+            "",
+            f"Lines, from the lowest on the right: {_order(points, xs[-1])}.",
+            "",
+            "```mermaid",
+            "xychart-beta",
+        ]
+        lines += [f'  title "{title}"', f"  x-axis {json.dumps([str(x) for x in xs])}"]
+        lines += [f"  y-axis 0 --> {most * 1.05:.2f}"]
+        for series in dict.fromkeys(point["series"] for point in points):
+            known = {p["x"]: p["value"] for p in points if p["series"] == series}
+            # A line has a point everywhere: before its first, it stands where that is.
+            values = [known.get(x, known[min(known)]) for x in xs]
+            lines.append(f"  line {json.dumps(values)}")
+        lines.append("```")
+    return lines
+
+
+def _order(points: list[dict[str, Any]], x: int) -> str:
+    last = sorted((p for p in points if p["x"] == x), key=lambda point: point["value"])
+    return ", ".join(f"{point['series']} ({point['value']} at {x})" for point in last)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -82,6 +82,13 @@ class Scenario:
     regions: int = 0
     """With any, one more holds sites that take part by themselves."""
     local_rounds_max: int = 0
+    has_loners: bool = True
+    late: float = 0.3
+    """Share of sites that start in the middle of it."""
+    work_s: tuple[float, float] = (0.05, 1.0)
+    """Least and greatest time of a mean, of first parameters and of an export."""
+    link_bytes_per_s: float = 0.0
+    """Of each site's link, one blob after the other; 0: fetches take random time and disturb nobody."""
     outer: Literal["none", "momentum"] = "none"
 
 
@@ -90,6 +97,7 @@ class Parts:
     """What is under test; each default is the real thing."""
 
     machine: type[JobMachine] = JobMachine
+    outside: type[Outside] = Outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +133,7 @@ class Fleet:
         self.faults = Faults(scenario.loss, scenario.duplicate, 0.002, scenario.delay_mean_s)
         self.network: Network[int] = Network(rng, self._deliver, self.faults)
         ids = [SiteId(sha256(b"job site %d" % n).digest()) for n in range(scenario.sites)]
-        self._regions = scenario.regions + 1 if scenario.regions else 5
+        self._regions = scenario.regions + scenario.has_loners if scenario.regions else 5
         seats = [Seat(site, self.region(n), "core") for n, site in enumerate(ids)]
         committee = choose_committee(JOB, seats, scenario.committee)
         regions = [
@@ -166,7 +174,7 @@ class Fleet:
             self.evidence.regions[one.name] = self.books[within.id]
         self._accepted: defaultdict[Choice, set[SiteId]] = defaultdict(set)
         self._chosen: set[Choice] = set()
-        self._outside = Outside(self)
+        self._outside = parts.outside(self)
         self.spy = Spy(self)
         self.is_calm = self.is_cancelled = False
         self.revoked: set[SiteId] = set()

@@ -64,11 +64,15 @@ class Around:
 class Outside:
     """Carries out what machines ask of the blob store and of their children."""
 
+    blob_bytes = 1_000_000
+    """Of each, where a link has a rate."""
+
     def __init__(self, fleet: "Fleet") -> None:
         """``fleet`` gives the time, the dice and the other sites."""
         self._fleet = fleet
         self._nonces = count(1)
         self._poisoned: dict[int, Digest] = {}
+        self._link_free_at: dict[int, float] = {}
 
     def hold(self, site: "SimulatedSite", digest: Digest, data: bytes) -> None:
         """The blob is on the disk of ``site``."""
@@ -77,7 +81,7 @@ class Outside:
 
     def fetch(self, site: "SimulatedSite", digest: Digest, sources: Sequence[SiteId]) -> None:
         """From any source that can be reached, holds the blob and may give it."""
-        takes_s = self._fleet.rng.expovariate(1 / 0.1)
+        takes_s = self._takes_s(site)
         boot = site.boot_epoch
         fails = (
             self._fleet.rng.random() < self._fleet.scenario.fetch_failure
@@ -103,6 +107,16 @@ class Outside:
                 self._fleet.later(site, self._fleet.network.now, missing)
 
         self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
+
+    def _takes_s(self, site: "SimulatedSite") -> float:
+        """A blob's way here; on a link with a rate it queues behind those before it."""
+        rate = self._fleet.scenario.link_bytes_per_s
+        if not rate:
+            return self._fleet.rng.expovariate(1 / 0.1)
+        now = self._fleet.network.now
+        begins_at = max(now, self._link_free_at.get(site.index, 0.0))
+        self._link_free_at[site.index] = begins_at + self.blob_bytes / rate
+        return self._link_free_at[site.index] - now + 2 * self._fleet.faults.delay_mean_s
 
     def read(self, site: "SimulatedSite", digest: Digest) -> None:
         """A small blob, if it is held."""
@@ -192,9 +206,11 @@ class Outside:
                 done = job_events.WorkDone(effect.token, digest, len(data), left)
                 self._fleet.feed(site, done, effect.job.id)
 
-        self._fleet.network.call_at(
-            self._fleet.network.now + self._fleet.rng.uniform(0.05, 1.0), end
-        )
+        self._fleet.network.call_at(self._fleet.network.now + self.work_takes_s(effect), end)
+
+    def work_takes_s(self, effect: Work) -> float:  # noqa: ARG002 - a measurement looks at it
+        """How long it takes."""
+        return self._fleet.rng.uniform(*self._fleet.scenario.work_s)
 
     def _result(self, effect: Work) -> tuple[bytes, tuple[Digest, ...]]:
         match effect:

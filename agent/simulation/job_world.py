@@ -53,7 +53,9 @@ class World(Fleet):
         """Trouble, then calm, then silence."""
         scenario, rng = self.scenario, self.rng
         for site in self.sites:
-            late_s = 0.0 if rng.random() < 0.7 else rng.uniform(0.0, scenario.seconds / 2)  # noqa: PLR2004 - most are there at once
+            late_s = (
+                0.0 if rng.random() < 1 - scenario.late else rng.uniform(0.0, scenario.seconds / 2)
+            )
             self.network.call_at(late_s, lambda site=site: self.start(site))
         if scenario.fault_every_s < scenario.seconds:
             self.network.call_at(rng.expovariate(1 / scenario.fault_every_s), self._some_fault)
