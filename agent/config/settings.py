@@ -342,6 +342,14 @@ class TrainingPart:
     memory_bytes: Annotated[
         int, Between(0, 1 << 50), Doc("Address space of one trainer, bytes. 0: no limit.")
     ] = 0
+    jobs_kept: Annotated[
+        int,
+        Between(0, 10_000),
+        Doc(
+            "Jobs that are over whose rounds and updates are kept; of older ones the end alone (64 bytes "
+            "each), so they cannot be audited here any more."
+        ),
+    ] = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from agent.federation.inclusion import RegionInclusion, Row, verify, verify_regi
 from agent.federation.job import JobMachine
 from agent.federation.participant import Update
 from agent.foundation.errors import AtollError, Busy, NotFound, Refused
-from agent.foundation.ids import Digest, JobId, SiteId, short
+from agent.foundation.ids import Digest, SiteId, short
 from agent.site.events import JobEnded
 
 PATIENCE_S = 20.0
@@ -33,7 +33,7 @@ class CommitteeDesk:
     # --- was it counted --------------------------------------------------------------------------
     async def audit(self, job: str) -> Json:
         """See ``CommitteeOperations.audit``."""
-        whole = self._machine(job)
+        whole = self._driver.site.workshop.find(job)
         region = self._driver.site.workshop.region(whole.job.id)
         machine = whole if region is None else region  # whose rounds this site's updates are in
         rows = await self._store.read(
@@ -169,14 +169,8 @@ class CommitteeDesk:
             unwatch()
 
     # --- names -----------------------------------------------------------------------------------
-    def _machine(self, job: str) -> JobMachine:
-        machine = self._driver.site.workshop.machines.get(JobId(job))
-        if machine is None:
-            raise NotFound(f"no job {job[:80]!r} in the catalog", mend="see atoll job list")
-        return machine
-
     def _running(self, job: str, *, is_claimed: bool = True) -> JobMachine:
-        machine = self._machine(job)
+        machine = self._driver.site.workshop.find(job)
         if machine.is_over:
             raise Refused(f"{job} is over", why="its register changes no more")
         if is_claimed and machine.value is None:

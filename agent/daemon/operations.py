@@ -31,6 +31,7 @@ from agent.drivers.memory import resident_bytes
 from agent.drivers.store import Store
 from agent.drivers.trainers import Trainers
 from agent.election.committee import Seat, choose_committee, choose_regions
+from agent.federation.burial import Tombstone
 from agent.federation.job import JobMachine
 from agent.foundation.errors import Busy, NotFound
 from agent.foundation.ids import JobId, SiteId, short
@@ -262,6 +263,10 @@ class DaemonOperations:
             self._brief(machine)
             for job, machine in workshop.machines.items()
             if workshop.is_whole(job)
+        ] + [
+            _buried_row(job, stone)
+            for job in self._parts.site.catalog.of_kind(Job)
+            if (stone := workshop.tombstone(job.id)) is not None
         ]
 
     def _brief(self, machine: JobMachine) -> Json:
@@ -287,15 +292,9 @@ class DaemonOperations:
             "activity": machine.participant.activity,
         }  # fmt: skip
 
-    def _machine(self, job: str) -> JobMachine:
-        machine = self._parts.site.workshop.machines.get(JobId(job))
-        if machine is None:
-            raise NotFound(f"no job {job[:80]!r} in the catalog", mend="see atoll job list")
-        return machine
-
     async def job(self, job: str) -> Json:
         """See ``Operations.job``; the rounds are read from this site's own database."""
-        machine = self._machine(job)
+        machine = self._parts.site.workshop.find(job)
         participants = self._participants(machine)
         rows = await self._parts.store.read(
             lambda database: list(
@@ -364,7 +363,7 @@ class DaemonOperations:
 
     async def watch_job(self, job: str) -> AsyncIterator[Json]:
         """See ``Operations.watch_job``."""
-        machine = self._machine(job)
+        machine = self._parts.site.workshop.find(job)
         changed = asyncio.Event()
         unwatch = self._parts.driver.watch(changed.set)
         last: Json = {}
@@ -531,6 +530,15 @@ class DaemonOperations:
         own = self._parts.site.identity  # also of a site that was revoked since
         identity = own if site == own.site else self._parts.site.roll.known(site)
         return identity.claims.name if identity is not None else short(site)
+
+
+def _buried_row(job: Job, stone: Tombstone) -> Json:
+    """As ``_brief``, of a job of which the end alone is kept."""
+    return {
+        "id": job.id, "recipe": job.recipe, "dataset": job.dataset, "state": stone.end,
+        "phase": stone.end, "epoch": 0, "round": stone.round, "rounds": job.rounds,
+        "reason": "its rounds are not kept any more", "aggregator": None, "activity": "over",
+    }  # fmt: skip
 
 
 def _counted_name(one: Json, name: str) -> str:

@@ -17,6 +17,7 @@ from agent.drivers.clock import wall
 from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.drivers.store_boot import FINDING
+from agent.federation import burial
 from agent.federation.history import Counted
 from agent.federation.participant import Update
 from agent.federation.restored import Restored
@@ -101,7 +102,7 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
     """Everything durable, decoded; an undecodable row is reported and left out."""
     tables = (
         "peers", "documents", "jobs", "register", "updates", "rounds", "models", "overrides",
-        "rollouts",
+        "rollouts", burial.TABLE,
     )  # fmt: skip
     rows = {name: await store.read(_everything(name)) for name in tables}
     peers = _decoded(
@@ -117,6 +118,7 @@ async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
         documents=tuple(documents),
         history=await _history(store),
         jobs=_jobs(rows, blobs, held),
+        tombstones=dict(_decoded(rows[burial.TABLE], burial.read)),
         crashes={row["key"]: row["crashes"] for row in rows["models"]},
         overrides=tuple(map(_override, rows["overrides"])),
         rollouts=dict(_decoded(rows["rollouts"], _part)),

@@ -457,6 +457,7 @@ def _abilities(settings: SiteSettings, hardware: Hardware) -> StoredSettings:
         why_not = "PyTorch is not installed here (pip install 'atoll-agent[train]')"
     return StoredSettings(
         datasets={name: part.jobs for name, part in settings.datasets.items()},
+        jobs_kept=settings.training.jobs_kept,
         dataset_labels={name: part.residency for name, part in settings.datasets.items()},
         can_train=not why_not, why_not=why_not, capacity=hardware.capacity,
         unnamed_s=settings.storage.unnamed_blob_s,

@@ -237,6 +237,7 @@ def _tables() -> Iterator[Table]:
         since=7,
         outlives_damage=True,
     )
+    yield Table("tombstones", 1, {"job": "BLOB", "content": "BLOB"}, since=8, outlives_damage=True)
 
 
 TABLES: Final[Mapping[str, Table]] = {table.name: table for table in _tables()}
@@ -287,6 +288,12 @@ def m007_rollouts(db: Database) -> None:
     _create(db, 7)
 
 
+@MIGRATIONS()
+def m008_tombstones(db: Database) -> None:
+    """Version 8: jobs that are over."""
+    _create(db, 8)
+
+
 def _create(db: Database, since: int) -> None:
     """The tables of one version (STRICT, so that no value changes its type)."""
     for table in TABLES.values():
@@ -302,7 +309,7 @@ def _create(db: Database, since: int) -> None:
         )
 
 
-SCHEMA_VERSION: Final = 7
+SCHEMA_VERSION: Final = 8
 """How many migrations there are: written to ``user_version``."""
 
 

@@ -4,7 +4,7 @@ A machine's parts share one desk. ``ask`` names the continuation that takes the 
 the driver brings it back, in the same single-threaded step as everything else.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from agent.federation.events import Ask, JobEffect
@@ -12,6 +12,8 @@ from agent.foundation.ids import Digest, SiteId
 from agent.wire.documents import Job
 from agent.wire.mesh import Call, Reply
 
+SOURCES_MAX = 16
+"""More than a fetch can use at a time."""
 Then = Callable[[Reply | None, float], None]
 CALLS_WAITING_MAX = 20_000
 """Two conversations with every member of the largest mesh; reached only through a defect."""
@@ -55,6 +57,14 @@ class Surroundings(Protocol):
     def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:
         """The living site that had best take the place of ``gone``; None: there is none."""
         ...
+
+
+def sources(
+    first: Iterable[SiteId], alive: Mapping[SiteId, float], me: SiteId
+) -> tuple[SiteId, ...]:
+    """Where a job's blobs may be had: ``first``, then everyone alive; none that seems dead."""
+    order = dict.fromkeys((*first, *alive))
+    return tuple(site for site in order if site != me and site in alive)[:SOURCES_MAX]
 
 
 class Desk:

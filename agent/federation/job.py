@@ -9,16 +9,16 @@ one site proposes, and nothing breaks when several do. Whoever holds the epoch r
 A finished job costs nothing: no packet, no timer.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from random import Random
 from typing import assert_never
 
 from agent.election.roster import Roster
 from agent.federation.aggregator import Aggregation
+from agent.federation.burial import ended
 from agent.federation.claims import Claims
 from agent.federation.custody import Custody
-from agent.federation.desk import Desk, Surroundings
+from agent.federation.desk import Desk, Surroundings, sources
 from agent.federation.events import (
     Answer,
     AttemptEnded,
@@ -52,7 +52,7 @@ from agent.federation.offering import Ears
 from agent.federation.participant import Participant
 from agent.federation.region import Place, region_of
 from agent.federation.register import Outcome, Register, Settled
-from agent.federation.restored import References, Restored
+from agent.federation.restored import References, Restored, references
 from agent.federation.swaps import Swap, Swaps
 from agent.federation.ties import Delegate, Whole
 from agent.federation.value import Contributions, JobValue
@@ -63,6 +63,7 @@ from agent.foundation.writes import Put, Scalar
 from agent.wire.documents import Job
 from agent.wire.mesh import (
     Accept,
+    Buried,
     Declined,
     Done,
     Keep,
@@ -87,8 +88,6 @@ LOOK_AGAIN_S = 0.5
 QUIET_S = 0.5
 READ_PAUSE_S = 0.05
 """What is asked for while a read is under way waits so long after it: news comes in bursts."""
-SOURCES_MAX = 16
-"""More sources than a fetch can use at a time."""
 ENDED = ("finished", "failed")
 ENDED_HERE = "the job has ended here"
 NOT_THE_AGGREGATOR = "not the aggregator"
@@ -123,8 +122,9 @@ class JobMachine:
             or (restored.value is not None and restored.value.state in ENDED)
         )
         self.register = Register(
-            job, me, boot_epoch, desk, rng, restored.register, restored.barred_because
-        )
+            job, me, boot_epoch, desk, rng, restored.register, restored.barred_because,
+            self._on_buried,
+        )  # fmt: skip
         self._custody = Custody(job, me, desk, surroundings, lambda: self.value)
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
         ears = Ears(self._collect, self._refresh)
@@ -156,7 +156,7 @@ class JobMachine:
         self._watchers = Watchers(desk)
         self.aggregation: Aggregation | None = None
         self._seen: SiteId | None = None
-        self._reading = self._read_again = self._has_tidied = False
+        self._reading = self._read_again = self._has_tidied = self._is_history_lost = False
         self._refresh_at = NEVER if self.is_over else now + rng.uniform(0.0, QUIET_S)
         self._restore(restored)
 
@@ -188,7 +188,8 @@ class JobMachine:
             case Replied(call, reply):
                 self._desk.replied(call, reply, now)
             case ViewChanged():
-                self._view_changed(now)
+                if not self.is_over:
+                    self._view_changed(now)
             case BlobArrived(digest):
                 self._blob_arrived(digest, now)
             case BlobMissing(digest, _):
@@ -248,10 +249,6 @@ class JobMachine:
         """The committee, and those that are about to take over or may still count."""
         return self.register.voters().everyone
 
-    def bar(self, reason: str) -> None:
-        """Vote and propose no more under this identity."""
-        self.register.bar(reason)
-
     def needs(self, digest: Digest) -> bool:
         """Whether this job still needs the blob at this site, whatever else has served."""
         participant = self.participant
@@ -267,17 +264,11 @@ class JobMachine:
         Raises:
             Malformed: a newer version has decided something that this one cannot read.
         """
-        named = {counted.contributions for counted in self.history.rounds.values()}
-        named |= self.history.sought()
-        for value in (self.value, self.register.accepted()):
-            if value is not None:
-                named |= value.blobs
         needed = self._custody.kept() | self.participant.kept
         if (base := self.participant.training_base) is not None and not self.is_over:
             needed.add(base)
-        if self.is_over:
-            return References(frozenset(needed), frozenset(named - needed))
-        return References(frozenset(needed | named), frozenset())
+        values = (self.value, self.register.accepted())
+        return references(needed, values, self.history, is_over=self.is_over)
 
     def wake_at(self) -> float:
         """The earliest thing put off by any part."""
@@ -321,7 +312,6 @@ class JobMachine:
         self.register.read(now, self._on_read)
 
     def _look(self, now: float, pause_s: float) -> None:
-        """Read the register after a pause."""
         if pause_s > 0:
             self._refresh_at = min(self._refresh_at, now + pause_s)
         else:
@@ -356,9 +346,7 @@ class JobMachine:
         if before is not None and value.progress == before.progress:
             self._carry_on(value, now)
             return
-        self.value = value
-        row: dict[str, Scalar] = {"job": self.job.id, "value": pack(value), "note": ""}
-        self._desk.emit(Persist((Put("jobs", row),)), Progressed())
+        self._note(value)
         self._claims.moved(before, value)
         self._watching.moved(is_other_epoch=before is None or before.epoch != value.epoch)
         self._custody.moved(value)
@@ -377,6 +365,11 @@ class JobMachine:
             else:
                 self.aggregation.begin(value, now)
         self._carry_on(value, now)
+
+    def _note(self, value: JobValue, note: str = "") -> None:
+        self.value = value
+        row: dict[str, Scalar] = {"job": self.job.id, "value": pack(value), "note": note}
+        self._desk.emit(Persist((Put("jobs", row),)), Progressed())
 
     def _carry_on(self, value: JobValue, now: float) -> None:
         self.participant.follow(value, now)
@@ -405,15 +398,31 @@ class JobMachine:
         self._desk.emit(ReleaseTrainer(self.job), Progressed())
         if self.whole is not None:
             return
-        if value is None:
-            self._desk.emit(Finished(self.job, None, 0, 0))
+        made = (
+            (None, 0, 0) if value is None else (value.exported, value.exported_bytes, value.round)
+        )
+        self._desk.emit(Finished(self.job, *made))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the job is over here, and nothing is missing or under way any more."""
+        return self.is_over and self._has_tidied and self.wake_at() == NEVER
+
+    def _on_buried(self, told: Buried, _: float) -> None:
+        """Nobody has kept more than how it ended: rounds that are not known here never will be."""
+        if self.is_over:
+            return
+        if told.end == "cancelled":
+            self.job = replace(self.job, is_cancelled=True)
         else:
-            self._desk.emit(Finished(self.job, value.exported, value.exported_bytes, value.round))
+            self._note(ended(told, self.value, self.job.id, self._me), "told by a tombstone")
+        self._end()
+        self._is_history_lost = True
 
     def _tidy(self) -> None:
         """Forget what only the way to the end needed, once no round's counted set is missing."""
         value = self.value
-        if value is None or len(self.history.rounds) >= value.round:
+        if value is None or self._is_history_lost or len(self.history.rounds) >= value.round:
             self._has_tidied = True
             history = (counted.content for counted in self.history.rounds.values())
             self._custody.end(history, has_result=self.whole is None)
@@ -487,10 +496,8 @@ class JobMachine:
             self._watchers.answer(Declined(f"{RESIGNED}: {reason}"[:400]))
 
     def _collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
-        if self.aggregation is None:
-            return OfferReply("elsewhere")
-        if offer.epoch != self.aggregation.epoch:
-            return OfferReply("stale")
+        if self.aggregation is None or offer.epoch != self.aggregation.epoch:
+            return OfferReply("elsewhere" if self.aggregation is None else "stale")
         return self.aggregation.collect(sender, offer, now)
 
     def _on_withdrawn(self, sender: SiteId, round_: int, reason: str, now: float) -> None:
@@ -498,17 +505,14 @@ class JobMachine:
             self.aggregation.withdrawn(sender, round_, reason, now)
 
     def _on_doubt(self, now: float, doubts: int) -> None:
-        """A watch has failed ``doubts`` times in a row; one broken connection may be an accident."""
-        value = self.value
-        assert value is not None, "what is watched has been read"
         if self.whole is not None:
             self.whole.look_again()
-        if doubts > 1 or value.aggregator not in self._surroundings.alive():
+        value = self.value
+        # One broken connection may be an accident.
+        if doubts > 1 or value is None or value.aggregator not in self._surroundings.alive():
             self._claims.consider(value, now)
 
     def _view_changed(self, now: float) -> None:
-        if self.is_over:
-            return
         if self.aggregation is not None:
             self.aggregation.view_changed(now)
             if self.value is not None:
@@ -593,7 +597,5 @@ class JobMachine:
 
     def _sources(self) -> tuple[SiteId, ...]:
         """Where the job's blobs may be had: the aggregator, the committee, then everyone alive."""
-        alive: Mapping[SiteId, float] = self._surroundings.alive()
         first = () if self.value is None else (self.value.aggregator,)
-        order = dict.fromkeys((*first, *self.register.voters().everyone, *alive))
-        return tuple(site for site in order if site != self._me and site in alive)[:SOURCES_MAX]
+        return sources((*first, *self.holders), self._surroundings.alive(), self._me)

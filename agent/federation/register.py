@@ -73,11 +73,14 @@ class Register:
         rng: Random,
         row: RegisterRow | None,
         barred_because: str = "",
+        buried: Callable[[mesh.Buried, float], None] = lambda _told, _now: None,
     ) -> None:
         """``row``: this site's durable acceptor state, None if it never voted for the job.
 
         ``barred_because``: why this site may not vote at all (it may have forgotten a promise).
+        ``buried``: takes the word of a holder that the job is over.
         """
+        self._buried = buried
         self._barred_because = barred_because[:400]
         self._known = pinned(job.committee)
         self._job, self._me, self._boot_epoch = job, me, boot_epoch
@@ -270,6 +273,10 @@ class Register:
 
     def _replied(self, number: int, site: SiteId, reply: mesh.Reply | None, now: float) -> None:
         self._told(reply)
+        if isinstance(reply, mesh.Buried):
+            if site in self.voters().everyone:
+                self._buried(reply, now)
+            reply = None
         if (conversation := self._conversations.get(number)) is not None:
             self._perform(number, conversation[0].step(Replied(site, reply), now), now)
 

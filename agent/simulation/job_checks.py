@@ -105,6 +105,8 @@ class Evidence:
     """Updates by digest: whose, for which round, from which base, how many samples."""
     believed: list[tuple[int, JobValue]] = field(default_factory=list)
     """Values that sites went on from, as their rows tell."""
+    told: list[tuple[int, JobValue]] = field(default_factory=list)
+    """Ends that sites have taken from a tombstone."""
     proposed: list[JobValue] = field(default_factory=list)
     """Every value that was ever sent in an Accept."""
     chosen: list[Chosen] = field(default_factory=list)
@@ -125,6 +127,8 @@ class Evidence:
     """What sites did after they had seen the end of the job."""
     unfinished: list[str] = field(default_factory=list)
     """Sites for which the job was not over long after all faults had ended."""
+    buried: int = 0
+    """Tombstones that were put up."""
     is_cancelled: bool = False
     """The operator wants none of it: nothing has to be kept."""
     leftovers: list[str] = field(default_factory=list)
@@ -143,6 +147,7 @@ def violations(evidence: Evidence) -> list[str]:
         *_counting(evidence),
         *_sites_agree(evidence),
         *_beliefs(evidence),
+        *_told(evidence),
         *_cuts(evidence),
         *_dropped(evidence),
         *_handed_over(evidence),
@@ -352,6 +357,18 @@ def _beliefs(evidence: Evidence) -> Iterator[str]:
                 f"site {site} went on from round {value.round} of epoch {value.epoch}, which no "
                 "majority had"
             )
+
+
+def _told(evidence: Evidence) -> Iterator[str]:
+    """What a tombstone says is how the job has ended."""
+    ends = {
+        (c.value.state, c.value.round, c.value.exported, c.value.exported or c.value.parameters)
+        for c in evidence.chosen
+    }
+    for site, value in evidence.told:
+        end = (value.state, value.round, value.exported, value.exported or value.parameters)
+        if end not in ends:
+            yield f"site {site} was told that the job has {value.state} with round {value.round}"
 
 
 def _cuts(evidence: Evidence) -> Iterator[str]:

@@ -6,7 +6,7 @@ labels and children. Everything that matters to a judge is noted as evidence on 
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
@@ -16,6 +16,7 @@ from typing import Literal
 from agent.election.committee import Seat, choose_committee
 from agent.election.roster import Roster
 from agent.federation import events as job_events
+from agent.federation.burial import TABLE, Tombstone
 from agent.federation.events import JobEffect, JobEvent
 from agent.federation.history import Counted
 from agent.federation.job import JobMachine
@@ -87,6 +88,8 @@ class Scenario:
     """Share of sites that start in the middle of it."""
     work_s: tuple[float, float] = (0.05, 1.0)
     """Least and greatest time of a mean, of first parameters and of an export."""
+    jobs_kept: int = 500
+    """0: a job is buried as soon as it is over and its history known."""
     link_bytes_per_s: float = 0.0
     """Of each site's link, one blob after the other; 0: fetches take random time and disturb nobody."""
     outer: Literal["none", "momentum"] = "none"
@@ -96,6 +99,8 @@ class Scenario:
 class Parts:
     """What is under test; each default is the real thing."""
 
+    tombstones: Callable[[SimulatedSite], Mapping[bytes, Tombstone]] = SimulatedSite.tombstones
+    """What a site reads back of jobs that were buried."""
     machine: type[JobMachine] = JobMachine
     outside: type[Outside] = Outside
 
@@ -117,6 +122,7 @@ KEYS = {
     "jobs": ("job",),
     "updates": ("job", "round"),
     "rounds": ("job", "round"),
+    TABLE: ("job",),
 }
 
 
@@ -217,7 +223,8 @@ class Fleet:
         stored = {name: self._restored(site, name) for name in self.books}
         site.workshop = Workshop(
             site.id, site.boot_epoch, lambda: next(numbers), Around(self, site), self.rng, stored, "",
-            self._parts.machine,
+            self._parts.machine, tombstones=self._parts.tombstones(site),
+            jobs_kept=self.scenario.jobs_kept,
         )  # fmt: skip
         site.workshop.open(job, self.network.now)
         self.views_change()
@@ -408,12 +415,18 @@ class Fleet:
                 self._outside.hold(site, effect.digest, effect.data)
             elif isinstance(effect, job_events.Persist):
                 for write in effect.writes:
-                    assert isinstance(write, Put), "jobs delete no rows"
-                    self._persist(site, write)
+                    if isinstance(write, Put):
+                        self._persist(site, write)
+                    else:
+                        site.bury(write)
 
     def _persist(self, site: SimulatedSite, write: Put) -> None:
         row: Row = dict(write.row)
         key = tuple(row[name] for name in KEYS[write.table])
+        if write.table == TABLE:
+            self.evidence.buried += 1
+            site.disk.setdefault(TABLE, {})[key] = row
+            return
         site.disk.setdefault(write.table, {})[key] = row
         if write.table == "register" and row["value"] is not None:
             ballot = (row["job"], row["accepted_number"], row["accepted_proposer"])

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.federation import events as job_events
+from agent.federation.burial import TABLE, Tombstone, read
 from agent.federation.events import JobEffect, JobEvent
 from agent.federation.job import JobMachine
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
+from agent.foundation.writes import Delete
 from agent.site.workshop import Workshop
 from agent.wire.mesh import Declined
 
@@ -47,6 +49,8 @@ class SimulatedSite:
     is_over: bool = False
     wall_offset_s: float = 0.0
     """What the clock for people is wrong by; it jumps, and nothing may depend on it."""
+    buried: list[Row] = field(default_factory=list)
+    """Rounds whose rows are gone, for the judge."""
     at_once: tuple[float, int] = (-1.0, 0)
     second: tuple[int, Counter[tuple[int, str]]] = (-1, Counter())
 
@@ -55,10 +59,21 @@ class SimulatedSite:
         """Of the whole job."""
         return None if self.workshop is None else self.workshop.machines.get(JOB)
 
+    def tombstones(self) -> dict[bytes, Tombstone]:
+        """As ``daemon.restore`` reads them back."""
+        return dict(read(row) for row in self.disk.get(TABLE, {}).values())
+
+    def bury(self, write: Delete) -> None:
+        """A row is gone; what was known of rounds is noted for the judge."""
+        row = self.disk.get(write.table, {}).pop(write.key, None)
+        if row is not None and write.table == "rounds":
+            self.buried.append(row)
+
     def rows(self, table: str, job: JobId = JOB) -> list[Row]:
         """What its disk holds of ``job``, in order."""
         found = sorted(self.disk.get(table, {}).items())
-        return [row for _, row in found if row["job"] == job]
+        gone = self.buried if table == "rounds" else []
+        return [row for row in (*gone, *(row for _, row in found)) if row["job"] == job]
 
 
 def handed_over(workshop: Workshop, event: JobEvent, job: JobId, now: float) -> list[JobEffect]:
@@ -67,9 +82,12 @@ def handed_over(workshop: Workshop, event: JobEvent, job: JobId, now: float) -> 
     match event:
         case job_events.Called(call, _, message):
             name = JobId(getattr(message, "job", ""))
-            unknown = job_events.Answer(call, Declined("this site knows no such job"))
-            is_known = name in workshop.machines
-            effects = workshop.step(name, event, now) if is_known else [unknown]
+            stone = workshop.tombstone(name)
+            unknown = Declined("this site knows no such job")
+            if name in workshop.machines:
+                effects = workshop.step(name, event, now)
+            else:
+                effects = [job_events.Answer(call, stone.told(name) if stone else unknown)]
         case job_events.Replied():
             effects = workshop.replied(event, now)
         case job_events.Persisted(token):

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from agent.federation import events as job_events
+from agent.federation.burial import TABLE
 from agent.federation.events import JobEffect
 from agent.federation.value import JobValue, decode
 from agent.foundation.ids import Digest, JobId, SiteId
@@ -83,11 +84,15 @@ class Spy:
 
     def _see_row(self, site: SimulatedSite, write: Put) -> None:
         row: Mapping[str, Any] = write.row
+        if write.table == TABLE:
+            site.read.update(dict.fromkeys(self._fleet.books, ALL_ROUNDS))
+            return
         job: JobId = row["job"]
         book = self._fleet.books[job]
         if write.table == "jobs":
             value = unpack(JobValue, row["value"])
-            book.believed.append((site.index, value))
+            told = book.told if row["note"] else book.believed
+            told.append((site.index, value))
             if value.state in ("finished", "failed"):
                 site.read.update(dict.fromkeys(self._fleet.books, ALL_ROUNDS))  # its region's, too
             site.read[job] = max(site.read[job], value.round)

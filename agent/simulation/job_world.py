@@ -108,11 +108,15 @@ class World(Fleet):
             or (
                 site.workshop is not None
                 and all(machine.is_over for machine in site.workshop.machines.values())
-                and len(site.rows("rounds")) >= wanted
+                and (len(site.rows("rounds")) >= wanted or self._is_buried_elsewhere(site))
                 and site.workshop.wake_at() == NEVER
             )
             for site in self.sites
         )
+
+    def _is_buried_elsewhere(self, site: SimulatedSite) -> bool:
+        """It learned of the end from a tombstone: what its history lacks nobody has any more."""
+        return bool(site.tombstones()) and self.evidence.buried > 0
 
     def _judge_end(self) -> None:
         evidence = self.evidence
@@ -122,7 +126,8 @@ class World(Fleet):
                 continue
             rounds = len(site.rows("rounds"))
             is_over = all(machine.is_over for machine in workshop.machines.values())
-            if not is_over or (rounds < self.scenario.rounds and not self.scenario.cancel):
+            is_short = rounds < self.scenario.rounds and not self._is_buried_elsewhere(site)
+            if not is_over or (is_short and not self.scenario.cancel):
                 evidence.unfinished.append(
                     f"site {site.index} has {rounds} rounds, "
                     f"{'over' if is_over else 'not over'}, long after the last fault"

@@ -4,16 +4,22 @@ No document says that such a model exists and nobody has to sign one: the job (s
 names what it publishes and where, the register names the exact bytes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from agent.catalog.catalog import Catalog
+from agent.federation.burial import Tombstone
 from agent.federation.job import JobMachine
-from agent.wire.documents import Key, ModelVersion, Stamp
+from agent.foundation.ids import Digest, JobId
+from agent.wire.documents import Job, Key, ModelVersion, Stamp
 
 Published = tuple[ModelVersion, tuple[str, ...]]
 
 
-def published(machines: Iterable[JobMachine], catalog: Catalog) -> list[Published]:
+def published(
+    machines: Iterable[JobMachine],
+    catalog: Catalog,
+    tombstone: Callable[[JobId], Tombstone | None],
+) -> list[Published]:
     """Each finished job's model and the names of the sites to serve it (empty: all).
 
     In the order in which the jobs were asked for, which every site knows alike.
@@ -23,14 +29,26 @@ def published(machines: Iterable[JobMachine], catalog: Catalog) -> list[Publishe
         job, value = machine.job, machine.value
         if value is None or value.exported is None or not job.publish or job.is_cancelled:
             continue
-        version = ModelVersion(
-            job.publish, version_name(job.id), value.exported, value.exported_bytes, "onnx",
-            job.residency, f"job {job.id}, {value.round} rounds",
-        )  # fmt: skip
-        entry = catalog.get(Key("job", job.id))
-        stamp = entry.document.stamp if entry is not None else Stamp(0, 0)
-        found.append((stamp, job.id, (version, job.deploy_sites)))
+        made = _version(job, value.exported, value.exported_bytes, value.round)
+        found.append((_stamp(job, catalog), job.id, (made, job.deploy_sites)))
+    for job in catalog.of_kind(Job):
+        stone = tombstone(job.id) if job.publish and not job.is_cancelled else None
+        if stone is not None and stone.model_bytes and stone.result is not None:
+            made = _version(job, stone.result, stone.model_bytes, stone.round)
+            found.append((_stamp(job, catalog), job.id, (made, job.deploy_sites)))
     return [one for _, _, one in sorted(found, key=lambda item: item[:2])]
+
+
+def _version(job: Job, exported: Digest, size: int, rounds: int) -> ModelVersion:
+    return ModelVersion(
+        job.publish, version_name(job.id), exported, size, "onnx", job.residency,
+        f"job {job.id}, {rounds} rounds",
+    )  # fmt: skip
+
+
+def _stamp(job: Job, catalog: Catalog) -> Stamp:
+    entry = catalog.get(Key("job", job.id))
+    return entry.document.stamp if entry is not None else Stamp(0, 0)
 
 
 def newest(every: Iterable[Published]) -> list[Published]:

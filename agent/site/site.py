@@ -144,7 +144,7 @@ class Site:
         )
         self.workshop = Workshop(
             me, boot_epoch, self._number, self._surroundings, rng, stored.jobs,
-            stored.barred_because,
+            stored.barred_because, tombstones=stored.tombstones, jobs_kept=settings.jobs_kept,
         )  # fmt: skip
         self.holdings = holdings = Holdings(
             claims=identity.claims, catalog=self.catalog, swim=self.swim, roll=roll,
@@ -379,6 +379,9 @@ class Site:
             case Testify() | ReceiptWanted():  # so it does these: the audit log is its own
                 self._outbox.append(Answer(event.call, Declined("this site is no witness")))
             case _:
+                if (stone := self.workshop.tombstone(JobId(message.job))) is not None:
+                    self._outbox.append(Answer(event.call, stone.told(message.job)))
+                    return
                 if message.job not in self.workshop.machines:
                     self._outbox.append(Answer(event.call, Declined("this site knows no such job")))
                     self._relations.learn_from(event.sender)

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from agent.catalog.placement import Abilities
 from agent.catalog.rollout import Standing
 from agent.distribution.retention import UNNAMED_S
+from agent.federation.burial import Tombstone
 from agent.federation.restored import Restored
 from agent.foundation.ids import Digest, JobId
 from agent.site.overrides import Override
 from agent.wire.documents import Document, Key, Stamp
 from agent.wire.mesh import Introduction
 
+JOBS_KEPT = 500
+"""A few megabytes of rows in all; years of an operator's jobs."""
 COORDINATE_KEY = "coordinate"
 """The ``meta`` row that holds it."""
 
@@ -30,6 +33,8 @@ class Stored:
     history: tuple[tuple[Key, int, Stamp], ...] = ()
     """Key, slot and stamp of each former document; its bytes stay in the database."""
     jobs: dict[JobId, Restored] = field(default_factory=dict)
+    tombstones: dict[bytes, Tombstone] = field(default_factory=dict)
+    """Of jobs that are over, by ``burial.key_of``."""
     crashes: dict[bytes, int] = field(default_factory=dict)
     """How often a model (by key) took its worker down."""
     overrides: tuple[Override, ...] = ()
@@ -62,4 +67,6 @@ class SiteSettings:
     """Where what is learned from a data set may be, by its name; one that is not here: anywhere."""
     unnamed_s: float = UNNAMED_S
     """How long a blob is kept that nothing names."""
+    jobs_kept: int = JOBS_KEPT
+    """Jobs that are over whose rounds and updates are kept."""
     abilities: Abilities = Abilities()  # noqa: RUF009 - immutable

@@ -51,7 +51,8 @@ class Versions:
 
     def published(self) -> list[Published]:
         """Models that jobs made, oldest job first."""
-        return published(self._workshop.machines.values(), self._catalog)
+        workshop = self._workshop
+        return published(workshop.machines.values(), self._catalog, workshop.tombstone)
 
     def every(self) -> dict[tuple[str, str], ModelVersion]:
         """All versions by name and version; what an admin says counts before what a job made."""

@@ -8,20 +8,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from random import Random
+from types import MappingProxyType
 
 from agent.election.committee import Seat, choose_substitute
-from agent.federation import desk
+from agent.federation import burial, desk
 from agent.federation import events as job_events
+from agent.federation.burial import Tombstone
 from agent.federation.events import JobEffect, JobEvent
 from agent.federation.job import JobMachine
 from agent.federation.region import Place, Within, region_of, regional
 from agent.federation.restored import Restored
+from agent.foundation.errors import NotFound
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.machine import NEVER, Woke
+from agent.foundation.writes import Write
 from agent.identity.certificates import Identity
 from agent.identity.registry import Roll
 from agent.membership.swim import Swim
-from agent.site.stored import SiteSettings
+from agent.site.stored import JOBS_KEPT, SiteSettings
 from agent.wire.documents import Job
 from agent.wire.residency import covers, is_within
 
@@ -148,13 +152,18 @@ class Workshop:
         stored: Mapping[JobId, Restored],
         barred_because: str,
         machine: type[JobMachine] = JobMachine,
+        *,
+        tombstones: Mapping[bytes, Tombstone] = MappingProxyType({}),
+        jobs_kept: int = JOBS_KEPT,
     ) -> None:
         """``next_call``: numbers unique in this process, shared with the site.
 
         ``stored``: what the database holds of each job; a job whose document becomes known only
         later finds its promises there all the same. ``barred_because``: see ``Stored``. ``machine``: what
-        runs a job.
+        runs a job. ``tombstones``: of jobs that are over; ``jobs_kept``: how many more of these are kept whole.
         """
+        self._tombstones, self._jobs_kept = dict(tombstones), jobs_kept
+        self._ended: dict[JobId, None] = {}
         self._machine = machine
         self._stored = dict(stored)
         self.barred_because = barred_because
@@ -170,6 +179,8 @@ class Workshop:
     def open(self, job: Job, now: float) -> None:
         """A job has become known (or was read back at start)."""
         if job.id in self.machines or len(self.machines) >= JOBS_MAX:
+            return
+        if self.tombstone(job.id) is not None:
             return
         own = region_of(job, self._surroundings.region(self._me))
         whole = self._open(job, self._surroundings, now, Place("" if own is None else own.name))
@@ -204,7 +215,7 @@ class Workshop:
         """Vote and propose no more, in any job: another process uses this site's key."""
         self.barred_because = reason
         for machine in self.machines.values():
-            machine.bar(reason)
+            machine.register.bar(reason)
 
     def refusal(self, job: Job) -> str:
         """Why this site does not train for ``job``; empty if it does."""
@@ -222,14 +233,60 @@ class Workshop:
         """Give one job one event; what it tells another of this site's jobs is handed on at once."""
         effects: list[JobEffect] = []
         told = deque([(job, event)])
+        stepped: dict[JobId, None] = {}
         while told:
             name, one = told.popleft()
+            stepped[name] = None
             for effect in self._step(name, one, now):
                 if isinstance(effect, job_events.Tell):
                     told.append((effect.job, effect.event))
                 else:
                     effects.append(effect)
-        return effects
+        return [*effects, *(effect for name in stepped for effect in self._buried(name))]
+
+    def find(self, job: str) -> JobMachine:
+        """The machine of the job with that id.
+
+        Raises:
+            NotFound: there is none, or nothing but its end is kept.
+        """
+        if (machine := self.machines.get(JobId(job))) is not None:
+            return machine
+        if (stone := self.tombstone(JobId(job))) is not None:
+            raise NotFound(
+                f"job {job[:80]} is over ({stone.end} after {stone.round} rounds), and its rounds are not kept",
+                why="of older jobs the end alone is kept: [training] jobs_kept",
+            )
+        raise NotFound(f"no job {job[:80]!r} in the catalog", mend="see atoll job list")
+
+    def tombstone(self, job: JobId) -> Tombstone | None:
+        """What is left of a job that was buried here."""
+        return self._tombstones.get(burial.key_of(job)) if self._tombstones else None
+
+    def _buried(self, job: JobId) -> list[JobEffect]:
+        """When a job has ended and its history is here, the oldest of those beyond what is kept goes."""
+        machine = self.machines.get(job)
+        if machine is None or not machine.is_settled or not self.is_whole(job):
+            return []
+        self._ended.setdefault(job)
+        if len(self._ended) <= self._jobs_kept:
+            return []
+        oldest = next(iter(self._ended))
+        del self._ended[oldest]
+        return [job_events.Persist(self._bury(oldest))]
+
+    def _bury(self, job: JobId) -> tuple[Write, ...]:
+        machine = self.machines.pop(job)
+        self._busy.pop(job, None)
+        value = machine.value
+        stone = burial.of(value, is_cancelled=machine.job.is_cancelled)
+        self._tombstones[burial.key_of(job)] = stone
+        writes = burial.writes(job, stone, 0 if value is None else value.round)
+        if (region := self._regions.pop(job, None)) is not None:
+            value = self.machines.pop(region).value
+            self._busy.pop(region, None)
+            writes += burial.emptied(region, 0 if value is None else value.round)
+        return writes
 
     def _step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
         machine = self.machines.get(job)

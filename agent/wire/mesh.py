@@ -262,6 +262,22 @@ class OfferReply:
     outcome: Literal["collected", "stale", "elsewhere"]
 
 
+End = Literal["finished", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """The job is over, and this is all that is left of it here; see ``agent.federation.burial``."""
+
+    job: JobName
+    end: End
+    round: Counter
+    result: BlobDigest | None
+    """The exported model if there is one, else the last parameters."""
+    model_bytes: Counter
+    """Of the exported model; 0: ``result`` is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
     """Fetch and keep these blobs durably; I am about to commit a round that names them."""
@@ -351,6 +367,7 @@ Reply = (
     | IssuerKeyOffer
     | Witnessed
     | ReceiptKnown
+    | Buried
 )
 CALLS = Tagged(
     {
@@ -385,5 +402,6 @@ REPLIES = Tagged(
         11: IssuerKeyOffer,
         12: Witnessed,
         13: ReceiptKnown,
+        14: Buried,
     }
 )

@@ -26,7 +26,7 @@ from agent.federation.watch import Watching
 from agent.foundation.ids import SiteId
 from agent.simulation.job_chaos import scenario_of
 from agent.simulation.job_checks import contents
-from agent.simulation.job_fleet import Scenario
+from agent.simulation.job_fleet import Parts, Scenario
 from agent.simulation.job_world import add_arguments, run, simulate
 from agent.wire.mesh import Done
 from agent.wire.schema import pack
@@ -352,6 +352,46 @@ def test_an_optimizer_that_begins_anew_with_each_aggregator_is_caught(
 
     monkeypatch.setattr(Aggregation, "_average", average)
     assert first_violations(LATE, saying="not the mean")
+
+
+# --- burial --------------------------------------------------------------------------------------
+BURIED = replace(BAD, rounds=2, seconds=80.0, jobs_kept=0)
+
+
+def test_jobs_that_are_buried_at_once_end_everywhere_alike() -> None:
+    buried = told = 0
+    for seed in range(1, 21):
+        for scenario in (BURIED, replace(BURIED, regions=2, sites=9, gone=0)):
+            report = simulate(seed, scenario)
+            assert report.violations == [], f"seed {seed}"
+            buried += report.evidence.buried
+            told += len(report.evidence.told)
+    assert buried > 150
+    assert told > 5, "some were away while all others buried it"
+
+
+def test_a_site_that_forgets_its_tombstones_is_caught() -> None:
+    """It votes in a register that it has given up, as if it had never held it."""
+    found = (simulate(seed, BURIED, Parts(tombstones=lambda _: {})) for seed in range(1, 1001))
+    assert any("went back" in one for report in found for one in report.violations)
+
+
+def test_a_job_that_is_buried_before_its_end_is_decided_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = JobMachine.step
+
+    def step(self: JobMachine, event: object, now: float) -> list[object]:
+        effects = original(self, event, now)  # type: ignore[arg-type]
+        if self.value is not None and self.value.round == 1 and self.value.epoch > 2:
+            self._end()
+            self.value = replace(self.value, state="finished")
+            self._has_tidied = True
+        return effects  # type: ignore[return-value]
+
+    monkeypatch.setattr(JobMachine, "step", step)
+    found = (simulate(seed, BURIED) for seed in range(1, 1001))
+    assert any(report.violations for report in found)
 
 
 # --- regions -------------------------------------------------------------------------------------

@@ -70,8 +70,9 @@ class Site:
         self.machine, self.roll, self.react = Machine(), Roll(), react
         self.order: list[object] = []
         self.outlaws: set[SiteId] = set()
+
         workshop = SimpleNamespace(
-            machines={JOB: self.machine}, may_hold=lambda _job, site: site not in self.outlaws,
+            find=self._find, region=lambda _job: None, may_hold=lambda _job, site: site not in self.outlaws,
             substitute=lambda _job, members, _gone: next(
                 (site for site in SITES if site not in members), None
             ),
@@ -85,6 +86,11 @@ class Site:
             cast("Driver", driver), cast("Store", None), cast("BlobStore", None),
             cast("AuditLog", SimpleNamespace(write=self.write)),
         )  # fmt: skip
+
+    def _find(self, job: str) -> Machine:
+        if job != JOB:
+            raise NotFound(f"no job {job!r}")
+        return self.machine
 
     def feed(self, event: JobEnded) -> None:
         self.order.append(event.event)

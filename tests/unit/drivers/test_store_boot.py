@@ -49,7 +49,7 @@ async def test_every_table_of_the_contract_is_there(tmp_path: Path) -> None:
     version = await store.read(lambda db: db.execute("PRAGMA user_version").fetchone()[0])
     await store.close()
     assert found >= set(TABLES)
-    assert len(TABLES) == 18
+    assert len(TABLES) == 19
     assert version == SCHEMA_VERSION
 
 

@@ -19,7 +19,7 @@ def test_the_newest_job_counts_however_ids_sort() -> None:
             exported=Digest(name.encode() * 6 + b"12"), exported_bytes=3, round=1
         )
         machines.append(SimpleNamespace(job=_publishing(job), value=value))
-    every = published(machines, one.site.catalog)  # type: ignore[arg-type]
+    every = published(machines, one.site.catalog, lambda _: None)  # type: ignore[arg-type]
     assert [version.version for version, _ in every] == ["job-z", "job-a"]
     assert [version.version for version, _ in newest(every)] == ["job-a"]
 

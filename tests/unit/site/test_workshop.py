@@ -1,17 +1,23 @@
 """What a site says to jobs: its data, its jurisdiction, its abilities."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 from sites_of_one_cluster import NOW, Node, World, a_job
 
 from agent.federation import events as job
+from agent.federation.burial import Tombstone, key_of
 from agent.federation.job import JobMachine
-from agent.foundation.ids import Digest, SiteId
+from agent.federation.restored import Restored
+from agent.federation.value import JobValue
+from agent.foundation.ids import Digest, JobId, SiteId
+from agent.foundation.writes import Put
 from agent.identity.trust_entries import SetGroup
 from agent.identity.trust_signing import sign_entry
-from agent.site.events import BlobStored, DrainRequested, JobEnded
-from agent.site.workshop import JOBS_MAX
+from agent.site.events import Answer, BlobStored, CallReceived, DrainRequested, JobEnded
+from agent.site.workshop import JOBS_MAX, Workshop
+from agent.wire.mesh import Buried, Read
 
 
 @pytest.mark.parametrize(
@@ -120,3 +126,53 @@ def test_a_blob_that_a_job_needs_is_not_removed_for_another() -> None:
     one.site._job_effects([job.ForgetBlob(needed), job.ForgetBlob(served)], world.now)
     effects = one.site.step(BlobStored(Digest(b"y" * 32)), world.now)
     assert [e.digest for e in effects if isinstance(e, job.ForgetBlob)] == [served]
+
+
+def finished_jobs(one: Node, number: int) -> dict[JobId, Restored]:
+    """Jobs that ended before this start, each with a model."""
+    found = {}
+    for n in range(number):
+        done = JobValue(
+            a_job(f"j-{n}").id, 1, one.site.me, 0, Digest(b"p" * 32), None, "finished",
+            Digest(bytes([n]) * 32), 9, "", (),
+        )  # fmt: skip
+        found[a_job(f"j-{n}").id] = Restored(value=done)
+    return found
+
+
+def test_the_oldest_jobs_that_are_over_leave_a_tombstone_and_their_model() -> None:
+    world = World()
+    one = world.add()
+    stored = finished_jobs(one, 3)
+    numbers = iter(range(10**6))
+    workshop = Workshop(
+        one.site.me, 1, lambda: next(numbers), one.site._surroundings, Random(1), stored, "",
+        jobs_kept=1,
+    )  # fmt: skip
+    for name in ("j-0", "j-1", "j-2"):
+        workshop.open(a_job(name, one.site.me), world.now)
+    effects = workshop.woke(world.now)
+    puts = [
+        w for e in effects if isinstance(e, job.Persist) for w in e.writes if isinstance(w, Put)
+    ]
+    assert [put.table for put in puts] == ["tombstones", "tombstones"]
+    assert list(workshop.machines) == [a_job("j-2").id]
+    stone = workshop.tombstone(a_job("j-0").id)
+    assert stone == Tombstone("finished", 0, Digest(bytes(32)), 9)
+    workshop.open(a_job("j-0", one.site.me), world.now)
+    assert a_job("j-0").id not in workshop.machines, "its id is never used again"
+
+
+def test_a_buried_job_answers_with_its_end_and_its_model_is_still_known() -> None:
+    world = World()
+    one = world.add()
+    wanted = replace(a_job("j-1", one.site.me), publish="m")
+    stone = Tombstone("finished", 4, Digest(b"m" * 32), 77)
+    one.site.workshop._tombstones[key_of(wanted.id)] = stone
+    world.submit(one, wanted)
+    assert wanted.id not in one.site.workshop.machines
+    other = world.add()
+    effects = one.site.step(CallReceived(5, other.site.me, Read(wanted.id)), world.now)
+    assert Answer(5, Buried(wanted.id, "finished", 4, Digest(b"m" * 32), 77)) in effects
+    ((version, _),) = one.site.versions.published()
+    assert (version.manifest, version.bytes) == (Digest(b"m" * 32), 77)
