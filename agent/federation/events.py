@@ -314,3 +314,10 @@ JobEffect = (
     Persist | Ask | Answer | FetchBlob | ReadBlob | StoreBytes | Label | ForgetBlob | Train | Initialise
     | Aggregate | Export | ReleaseTrainer | Progressed | Tell | Finished
 )  # fmt: skip
+
+
+def finished(job: Job, value: JobValue | None) -> Finished:
+    """What a job whose register holds ``value`` has come to."""
+    if value is None:
+        return Finished(job, None, 0, 0)
+    return Finished(job, value.exported, value.exported_bytes, value.round)

@@ -27,7 +27,6 @@ from agent.federation.events import (
     BlobRead,
     Called,
     Cancelled,
-    Finished,
     ForgetBlob,
     FromRegion,
     FromWhole,
@@ -46,6 +45,7 @@ from agent.federation.events import (
     ViewChanged,
     WorkDone,
     WorkFailed,
+    finished,
 )
 from agent.federation.history import History
 from agent.federation.offering import Ears
@@ -390,18 +390,12 @@ class JobMachine:
         self._claims.stop()
         self.swaps.stop()
         self.register.hush()
-        if self.aggregation is not None:
-            self._drop_aggregation()
+        self._drop_aggregation()
         self._watchers.answer(Declined(ENDED_HERE))
-        value = self.value
-        self.participant.end(value)
+        self.participant.end(self.value)
         self._desk.emit(ReleaseTrainer(self.job), Progressed())
-        if self.whole is not None:
-            return
-        made = (
-            (None, 0, 0) if value is None else (value.exported, value.exported_bytes, value.round)
-        )
-        self._desk.emit(Finished(self.job, *made))
+        if self.whole is None:
+            self._desk.emit(finished(self.job, self.value))
 
     @property
     def is_settled(self) -> bool:
