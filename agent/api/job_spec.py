@@ -218,9 +218,9 @@ def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = Non
             values[key] = check(value)
         except ValueError as error:
             problems.append(f"{where}{key} = {value!r}: expected {error}")
-    if values.get("outer", "none") == "none" and (idle := sorted(raw.keys() & _OF_OUTER)):
+    if raw.get("outer", "none") == "none" and (idle := sorted(raw.keys() & _OF_OUTER)):
         problems.append(f"{idle[0]} does nothing without outer, e.g. outer = 'momentum'")
-    if not values.get("regions") and (idle := sorted(raw.keys() & _OF_REGIONS)):
+    if not raw.get("regions") and (idle := sorted(raw.keys() & _OF_REGIONS)):
         problems.append(f"{idle[0]} does nothing without regions, e.g. regions = ['*']")
     if values.get("local_rounds_max") and not values.get("staleness_max"):
         problems.append("local_rounds_max needs staleness_max: such rounds count late")
