@@ -114,7 +114,9 @@ class CommitteeDesk:
         if new in machine.committee:
             raise Refused(f"{by} is in the committee already", mend="name another site")
         if not workshop.may_hold(machine.job, new):
-            raise Refused(f"the job's residency does not allow its parameters at {by}")
+            raise Refused(
+                f"the job's residency, or its region, does not allow its parameters at {by}"
+            )
         return new
 
     async def recover(self, job: str, members: tuple[str, ...]) -> Json:
@@ -125,7 +127,9 @@ class CommitteeDesk:
             raise Refused("a site is named twice", mend="each member has one vote")
         for one, name in zip(new, members, strict=True):
             if not site.workshop.may_hold(machine.job, one):
-                raise Refused(f"the job's residency does not allow its parameters at {name}")
+                raise Refused(
+                    f"the job's residency, or its region, does not allow its parameters at {name}"
+                )
         present = machine.holders
         left = [one for one in present if not site.roll.is_gone(one)]
         if spared := [self._name(one) for one in left if one not in new]:

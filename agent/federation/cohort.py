@@ -141,8 +141,7 @@ class Cohort:
             is_open: more may still be counted.
         """
         region = self.region(sender)
-        # A region speaks with one voice, and nobody else for one.
-        if bool(region) != bool(offer.until) or not self._surroundings.may_hold(self._job, sender):
+        if not self._may_offer(sender, region, offer):
             return OfferReply("elsewhere")
         late = self._late_by(sender, region, offer, value)
         place = self._regions[region] if region else sender
@@ -158,6 +157,14 @@ class Cohort:
             if not is_known or (entry.state == "offered" and was_from != sender):
                 self._take(place, entry, offer, late, now)
         return OfferReply("collected")
+
+    def _may_offer(self, sender: SiteId, region: str, offer: Offer) -> bool:
+        """A region speaks with one voice, of as many rounds as it may make alone; nobody else for one."""
+        if not self._surroundings.may_hold(self._job, sender):
+            return False
+        if not region:
+            return not offer.until
+        return 0 < offer.until - offer.after <= 1 + self._job.local_rounds_max
 
     def _take(self, place: SiteId, entry: Entry, offer: Offer, late: int, now: float) -> None:
         entry.state, entry.offer, entry.late_by, entry.fetches = "offered", offer, late, 0

@@ -274,7 +274,7 @@ class Register:
     def _replied(self, number: int, site: SiteId, reply: mesh.Reply | None, now: float) -> None:
         self._told(reply)
         if isinstance(reply, mesh.Buried):
-            if site in self.voters().everyone:
+            if site in self.voters().everyone and reply.job == self._job.id:
                 self._buried(reply, now)
             reply = None
         if (conversation := self._conversations.get(number)) is not None:

@@ -170,6 +170,8 @@ class Workshop:
         self._me, self._boot_epoch = me, boot_epoch
         self._next_call, self._surroundings, self._rng = next_call, surroundings, rng
         self.machines: dict[JobId, JobMachine] = {}
+        self._around: dict[JobId, desk.Surroundings] = {}
+        """What each may look at: a region's, its own sites only."""
         self._regions: dict[JobId, JobId] = {}
         """The job of this site's region, by the whole one."""
         self._busy: dict[JobId, JobMachine] = {}
@@ -189,6 +191,11 @@ class Workshop:
             place = Place(parent=job.id, is_over=whole.is_over)
             self._regions[job.id] = self._open(regional(job, own), within, now, place).job.id
 
+    def _forgotten(self, job: JobId) -> JobMachine:
+        self._busy.pop(job, None)
+        del self._around[job]
+        return self.machines.pop(job)
+
     def region(self, job: JobId) -> JobMachine | None:
         """The machine of this site's region, if that job has one for it."""
         return self.machines.get(self._regions[job]) if job in self._regions else None
@@ -207,7 +214,7 @@ class Workshop:
             job, self._me, self._boot_epoch, desk.Desk(self._next_call, prefix), surroundings,
             self._rng, now, restored, place,
         )  # fmt: skip
-        self.machines[job.id] = machine
+        self.machines[job.id], self._around[job.id] = machine, surroundings
         self._busy[job.id] = machine
         return machine
 
@@ -223,11 +230,11 @@ class Workshop:
 
     def may_hold(self, job: Job, site: SiteId) -> bool:
         """Whether the job's residency lets its parameters go to ``site``."""
-        return self._surroundings.may_hold(job, site)
+        return self._around.get(job.id, self._surroundings).may_hold(job, site)
 
     def substitute(self, job: Job, members: tuple[SiteId, ...], gone: SiteId) -> SiteId | None:
         """See ``Surroundings.substitute``."""
-        return self._surroundings.substitute(job, members, gone)
+        return self._around.get(job.id, self._surroundings).substitute(job, members, gone)
 
     def step(self, job: JobId, event: JobEvent, now: float) -> list[JobEffect]:
         """Give one job one event; what it tells another of this site's jobs is handed on at once."""
@@ -276,15 +283,13 @@ class Workshop:
         return [job_events.Persist(self._bury(oldest))]
 
     def _bury(self, job: JobId) -> tuple[Write, ...]:
-        machine = self.machines.pop(job)
-        self._busy.pop(job, None)
+        machine = self._forgotten(job)
         value = machine.value
         stone = burial.of(value, is_cancelled=machine.job.is_cancelled)
         self._tombstones[burial.key_of(job)] = stone
         writes = burial.writes(job, stone, 0 if value is None else value.round)
         if (region := self._regions.pop(job, None)) is not None:
-            value = self.machines.pop(region).value
-            self._busy.pop(region, None)
+            value = self._forgotten(region).value
             writes += burial.emptied(region, 0 if value is None else value.round)
         return writes
 
