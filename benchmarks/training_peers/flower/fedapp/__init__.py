@@ -1,0 +1,1 @@
+"""The work of ``training_work`` as an application of Flower."""
