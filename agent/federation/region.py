@@ -14,7 +14,7 @@ back (``lateness``). An update is counted once, because each names the region's 
 (``Above.told``); nothing is offered until it is known whether it was.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
@@ -107,13 +107,11 @@ class Within:
         return self._around.region(site) == self._region
 
 
-def overlaps(
-    region: str, after: int, rounds: Iterator[tuple[int, Contributions]]
-) -> list[Contribution]:
+def overlaps(region: str, after: int, contents: Iterable[Contributions]) -> list[Contribution]:
     """What was counted of a region's rounds that came after ``after``."""
     return [
         entry
-        for _, content in rounds
+        for content in contents
         for entry in content.entries
         if entry.region == region and entry.until > after
     ]
@@ -132,7 +130,7 @@ def late_by(
     if not 0 < late <= staleness_max:
         return None
     rounds = known_rounds(range(offer.round, open_round), known)
-    if rounds is None or overlaps(region, offer.after, iter(rounds.items())):
+    if rounds is None or overlaps(region, offer.after, rounds.values()):
         return None
     if offer.base == rounds[offer.round].base:
         return late

@@ -202,7 +202,7 @@ class Delegate:
         rounds = known_rounds(range(above.round + 1, value.round + 1), self._known)
         if rounds is None:
             return None
-        found = overlaps(self._name, above.after, iter(rounds.items()))
+        found = overlaps(self._name, above.after, rounds.values())
         return max((entry.until for entry in found), default=above.after)
 
     def _due(self, region: JobValue, value: JobValue, counted: int) -> Offer | None:

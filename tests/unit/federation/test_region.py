@@ -55,10 +55,10 @@ def offer(round_: int, after: int, until: int, base: str) -> Offer:
 
 def test_what_was_counted_of_a_region_is_found_by_its_rounds() -> None:
     rounds = {1: counted(1, 0, 1, "n1"), 2: counted(2, 1, 4, "n4")}
-    assert [one.until for one in overlaps("north", 0, iter(rounds.items()))] == [1, 4]
-    assert [one.until for one in overlaps("north", 1, iter(rounds.items()))] == [4]
-    assert overlaps("north", 4, iter(rounds.items())) == []
-    assert overlaps("south", 0, iter(rounds.items())) == []
+    assert [one.until for one in overlaps("north", 0, rounds.values())] == [1, 4]
+    assert [one.until for one in overlaps("north", 1, rounds.values())] == [4]
+    assert overlaps("north", 4, rounds.values()) == []
+    assert overlaps("south", 0, rounds.values()) == []
 
 
 def test_a_region_that_was_away_counts_late_and_once() -> None:
