@@ -71,7 +71,9 @@ def of(value: JobValue | None, *, is_cancelled: bool) -> Tombstone:
     return Tombstone(end, value.round, value.exported or value.parameters, size)
 
 
-def ended(told: Buried, known: JobValue | None, job: JobId, me: SiteId) -> JobValue:
+def ended(
+    told: Buried, known: JobValue | None, job: JobId, me: SiteId, *, has_history: bool
+) -> JobValue:
     """The value of a job that finished or failed, as far as a tombstone tells.
 
     Args:
@@ -79,6 +81,7 @@ def ended(told: Buried, known: JobValue | None, job: JobId, me: SiteId) -> JobVa
         known: the newest value that was read here.
         job: whose.
         me: stands for the aggregator where nothing was read.
+        has_history: all rounds are known here; else nobody names them any more.
     """
     assert told.end != "cancelled", "a cancelled job's register has not ended"
     base = known or JobValue(job, 1, me, 0, None, None, "failed", None, 0, "", ())
@@ -87,7 +90,7 @@ def ended(told: Buried, known: JobValue | None, job: JobId, me: SiteId) -> JobVa
         base, state=told.end, round=told.round,
         parameters=base.parameters if is_model else told.result,
         exported=told.result if is_model else None, exported_bytes=told.model_bytes,
-        contributions=base.contributions if base.round == told.round else None,
+        contributions=base.contributions if has_history else None,
     )  # fmt: skip
 
 

@@ -98,6 +98,11 @@ class History:
             self._head = value.round, value.contributions
         self._seek_gap()
 
+    def give_up(self) -> None:
+        """Nobody keeps the rounds that are missing."""
+        self._head = self._seeking = None
+        self._retry_at = NEVER
+
     def record(self, digest: Digest, content: Contributions, now: float) -> None:
         """A round's counted set has become known (also called by the aggregator that made it)."""
         if content.round in self._rounds:

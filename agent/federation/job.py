@@ -156,7 +156,7 @@ class JobMachine:
         self._watchers = Watchers(desk)
         self.aggregation: Aggregation | None = None
         self._seen: SiteId | None = None
-        self._reading = self._read_again = self._has_tidied = self._is_history_lost = False
+        self._reading = self._read_again = self._has_tidied = False
         self._refresh_at = NEVER if self.is_over else now + rng.uniform(0.0, QUIET_S)
         self._restore(restored)
 
@@ -409,14 +409,17 @@ class JobMachine:
         if told.end == "cancelled":
             self.job = replace(self.job, is_cancelled=True)
         else:
-            self._note(ended(told, self.value, self.job.id, self._me), "told by a tombstone")
+            is_all = len(self.history.rounds) >= told.round
+            value = ended(told, self.value, self.job.id, self._me, has_history=is_all)
+            self._note(value, "told by a tombstone")
+        self.history.give_up()
         self._end()
-        self._is_history_lost = True
 
     def _tidy(self) -> None:
         """Forget what only the way to the end needed, once no round's counted set is missing."""
         value = self.value
-        if value is None or self._is_history_lost or len(self.history.rounds) >= value.round:
+        known = len(self.history.rounds)
+        if value is None or value.contributions is None or known >= value.round:
             self._has_tidied = True
             history = (counted.content for counted in self.history.rounds.values())
             self._custody.end(history, has_result=self.whole is None)

@@ -48,7 +48,8 @@ def test_only_an_end_is_buried() -> None:
 
 def test_who_was_away_learns_the_end() -> None:
     told = Buried(JOB, "finished", 3, digest("m"), 9)
-    late = ended(told, value(round=1, contributions=digest("c")), JOB, ME)
+    read_last = value(round=1, contributions=digest("c"))
+    late = ended(told, read_last, JOB, ME, has_history=False)
     assert (late.state, late.round, late.exported, late.exported_bytes) == (
         "finished",
         3,
@@ -56,7 +57,8 @@ def test_who_was_away_learns_the_end() -> None:
         9,
     )
     assert late.contributions is None, "those of an earlier round"
-    fresh = ended(Buried(JOB, "failed", 0, None, 0), None, JOB, ME)
+    assert ended(told, read_last, JOB, ME, has_history=True).contributions == digest("c")
+    fresh = ended(Buried(JOB, "failed", 0, None, 0), None, JOB, ME, has_history=True)
     assert (fresh.state, fresh.round, fresh.parameters, fresh.exported) == ("failed", 0, None, None)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from federated_site import (
     ANNA,
     BERT,
@@ -46,6 +48,7 @@ from agent.wire.mesh import (
     Accept,
     Accepted,
     Ballot,
+    Buried,
     Declined,
     Done,
     Keep,
@@ -438,3 +441,24 @@ def test_a_member_that_forgot_its_promises_does_not_vote() -> None:
     ).start()
     reply: Reply = answered(bench.step(Called(5, ANNA, Read(JOB))))
     assert isinstance(reply, Declined)
+
+
+def test_a_site_that_was_away_takes_the_end_from_a_tombstone_and_asks_nobody_more() -> None:
+    bench, effects = follower(value(round=1, contributions=contributions(1)[0]), ANNA)
+    assert of(effects, FetchBlob), "what round 1 counted is sought"
+    told = Buried(JOB, "finished", 3, digest("model"), 9)
+
+    def answer(reply: Buried) -> bool:
+        """Whoever is asked says so, for a minute."""
+        until = bench.now + 60.0
+        while bench.machine.wake_at() <= until:
+            for ask in asked(bench.wake(), Read):
+                bench.reply(ask, reply)
+        return bench.machine.is_over
+
+    assert not answer(replace(told, job="another-00000001"))
+    assert answer(told)
+    (done,) = of(bench.effects, Finished)
+    assert (done.exported, done.exported_bytes, done.round) == (digest("model"), 9, 3)
+    assert bench.machine.wake_at() == NEVER
+    assert bench.machine.is_settled
