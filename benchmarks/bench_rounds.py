@@ -29,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "rounds.json"
 CHANGES = 120
 CLIENT_KILLS = 12
 IDLE_JOBS = 1000
+TOGETHER = 10
 
 
 def main() -> int:
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=50)
     parts: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
         "register": _register, "faults": _faults, "client": _client, "minority": _minority,
-        "idle": _idle, "power": _power,
+        "together": _together, "idle": _idle, "power": _power,
     }  # fmt: skip
     parser.add_argument("--only", nargs="+", choices=parts)
     asked = parser.parse_args()
@@ -180,6 +181,14 @@ def _minority(_: argparse.Namespace) -> list[Row]:
         row("minority side of a cut: commits", [float(commits)], "", 0.0),
         row("minority side of a cut: goes on after the heal", resumed, "s", 5.0, of=max),
     ]
+
+
+def _together(_: argparse.Namespace) -> list[Row]:
+    from regions_cluster import killed_together
+
+    took = killed_together(TOGETHER, Random(3))
+    told = "aggregators of the whole job and of a region killed together, to the next commit"
+    return [row(f"{told}, p50", took, "s", 10.0), row(f"{told}, max", took, "s", 10.0, of=max)]
 
 
 def _idle(_: argparse.Namespace) -> list[Row]:

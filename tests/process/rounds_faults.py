@@ -118,7 +118,7 @@ def _disturb(
     if chance.random() < 0.5:
         tally.kills += 1
         victim.kill()
-        _wait_for_more(others, job, before)
+        wait_for_more(others, job, before)
         tally.to_commit_s.append(time.monotonic() - at)
         victim.start().wait_ready()
         return
@@ -127,12 +127,12 @@ def _disturb(
     os.kill(victim.process.pid, signal.SIGSTOP)
     stopped_s = chance.uniform(0.5, stopped_s_max)
     try:
-        _wait_for_more(others, job, before)
+        wait_for_more(others, job, before)
         tally.stopped_to_commit_s.append(time.monotonic() - at)
         time.sleep(max(0.0, stopped_s - (time.monotonic() - at)))
     finally:
         os.kill(victim.process.pid, signal.SIGCONT)
 
 
-def _wait_for_more(sites: Sequence[Daemon], job: str, before: int) -> None:
+def wait_for_more(sites: Sequence[Daemon], job: str, before: int) -> None:
     wait_for(lambda: furthest(sites, job) > before, 60, "another round is committed", sites)

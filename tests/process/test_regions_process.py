@@ -3,51 +3,21 @@
 import json
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
-from daemon_cluster import (
-    Daemon,
-    found,
-    running,
-    scratch,
-    submit_job,
-    token_for,
-    wait_for,
-    write_digits,
-)
+from daemon_cluster import Daemon, wait_for
+from regions_cluster import aggregators, six_sites, submit
+from rounds_faults import view
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
-REGIONS = {"n1": "north", "n2": "north", "n3": "north", "s1": "south", "s2": "south"}
 ROUNDS = 8
 
 
 @pytest.fixture(scope="module")
 def sites() -> Iterator[dict[str, Daemon]]:
-    with scratch() as folder:
-        data = [write_digits(folder / f"data-{part}", part=part) for part in range(6)]
-        binds = [f'[datasets.digits]\npath = "{path}"' for path in data]
-        hub = found(folder, "hub", "DE", extra=binds[0])
-        with running(hub):
-            hub.start().wait_ready()
-            others = {}
-            for (name, region), bind in zip(REGIONS.items(), binds[1:], strict=True):
-                others[name] = Daemon(folder, name, bind)
-                others[name].cli("join", token_for(hub, name, "DE", "--region", region))
-            with running(*others.values()):
-                for site in others.values():
-                    site.start()
-                everybody = {"hub": hub, **others}
-                wait_for(
-                    lambda: all(len(site.alive()) == 6 for site in everybody.values()), 60,
-                    "all see all", list(everybody.values()),
-                )  # fmt: skip
-                yield everybody
-
-
-def view(site: Daemon, job: str) -> dict[str, Any]:
-    return site.get(f"/1/jobs/{job}")
+    with six_sites() as made:
+        yield made
 
 
 def is_finished(site: Daemon, job: str) -> bool:
@@ -68,29 +38,15 @@ def regions_counted(site: Daemon, job: str) -> list[tuple[str, int]]:
 def test_regions_train_as_one_and_outlive_those_who_speak_for_them(
     sites: dict[str, Daemon],
 ) -> None:
-    hub = sites["hub"]
-    job = submit_job(
-        hub, name="regions", rounds=ROUNDS, epochs=6, sites_min=2, regions=["*"], region_sites_min=2,
-        staleness_max=2, local_rounds_max=2, publish="regions",
-    )  # fmt: skip
-    everybody = list(sites.values())
-
-    def under_way() -> tuple[Daemon, Daemon] | None:
-        """Who aggregates the whole, and who speaks for a region of more sites, in mid-job."""
-        whole = view(hub, job)
-        north = view(sites["n1"], job)["region"]
-        if whole["round"] < 2 or not north["aggregator"]:
-            return None
-        first, second = sites[whole["aggregator"]], sites[north["aggregator"]]
-        return (first, second) if first is not hub else (second, second)
-
-    victims = wait_for(under_way, 90, "two rounds are done", everybody)
-    assert victims is not None
-    for victim in set(victims):
+    hub, everybody = sites["hub"], list(sites.values())
+    job = submit(hub, "regions", ROUNDS, publish="regions")
+    victims = wait_for(lambda: aggregators(sites, job, 1), 90, "two rounds are done", everybody)
+    victims = [victim for victim in victims if victim is not hub]  # it is asked below
+    for victim in victims:
         victim.kill()
     left = [site for site in everybody if site not in victims]
     reached = view(left[0], job)["round"]
-    for victim in set(victims):
+    for victim in victims:
         victim.start()
     wait_for(lambda: view(hub, job)["round"] > reached, 30, "another round", everybody)
     wait_for(lambda: all(is_finished(s, job) for s in everybody), 120, "finished", everybody)
