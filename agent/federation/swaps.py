@@ -63,7 +63,7 @@ class Swaps:
         self.trouble = ""
         """Why the last change has not been made; empty while all goes well."""
         self._wanted: Swap | None = None
-        self._is_busy = False
+        self._is_busy = self._is_over = False
         self._retry_at = NEVER
         self._pause_s = RETRY_S
         self._again: Callable[[float], None] | None = None
@@ -230,6 +230,8 @@ class Swaps:
         self, change: Change, now: float, holders: Known | None = None, after: int = 0,
         *, is_retry: bool = False,
     ) -> None:  # fmt: skip
+        if self._is_over:
+            return
         self._is_busy = True
 
         def settled(outcome: Outcome, at: float) -> None:
@@ -248,11 +250,12 @@ class Swaps:
         )
 
     def _later(self, why: str, now: float) -> None:
-        self.trouble, self._retry_at = why, now + self._pause_s
+        self.trouble, self._retry_at = why, NEVER if self._is_over else now + self._pause_s
         self._pause_s = min(2 * self._pause_s, RETRY_MAX_S)
 
     def stop(self) -> None:
         """The job is over."""
+        self._is_over = True
         self._retry_at, self._wanted, self._again = NEVER, None, None
 
     def woke(self, value: JobValue | None, now: float, *, is_aggregator: bool) -> None:

@@ -263,3 +263,16 @@ def test_of_two_recoveries_one_wins() -> None:
     second = recover(value(), (ANNA,), ANNA, b"two")(taken)
     assert not isinstance(second, bytes)
     assert "another recovery" in second.reason
+
+
+def test_a_change_that_was_prepared_when_the_job_ended_is_not_made() -> None:
+    """Seed 222 of the whole jobs found it: the new member's answer came after the end."""
+    held = value(aggregator=ME)
+    bench = Bench(held)
+    bench.around.gone = {BERT}
+    bench.swaps.consider(held, 0.0, is_aggregator=True)
+    (keep,) = asked(bench.desk.take(), Keep)
+    bench.swaps.stop()
+    bench.desk.replied(keep.call, Done(), 1.0)
+    assert bench.desk.take() == []
+    assert bench.swaps.wake_at() == NEVER
