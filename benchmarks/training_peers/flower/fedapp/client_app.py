@@ -1,5 +1,6 @@
 """What a Flower client does: one local epoch."""
 
+import torch  # noqa: F401 - Flower looks whether it is there
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from training_work import local

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+import torch  # noqa: F401 - Flower looks whether it is there
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
