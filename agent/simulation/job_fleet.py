@@ -215,7 +215,8 @@ class Fleet:
         self.spy.log(site, "start")
         # Fresh children and memory; the view starts empty and fills as members are heard.
         site.view = set()
-        numbers = count(1)
+        # Connections die with a process: what answers a call of the last one is nobody's answer now.
+        numbers = count(site.boot_epoch << 32)
         site.calls = numbers
         job = replace(self.job, is_cancelled=site.knows_of_cancellation)
         if self.is_cancelled and not site.knows_of_cancellation:
