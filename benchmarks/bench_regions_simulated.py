@@ -9,6 +9,7 @@ commit; what it costs is seconds of this machine for all sites together.
 """
 
 import argparse
+import io
 import json
 import statistics
 import sys
@@ -28,8 +29,8 @@ from agent.federation import events as job_events  # noqa: E402
 from agent.simulation.job_fleet import Parts, Scenario  # noqa: E402
 from agent.simulation.job_outside import Outside, Work  # noqa: E402
 from agent.simulation.job_world import World  # noqa: E402
-from agent.workers.aggregation import Mean  # noqa: E402
-from agent.workers.parameters import Parameters  # noqa: E402
+from agent.workers.mean import Mean, blocks, make_all  # noqa: E402
+from agent.workers.parameters import Parameters, Stored, parse, write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "regions_simulated.json"
 SITES = (8, 25, 50, 100, 200, 500, 1000)
@@ -37,10 +38,16 @@ REGIONS = 8
 ROUNDS = 6
 ELEMENTS = 250_000
 GIGABIT_BYTES_PER_S = 125e6
-ARRAYS = [
-    Parameters("bench/8", {"w": np.random.default_rng(n).standard_normal(ELEMENTS, np.float32)})
-    for n in range(8)
-]
+
+
+def _update(seed: int) -> Stored:
+    values = np.random.default_rng(seed).standard_normal(ELEMENTS, np.float32)
+    file = io.BytesIO()
+    write(Parameters("bench/8", {"w": values}), file)
+    return parse(file.getvalue())
+
+
+ARRAYS = [_update(n) for n in range(8)]
 
 
 class RealMeans(Outside):
@@ -52,10 +59,9 @@ class RealMeans(Outside):
             return 0.05
         began = time.perf_counter()
         mean = Mean(ARRAYS[0])
-        for step in (mean.inspect, mean.add):
-            for number, one in enumerate(effect.updates):
-                step(ARRAYS[number % len(ARRAYS)], one.weight)
-        mean.result()
+        for number, one in enumerate(effect.updates):
+            mean.include(ARRAYS[number % len(ARRAYS)], one.weight)
+        make_all(mean, blocks(ARRAYS[0]), np.empty(ELEMENTS, np.float32), None, 1)
         return time.perf_counter() - began
 
 

@@ -25,17 +25,19 @@ from agent.training.contract import (
     FROM_TRAINER,
     TO_AGGREGATION,
     TO_TRAINER,
-    Add,
     Attempted,
     AttemptFailed,
     Averaged,
     Begin,
     Export,
     Finish,
+    FinishRange,
+    Include,
+    Included,
     Initialise,
-    Inspect,
-    Inspected,
+    Join,
     Outer,
+    Part,
     Prepare,
     Prepared,
     Train,
@@ -51,8 +53,10 @@ PREPARE_S_MAX = 120.0
 """Reading a dataset of 1 GiB from a slow disk."""
 EXPORT_S_MAX = 300.0
 """6 s on a desktop core; forty times that on a loaded small board."""
-STEP_S_MAX = 300.0
-"""One update of 8 GiB through the mean."""
+STEP_S_MAX = 30.0
+"""Mapping one update and reading its head."""
+AVERAGE_S_MAX = 3600.0
+"""A thousand updates of 1 GiB that a slow disk has to give."""
 FILE_BYTES_MAX = 9 << 30
 _JOB_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,79}")
 
@@ -228,37 +232,88 @@ class Trainers:
             carried: what the outer optimizer left in the round before; None in the first.
 
         Raises:
-            UpdatesRejected: names every update that cannot be counted; call again without them.
+            UpdatesRejected: names updates that cannot be counted; call again without them.
             AttemptFailed: there is no update, or the process failed.
         """
-        if not updates:
-            raise AttemptFailed("a round without updates has no mean")
+        name = f"mean-{round}"
+        async with self._begun(job, base) as worker:
+            included = await _included(worker, updates)
+            with self._results(job, name, carried) as results:
+                await _finished(worker, Finish(_outer(job)), results, included)
+            return self._aggregated(job, name)
+
+    async def aggregate_range(
+        self,
+        job: Job,
+        round: int,  # noqa: A002 - the domain's word
+        updates: Sequence[Weighed],
+        base: Path,
+        chunks: range,
+    ) -> Path:
+        """These chunks of the file of the weighted mean of updates, of which no others need be there.
+
+        Raises:
+            UpdatesRejected, AttemptFailed: as ``aggregate``.
+        """
         folder = self._folder(job.id)
-        part = folder / f"mean-{round}.part"
+        part = folder / f"mean-{round}-{chunks.start}.part"
+        async with self._begun(job, base) as worker:
+            included = await _included(worker, updates)
+            with _created(part) as out:
+                wanted = FinishRange(chunks.start, chunks.stop)
+                await _finished(worker, wanted, [out], included)
+            return part.rename(part.with_suffix(".range"))
+
+    async def join(
+        self,
+        job: Job,
+        round: int,  # noqa: A002 - the domain's word
+        ranges: Sequence[Path],
+        base: Path,
+        carried: Path | None = None,
+    ) -> Aggregated:
+        """What ``aggregate`` would have made, from ``ranges`` of the mean in their order.
+
+        Raises:
+            AttemptFailed: they are not all of one mean, or the process failed.
+        """
+        name = f"mean-{round}"
+        async with self._begun(job, base) as worker:
+            for path in ranges:
+                with _opened(path) as one:
+                    await worker.ask(Part(), [one], expect=Included, timeout_s=STEP_S_MAX)
+            with self._results(job, name, carried) as results:
+                await _finished(worker, Join(_outer(job)), results, [])
+            return self._aggregated(job, name)
+
+    @contextlib.asynccontextmanager
+    async def _begun(self, job: Job, base: Path | None) -> AsyncIterator[WorkerProcess]:
+        """The process that makes means, for this caller alone, with a new one begun."""
+        self._folder(job.id)
         async with self._averaging:
             worker = await self._averager()
-            begin = Begin(len(updates), job.is_float_mean)
-            if base is None:
-                await worker.ask(begin, expect=Inspected, timeout_s=STEP_S_MAX)
-            else:
-                with _opened(base) as like:
-                    await worker.ask(begin, [like], expect=Inspected, timeout_s=STEP_S_MAX)
-            if rejected := await _inspected(worker, updates):
-                raise UpdatesRejected(rejected)
-            for one in sorted(updates, key=lambda one: one.update.name):
-                with contextlib.ExitStack() as files:
-                    given = [files.enter_context(_opened(path)) for path in _files(one)]
-                    await worker.ask(Add(one.weight), given, expect=Inspected, timeout_s=STEP_S_MAX)
-            outer, left = _outer(job), folder / f"mean-{round}.carried"
             with contextlib.ExitStack() as files:
-                given = [files.enter_context(_created(part))]
-                if outer is not None:
-                    given.append(files.enter_context(_created(left)))
-                    if carried is not None:
-                        given.append(files.enter_context(_opened(carried)))
-                await worker.ask(Finish(outer), given, expect=Averaged, timeout_s=STEP_S_MAX)
-            made = part.rename(folder / f"mean-{round}.safetensors")
-            return Aggregated(made, None if outer is None else left)
+                like = [] if base is None else [files.enter_context(_opened(base))]
+                begin = Begin(job.is_float_mean)
+                await worker.ask(begin, like, expect=Included, timeout_s=STEP_S_MAX)
+            yield worker
+
+    @contextlib.contextmanager
+    def _results(self, job: Job, name: str, carried: Path | None) -> Iterator[list[int]]:
+        """Descriptors of the files that take a round's parameters, and what is carried on."""
+        folder = self._folder(job.id)
+        with contextlib.ExitStack() as files:
+            given = [files.enter_context(_created(folder / f"{name}.part"))]
+            if job.outer != "none":
+                given.append(files.enter_context(_created(folder / f"{name}.carried")))
+                if carried is not None:
+                    given.append(files.enter_context(_opened(carried)))
+            yield given
+
+    def _aggregated(self, job: Job, name: str) -> Aggregated:
+        folder = self._folder(job.id)
+        made = (folder / f"{name}.part").rename(folder / f"{name}.safetensors")
+        return Aggregated(made, None if job.outer == "none" else folder / f"{name}.carried")
 
     async def release(self, job_id: str) -> None:
         """End the job's trainer, if there is one, and remove its folder."""
@@ -357,7 +412,7 @@ class Trainers:
         if self._average is None or not self._average.is_alive:
             self._average = await WorkerProcess.start(
                 "agent.workers.aggregation",
-                self._memory_argument(),
+                ["--threads", str(self._threads), *self._memory_argument()],
                 name="aggregation",
                 python=self._python,
                 folder=self._jobs_dir / "aggregation",
@@ -435,23 +490,40 @@ def _folders(parent: Path) -> list[str]:
     return [path.name for path in parent.iterdir()] if parent.is_dir() else []
 
 
-async def _inspected(
-    worker: WorkerProcess, updates: Sequence[Weighed]
-) -> tuple[tuple[int, str], ...]:
+async def _included(worker: WorkerProcess, updates: Sequence[Weighed]) -> list[int]:
+    """Count them all; their numbers in the order in which they are added."""
+    if not updates:
+        raise AttemptFailed("a round without updates has no mean")
     rejected: list[tuple[int, str]] = []
-    for index, one in enumerate(updates):
+    order = sorted(range(len(updates)), key=lambda index: updates[index].update.name)
+    for index in order:
+        one = updates[index]
         if not 0 < one.weight < SAMPLES_MAX:
             rejected.append((index, f"{one.weight} samples are no weight"))
             continue
         try:
             with contextlib.ExitStack() as files:
                 given = [files.enter_context(_opened(path)) for path in _files(one)]
-                await worker.ask(Inspect(one.weight), given, expect=Inspected, timeout_s=STEP_S_MAX)
+                await worker.ask(Include(one.weight), given, expect=Included, timeout_s=STEP_S_MAX)
         except AttemptFailed as error:
             if not worker.is_alive:
                 raise
             rejected.append((index, str(error)))
-    return tuple(rejected)
+    if rejected:
+        raise UpdatesRejected(tuple(sorted(rejected)))
+    return order
+
+
+async def _finished(
+    worker: WorkerProcess,
+    request: Finish | FinishRange | Join,
+    results: Sequence[int],
+    included: Sequence[int],
+) -> None:
+    reply = await worker.ask(request, results, expect=Averaged, timeout_s=AVERAGE_S_MAX)
+    if reply.spoiled:
+        guilty = [included[index] for index in reply.spoiled if index < len(included)]
+        raise UpdatesRejected(tuple((index, reply.reason) for index in sorted(guilty)))
 
 
 @contextlib.contextmanager

@@ -129,24 +129,16 @@ class Outer:
 class Begin:
     """A new mean. Descriptor: the parameters all updates must be like, or none (the first is)."""
 
-    updates: Annotated[int, Range(1, UPDATES_MAX)]
     is_float: bool = False
-    """Sum in float32, in the order in which updates are added; else in integers, which have none."""
+    """Sum in float32, in the order in which updates are included; else in integers, which have none."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inspect:
-    """Check the update given as descriptor; answer ``Inspected`` or ``Failed`` (not counted).
+class Include:
+    """Count the update given as descriptor; answer ``Included`` or ``Failed`` (not counted).
 
     A second descriptor: the parameters that it started from, where those are not the round's own.
     """
-
-    samples: Samples
-
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    """Add the update given as descriptors, inspected before; answer ``Inspected``."""
 
     samples: Samples
 
@@ -162,20 +154,46 @@ class Finish:
     outer: Outer | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FinishRange:
+    """Write the chunks ``first`` to ``end`` (exclusive) of the mean's file to the file given as descriptor.
+
+    Answer ``Averaged``.
+    """
+
+    first: Counter
+    end: Counter
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """As ``Finish``, of a mean that was made in ranges, each given as ``Part`` before."""
+
+    outer: Outer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The next range of the mean, as ``FinishRange`` wrote it, given as descriptor; answer ``Included``."""
+
+
 # --- aggregation -> control ----------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class Inspected:
+class Included:
     """The request was carried out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Averaged:
-    """The mean is written."""
+    """The mean is written, unless some of the updates make that impossible."""
 
     bytes: Counter
+    spoiled: Annotated[tuple[Counter, ...], AtMost(UPDATES_MAX)] = ()
+    """Updates to blame, in the order in which they were included, from 0; nothing is written then."""
+    reason: Text = ""
 
 
 TO_TRAINER = Tagged({1: Prepare, 2: Initialise, 3: Train, 4: Export})
 FROM_TRAINER = Tagged({1: TrainerReady, 2: Prepared, 3: Written, 4: Attempted, 5: Failed})
-TO_AGGREGATION = Tagged({1: Begin, 2: Inspect, 3: Add, 4: Finish})
-FROM_AGGREGATION = Tagged({1: TrainerReady, 2: Inspected, 3: Averaged, 4: Failed})
+TO_AGGREGATION = Tagged({1: Begin, 2: Include, 3: Finish, 4: FinishRange, 5: Part, 6: Join})
+FROM_AGGREGATION = Tagged({1: TrainerReady, 2: Included, 3: Averaged, 4: Failed})

@@ -12,16 +12,19 @@ At first m is 0 and v is t^2. m and v are float32, are committed with the round 
 each operation below is one of IEEE 754's own, rounded once: a successor goes on with the same bits.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from agent.foundation.errors import Malformed
 from agent.training.contract import Outer
-from agent.workers.parameters import Floats, Parameters, check_like, not_finite
+from agent.workers.parameters import (
+    Floats,
+    Parameters,
+    Stored,
+    check_like,
+    name_at,
+    not_finite,
+)
 
-BLOCK_ELEMENTS = 1 << 16
-"""A block and what is made of it on the way are 1.5 MiB."""
 MOMENTUM = "momentum/"
 SECOND = "second/"
 
@@ -44,11 +47,9 @@ def state_outline(outer: Outer, like: Parameters) -> Parameters:
 
 
 class Stepper:
-    """One round's outer step, tensor by tensor."""
+    """One round's outer step, block by block."""
 
-    def __init__(
-        self, outer: Outer, base: Parameters, before: Parameters | None, after: Parameters
-    ) -> None:
+    def __init__(self, outer: Outer, base: Stored, before: Stored | None, after: Stored) -> None:
         """Nothing is computed yet.
 
         Args:
@@ -64,64 +65,55 @@ class Stepper:
         if before is not None:
             check_like(before, state_outline(outer, base))
 
-    def step(self, name: str, mean: Floats) -> None:
-        """Turn the mean of tensor ``name`` (flat) into the round's parameters, in place.
+    def step(self, at: slice, mean: Floats) -> None:
+        """Turn the mean of the values ``at`` (a block) into the round's parameters, in place.
 
         Raises:
             Malformed: the step leads to what is no number.
         """
-        base = self._base.tensors[name].reshape(-1)
-        for at in _blocks(mean.size):
-            with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused
-                self._step_block(name, at, mean, base)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused
+            self._step(at, mean)
 
-    def _step_block(self, name: str, at: slice, mean: Floats, base: Floats) -> None:
+    def _step(self, at: slice, mean: Floats) -> None:
         outer, one = self._outer, np.float32(1)
-        keep = np.float32(outer.momentum)
+        keep, base = np.float32(outer.momentum), self._base.values[at]
+        second = slice(at.start + self._base.values.size, at.stop + self._base.values.size)
         go: Floats
-        d = mean[at] - base[at]
-        m = self._kept(MOMENTUM + name, at, np.float32(0)) * keep
+        d = mean - base
+        m = self._kept(at, np.float32(0)) * keep
         if outer.rule in ("adam", "yogi"):
             m += (one - keep) * d
-            v = self._second(name, at, d * d)
-            self._flat(SECOND + name)[at] = v
+            v = self._grown(second, d * d)
+            self._after.values[second] = v
             root: Floats = np.sqrt(v)
             go = m / (root + np.float32(outer.floor))
         else:
             m += d
             go = d + keep * m if outer.rule == "nesterov" else m.copy()
-        self._flat(MOMENTUM + name)[at] = m
+        self._after.values[at] = m
         go *= np.float32(outer.rate)
-        go += base[at]
+        go += base
         if not (np.isfinite(go).all() and np.isfinite(m).all()):
-            raise not_finite(name)
-        mean[at] = go
+            raise not_finite(name_at(self._base, at.start))
+        mean[:] = go
 
-    def _second(self, name: str, at: slice, square: Floats) -> Floats:
+    def _grown(self, at: slice, square: Floats) -> Floats:
+        """The second moments, after the round's step."""
         floor = np.float32(self._outer.floor)
         keep = np.float32(self._outer.second)
-        v = self._kept(SECOND + name, at, floor * floor)
+        v = self._kept(at, floor * floor)
         part = (np.float32(1) - keep) * square
         if self._outer.rule == "yogi":
             made: Floats = v - part * np.sign(v - square)
             return made
         return v * keep + part
 
-    def _kept(self, name: str, at: slice, first: np.float32) -> Floats:
+    def _kept(self, at: slice, first: np.float32) -> Floats:
         """A copy of what the round before left there."""
         if self._before is None:
             return np.full(at.stop - at.start, first, np.float32)
-        kept = self._before.tensors[name].reshape(-1)[at].copy()
+        kept = self._before.values[at].copy()
         if not np.isfinite(kept).all():
+            name = name_at(self._before, at.start)
             raise Malformed(f"what is carried on of {name!r} is not finite")
         return kept
-
-    def _flat(self, name: str) -> Floats:
-        flat = self._after.tensors[name].reshape(-1)
-        assert flat.base is not None, "a view, or the writes are lost"
-        return flat
-
-
-def _blocks(size: int) -> Iterator[slice]:
-    for start in range(0, size, BLOCK_ELEMENTS):
-        yield slice(start, min(start + BLOCK_ELEMENTS, size))

@@ -11,13 +11,14 @@ One metadata entry, ``atoll``, names what the parameters belong to: ``recipe/sid
 Source: https://github.com/huggingface/safetensors, README "Format".
 """
 
+import contextlib
 import json
 import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,8 @@ LABEL = "atoll"
 LABEL_CHARS_MAX = 200
 CHECK_ELEMENTS = 1 << 18
 """Looked at together: 1 MiB stays in the second-level cache."""
+_MADV_POPULATE_READ = 22
+"""Linux ``include/uapi/asm-generic/mman-common.h``."""
 ALIGNMENT = 8
 """The header is padded with spaces so that tensors lie aligned in a mapped file."""
 
@@ -51,24 +54,58 @@ class Parameters:
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
-def read(descriptor: int, *, is_read_whole: bool = False) -> Parameters:
-    """Map a file's tensors (read-only views of it; the descriptor may be closed afterwards).
+@dataclass(frozen=True, slots=True)
+class Stored(Parameters):
+    """Parameters in a file, or in its bytes."""
 
-    ``is_read_whole``: all pages at once, since a fault for each would cost as much as adding it up.
+    head: bytes
+    """What precedes the values."""
+    values: Floats
+    """All tensors' values in a row, in the order of the file."""
+    content: memoryview
+
+    def expect(self, at: slice) -> None:
+        """These values are read next: all their pages at once, since a fault for each costs more than adding it up."""
+        whole = self.content.obj
+        if isinstance(whole, mmap.mmap):
+            start = (len(self.head) + 4 * at.start) // mmap.PAGESIZE * mmap.PAGESIZE
+            end = min(len(self.head) + 4 * at.stop, len(self.content))
+            with contextlib.suppress(OSError):  # Linux before 5.14: page by page, then
+                whole.madvise(_MADV_POPULATE_READ, start, end - start)
+
+
+def name_at(parameters: Parameters, index: int) -> str:
+    """The tensor that holds value ``index`` of a file of them."""
+    for name in sorted(parameters.tensors):
+        index -= parameters.tensors[name].size
+        if index < 0:
+            return name
+    raise IndexError(index)
+
+
+def read(descriptor: int) -> Stored:
+    """Map a file's tensors (read-only views of it; the descriptor may be closed afterwards).
 
     Raises:
         Malformed: not a safetensors file of float32 tensors within bounds. The update it came as
             is dropped.
     """
+    return parse(mapped(descriptor))
+
+
+def mapped(descriptor: int) -> memoryview:
+    """A file's bytes, read-only; the descriptor may be closed afterwards.
+
+    Raises:
+        Malformed: too many for parameters, or too few.
+    """
     size = os.fstat(descriptor).st_size
     if not ALIGNMENT < size <= FILE_BYTES_MAX:
         raise Malformed(f"parameters of {size} bytes", why=f"the bound is {FILE_BYTES_MAX}")
-    flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if is_read_whole else 0)
-    content = memoryview(mmap.mmap(descriptor, size, flags=flags, prot=mmap.PROT_READ))
-    return parse(content)
+    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
 
 
-def parse(content: bytes | memoryview) -> Parameters:
+def parse(content: bytes | memoryview) -> Stored:
     """As ``read``, from bytes in memory."""
     view = memoryview(content)
     length = int.from_bytes(view[:8], "little")
@@ -87,25 +124,12 @@ def parse(content: bytes | memoryview) -> Parameters:
         shape, end = _checked(name, place, at - 8 - length)
         if 8 + length + end > len(view):
             raise Malformed(f"tensor {name!r} is cut off")
-        flat = np.frombuffer(view[at : 8 + length + end], dtype="<f4")
-        tensors[name] = flat.reshape(shape)
+        tensors[name] = np.frombuffer(view[at : 8 + length + end], dtype="<f4").reshape(shape)
         at = 8 + length + end
     if at != len(view) or not tensors:
         raise Malformed("parameters and their header differ", why="bytes that no tensor names")
-    return Parameters(label, tensors)
-
-
-class Flat(Protocol):
-    """A tensor's values in a row, of which a block at a time is looked at."""
-
-    @property
-    def size(self) -> int:
-        """How many values."""
-        ...
-
-    def __getitem__(self, at: slice, /) -> Floats:
-        """A block of them."""
-        ...
+    values = np.frombuffer(view[8 + length :], dtype="<f4")
+    return Stored(label, tensors, bytes(view[: 8 + length]), values, view)
 
 
 def check_like(given: Parameters, wanted: Parameters) -> None:
@@ -134,18 +158,20 @@ def largest(parameters: Parameters) -> dict[str, float]:
     Raises:
         Malformed: a tensor holds NaN or infinity; it is named.
     """
-    return {name: largest_of(name, t.reshape(-1)) for name, t in parameters.tensors.items()}
+    found = {}
+    for name, tensor in parameters.tensors.items():
+        flat = tensor.reshape(-1)
+        blocks = (flat[at : at + CHECK_ELEMENTS] for at in range(0, flat.size, CHECK_ELEMENTS))
+        found[name] = max((largest_of(block) for block in blocks), default=0.0)
+        if not np.isfinite(found[name]):
+            raise not_finite(name)
+    return found
 
 
-def largest_of(name: str, flat: Flat) -> float:
-    """The largest magnitude in one tensor; see ``largest``."""
-    most = 0.0
-    for start in range(0, flat.size, CHECK_ELEMENTS):
-        block = flat[start : start + CHECK_ELEMENTS]
-        most = max(most, float(block.max()), -float(block.min()), key=_nan_first)
-    if not np.isfinite(most):
-        raise not_finite(name)
-    return most
+def largest_of(values: Floats) -> float:
+    """The largest magnitude of some values; infinity if any of them is no number."""
+    most = max(float(values.max()), -float(values.min()))  # NaN, if any is
+    return most if np.isfinite(most) else float("inf")
 
 
 def not_finite(name: str) -> Malformed:
@@ -155,7 +181,7 @@ def not_finite(name: str) -> Malformed:
 
 def write(parameters: Parameters, file: BinaryIO) -> int:
     """Write the parameters; equal parameters give equal bytes. Returns the number of bytes."""
-    head, size = _head(parameters)
+    head, size = head_of(parameters)
     file.write(head)
     for name in sorted(parameters.tensors):
         tensor = np.ascontiguousarray(parameters.tensors[name], dtype="<f4")
@@ -163,7 +189,7 @@ def write(parameters: Parameters, file: BinaryIO) -> int:
     return len(head) + size
 
 
-def make(outline: Parameters, descriptor: int) -> Parameters:
+def make(outline: Parameters, descriptor: int) -> Stored:
     """A new file for parameters such as ``outline``, all zero; the tensors are writable views of it.
 
     What is written there takes no memory of the process's own.
@@ -171,15 +197,24 @@ def make(outline: Parameters, descriptor: int) -> Parameters:
     Raises:
         OSError: the disk has no room.
     """
-    head, size = _head(outline)
-    os.truncate(descriptor, len(head) + size)
-    os.posix_fallocate(descriptor, 0, len(head) + size)  # else a full disk ends the process later
-    content = mmap.mmap(descriptor, len(head) + size, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    head, size = head_of(outline)
+    content = make_bytes(descriptor, len(head) + size)
     content[: len(head)] = head
-    return parse(memoryview(content))
+    return parse(content)
 
 
-def _head(parameters: Parameters) -> tuple[bytes, int]:
+def make_bytes(descriptor: int, size: int) -> memoryview:
+    """A new file of ``size`` bytes, all zero, as writable memory.
+
+    Raises:
+        OSError: the disk has no room.
+    """
+    os.truncate(descriptor, size)
+    os.posix_fallocate(descriptor, 0, size)  # else a full disk ends the process later
+    return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+
+
+def head_of(parameters: Parameters) -> tuple[bytes, int]:
     """What precedes the tensors in a file, and how many bytes they take."""
     header: dict[str, object] = {"__metadata__": {LABEL: parameters.label}}
     at = 0
@@ -192,10 +227,6 @@ def _head(parameters: Parameters) -> tuple[bytes, int]:
     text = json.dumps(header, separators=(",", ":"), sort_keys=True).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, at
-
-
-def _nan_first(value: float) -> float:
-    return float("inf") if np.isnan(value) else value
 
 
 def _offset(item: tuple[str, object]) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Any order of updates gives the same bytes; any safetensors file means the same to both readers."""
 
 import io
+import os
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from agent.foundation.errors import Malformed
-from agent.workers.aggregation import Mean
+from agent.wire.limits import CHUNK_BYTES
+from agent.workers.mean import Mean, make_range
 from agent.workers.parameters import Parameters, parse, write
 
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=3).map(tuple)
@@ -23,15 +26,20 @@ def content(parameters: Parameters) -> bytes:
     return file.getvalue()
 
 
-def mean_of(
-    updates: list[tuple[Parameters, int]], inspected: list[tuple[Parameters, int]]
-) -> bytes:
+def mean_of(updates: list[tuple[Parameters, int]], cuts: set[int] | None = None) -> bytes:
+    """The mean's file, made in one, or in ranges of chunks that end at ``cuts``."""
     mean = Mean()
-    for update, samples in inspected:
-        mean.inspect(update, samples)
     for update, samples in updates:
-        mean.add(update, samples)
-    return content(mean.result())
+        mean.include(parse(content(update)), samples)
+    chunks = -(-len(content(updates[0][0])) // CHUNK_BYTES)
+    ends = sorted({cut % chunks for cut in cuts or ()} - {0} | {chunks})
+    made = b""
+    for first, end in pairwise([0, *ends]):
+        descriptor = os.memfd_create("range")
+        size = make_range(mean, first, end, descriptor, 2)
+        made += os.pread(descriptor, size, 0)
+        os.close(descriptor)
+    return made
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,12 +59,33 @@ def test_the_mean_has_no_order(data: st.DataObject, shuffle: int) -> None:
         )
         for _ in range(data.draw(st.integers(1, 5)))
     ]
-    straight = mean_of(updates, updates)
-    random = Random(shuffle)
-    one, other = updates[:], updates[:]
-    random.shuffle(one)
-    random.shuffle(other)
-    assert mean_of(one, other) == straight
+    shuffled = updates[:]
+    Random(shuffle).shuffle(shuffled)
+    assert mean_of(shuffled) == mean_of(updates)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 120_000), min_size=1, max_size=4),
+    cuts=st.sets(st.integers(0, 50)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_the_mean_is_the_same_in_any_ranges(sizes: list[int], cuts: set[int], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    updates = [
+        (
+            Parameters(
+                "r/8",
+                {
+                    f"t{n}": random.standard_normal(size).astype(np.float32) * 10.0**n
+                    for n, size in enumerate(sizes)
+                },
+            ),
+            int(random.integers(1, 1 << 20)),
+        )
+        for _ in range(3)
+    ]
+    assert mean_of(updates, cuts) == mean_of(updates)
 
 
 def test_a_floating_point_mean_would_fail_this_test() -> None:

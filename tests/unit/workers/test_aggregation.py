@@ -1,42 +1,54 @@
 import os
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stored_parameters import made, mean_of, stored
 
 from agent.foundation.errors import Malformed, UsageError
-from agent.training.contract import Add, Averaged, Begin, Finish, Inspect, Inspected, Outer
-from agent.workers.aggregation import Aggregation, FloatMean, Mean
-from agent.workers.parameters import Parameters, parse, write
+from agent.training.contract import (
+    Averaged,
+    Begin,
+    Finish,
+    FinishRange,
+    Include,
+    Included,
+    Join,
+    Outer,
+    Part,
+)
+from agent.wire.limits import CHUNK_BYTES
+from agent.workers.aggregation import RANGES_MAX, Aggregation
+from agent.workers.mean import FloatMean, Mean, Ranges, Spoiled, blocks, make_range
+from agent.workers.parameters import Parameters, Stored, head_of, parse, write
 
-Update = tuple[Parameters, int]
+BIG = 300_000
+"""Values in five chunks."""
 
 
-def made(*values: float, label: str = "r/8") -> Parameters:
-    return Parameters(label, {"w": np.array(values, np.float32)})
+def big(seed: int, size: int = BIG) -> Stored:
+    values = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    return stored(Parameters("r/8", {"a": values[:1000], "b": values[1000:].reshape(-1, 10)}))
 
 
-def mean_of(updates: Sequence[Update]) -> Parameters:
-    mean = Mean()
-    for update, samples in updates:
-        mean.inspect(update, samples)
-    for update, samples in updates:
-        mean.add(update, samples)
-    return mean.result()
+def flat(parameters: Parameters) -> list[float]:
+    found: list[float] = parameters.tensors["w"].tolist()
+    return found
 
 
 def test_updates_weigh_by_their_samples() -> None:
     averaged = mean_of([(made(1.0, -4.0), 3), (made(5.0, 4.0), 1)])
-    assert averaged.tensors["w"].tolist() == [2.0, -2.0]
+    assert flat(averaged) == [2.0, -2.0]
     assert averaged.label == "r/8"
 
 
-def test_a_single_update_is_its_own_mean() -> None:
-    values = np.random.default_rng(1).standard_normal(300_000).astype(np.float32)
-    averaged = mean_of([(Parameters("r/8", {"w": values}), 7919)])
-    assert np.array_equal(averaged.tensors["w"], values)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_single_update_is_its_own_mean(threads: int) -> None:
+    averaged = mean_of([(big(1), 7919)], threads=threads)
+    assert np.array_equal(averaged.values, big(1).values)
 
 
 def test_the_mean_is_exact_to_float32_against_a_dumb_sum_in_fractions() -> None:
@@ -55,163 +67,227 @@ def test_the_mean_is_exact_to_float32_against_a_dumb_sum_in_fractions() -> None:
 @pytest.mark.parametrize("values", [(3.4e38, -3.4e38), (1e-45, -1e-45), (0.0, 0.0), (-0.0, 1e-38)])
 def test_extreme_magnitudes_neither_overflow_nor_vanish(values: tuple[float, ...]) -> None:
     averaged = mean_of([(made(*values), 2**34), (made(*values), 2**34)])
-    assert averaged.tensors["w"].tolist() == np.array(values, np.float32).tolist()
+    assert flat(averaged) == np.array(values, np.float32).tolist()
 
 
 def test_the_largest_sums_stay_exact() -> None:
     most = float(np.nextafter(np.float32(2.0), np.float32(0.0)))
     averaged = mean_of([(made(most, -most), 2**35 - 1), (made(most, -most), 2**35)])
-    assert averaged.tensors["w"].tolist() == [most, -most]
+    assert flat(averaged) == [most, -most]
 
 
 def test_an_empty_tensor_is_carried_along() -> None:
-    empty = Parameters("r/8", {"w": np.zeros((0, 3), np.float32)})
+    empty = stored(Parameters("r/8", {"w": np.zeros((0, 3), np.float32)}))
     assert mean_of([(empty, 1), (empty, 2)]).tensors["w"].shape == (0, 3)
 
 
 def test_more_samples_than_the_precision_bears_are_refused() -> None:
     mean = Mean()
-    mean.inspect(made(1.0), 2**35)
+    mean.include(made(1.0), 2**35)
     with pytest.raises(UsageError, match="samples"):
-        mean.inspect(made(1.0), 2**35)
+        mean.include(made(1.0), 2**35)
 
 
 @pytest.mark.parametrize("kind", [Mean, FloatMean])
-@pytest.mark.parametrize(
-    "bad", [made(1.0), made(1.0, np.nan), made(1.0, 2.0, label="other/8"), made(np.inf, 1.0)]
-)
-def test_a_bad_update_leaves_the_set_as_it_was(bad: Parameters, kind: type[Mean]) -> None:
+@pytest.mark.parametrize("bad", [made(1.0), made(1.0, 2.0, label="other/8")])
+def test_another_model_leaves_the_set_as_it_was(bad: Stored, kind: type[Mean]) -> None:
     mean = kind(made(0.0, 0.0))
-    mean.inspect(made(1.0, 3.0), 1)
+    mean.include(made(1.0, 3.0), 1)
     with pytest.raises(Malformed):
-        mean.inspect(bad, 1)
-    mean.add(made(1.0, 3.0), 1)
-    assert mean.result().tensors["w"].tolist() == [1.0, 3.0]
+        mean.include(bad, 1)
+    assert flat(mean_of([], mean)) == [1.0, 3.0]
+
+
+def test_the_same_tensors_in_another_order_are_refused() -> None:
+    """A mean is made value by value, in the order of the file."""
+    one = Parameters("r/8", {"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)})
+    head, _ = head_of(one)
+    turned = head.replace(b"[0,8]", b"[X]").replace(b"[8,16]", b"[0,8]").replace(b"[X]", b"[8,16]")
+    assert turned != head
+    mean = Mean(stored(one))
+    with pytest.raises(Malformed, match="layout"):
+        mean.include(parse(turned + bytes(16)), 1)
+
+
+@pytest.mark.parametrize("kind", [Mean, FloatMean])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_whoever_sent_what_is_no_number_is_named(value: float, kind: type[Mean]) -> None:
+    spoilt = big(2)
+    values = spoilt.values.copy()
+    values[200_000] = value
+    bad = stored(Parameters("r/8", {"a": values[:1000], "b": values[1000:].reshape(-1, 10)}))
+    mean = kind(big(0))
+    for one in (big(1), bad, big(3), bad):
+        mean.include(one, 5)
+    with pytest.raises(Spoiled, match="tensor 'b' is not finite") as raised:
+        mean_of([], mean)
+    assert raised.value.updates == (1, 3)
 
 
 def test_float_sums_are_close_to_exact_ones_and_alike_in_one_order() -> None:
-    random = np.random.default_rng(3)
-    updates = [
-        (Parameters("r/8", {"w": random.standard_normal(100_000).astype(np.float32)}), n + 1)
-        for n in range(20)
-    ]
-    found = []
-    for _ in range(2):
-        mean = FloatMean(updates[0][0])
-        for update, samples in updates:
-            mean.inspect(update, samples)
-        for update, samples in updates:
-            mean.add(update, samples)
-        found.append(mean.result().tensors["w"])
-    assert np.array_equal(found[0], found[1])
-    exact = mean_of(updates).tensors["w"]
-    assert float(np.abs(found[0] - exact).max()) < 1e-6
+    updates = [(big(n), n + 1) for n in range(20)]
+    one = mean_of(updates, FloatMean(), threads=3)
+    other = mean_of(updates, FloatMean())
+    assert np.array_equal(one.values, other.values)
+    assert float(np.abs(one.values - mean_of(updates).values).max()) < 1e-6
 
 
-def test_an_update_that_became_infinite_after_its_inspection_spoils_no_float_mean() -> None:
-    mean = FloatMean()
-    mean.inspect(made(1.0), 1)
-    mean.add(made(np.inf), 1)
-    with pytest.raises(Malformed, match="not finite"):
-        mean.result()
-
-
-def test_an_update_that_grew_after_its_inspection_is_refused() -> None:
-    mean = Mean()
-    mean.inspect(made(1.0), 1)
-    with pytest.raises(Malformed, match="changed since"):
-        mean.add(made(1.5), 1)
-
-
-def test_a_weight_that_grew_after_its_inspection_is_refused() -> None:
-    mean = Mean()
-    mean.inspect(made(1.0), 1)
-    with pytest.raises(Malformed, match="more samples"):
-        mean.add(made(1.0), 2)
-
-
-def test_a_set_that_is_not_whole_has_no_mean() -> None:
-    mean = Mean()
+def test_a_set_without_updates_has_no_mean() -> None:
     with pytest.raises(UsageError, match="without updates"):
-        mean.result()
-    mean.inspect(made(1.0), 1)
-    mean.inspect(made(2.0), 1)
-    mean.add(made(1.0), 1)
-    with pytest.raises(UsageError, match="1 updates of 2"):
-        mean.result()
+        mean_of([], Mean(made(1.0)))
 
 
-def test_the_process_answers_each_message(tmp_path: Path) -> None:
-    aggregation = Aggregation()
-    opened = []
-    for at, parameters in enumerate((made(1.0), made(3.0), made(np.nan))):
-        with (tmp_path / f"{at}").open("w+b") as file:
-            write(parameters, file)
-            opened.append(os.dup(file.fileno()))
-    out = os.open(tmp_path / "out", os.O_CREAT | os.O_WRONLY)
-    try:
-        first, second, bad = opened
-        with pytest.raises(UsageError, match="no mean was begun"):
-            aggregation.answer(Inspect(1), [first])
-        assert aggregation.answer(Begin(3, is_float=True), [first]) == Inspected()
-        assert isinstance(aggregation._mean, FloatMean)
-        assert aggregation.answer(Begin(3), [first]) == Inspected()
-        assert aggregation.answer(Inspect(1), [first]) == Inspected()
-        assert aggregation.answer(Inspect(1), [second]) == Inspected()
-        with pytest.raises(Malformed, match="'w' is not finite"):
-            aggregation.answer(Inspect(1), [bad])
-        assert aggregation.answer(Add(1), [first]) == Inspected()
-        assert aggregation.answer(Add(1), [second]) == Inspected()
-        averaged = aggregation.answer(Finish(), [out])
-        assert isinstance(averaged, Averaged)
-        assert averaged.bytes == (tmp_path / "out").stat().st_size
-        assert parse((tmp_path / "out").read_bytes()).tensors["w"].tolist() == [2.0]
-        with pytest.raises(UsageError, match="no mean was begun"):
-            aggregation.answer(Finish(), [out])
-    finally:
-        for descriptor in (*opened, out):
-            os.close(descriptor)
+# --- ranges --------------------------------------------------------------------------------------
+def ranges_of(updates: Sequence[tuple[Stored, int]], cuts: Sequence[int]) -> list[memoryview]:
+    parts = []
+    for first, end in pairwise(cuts):
+        mean = Mean(updates[0][0])
+        for update, samples in updates:
+            mean.include(update, samples)
+        descriptor = os.memfd_create("range")
+        size = make_range(mean, first, end, descriptor, 2)
+        parts.append(memoryview(os.pread(descriptor, size + 1, 0)))
+        os.close(descriptor)
+    return parts
+
+
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 1, 5), (0, 2, 3, 5), (0, 1, 2, 3, 4, 5)])
+def test_ranges_make_the_same_bytes_as_the_whole(cuts: Sequence[int]) -> None:
+    updates = [(big(n), 100 + n) for n in range(5)]
+    whole = mean_of(updates)
+    parts = ranges_of(updates, cuts)
+    assert b"".join(parts) == bytes(whole.content)
+    assert len(whole.content) == (parts[-1].nbytes + CHUNK_BYTES * cuts[-2])
+    joined = mean_of([], Ranges(updates[0][0], parts), threads=2)
+    assert bytes(joined.content) == bytes(whole.content)
+
+
+def test_a_head_longer_than_a_chunk_is_cut_with_the_rest() -> None:
+    tensors = {f"{'n' * 200}{n:05}": np.full(3, n, np.float32) for n in range(1200)}
+    one = stored(Parameters("r/8", tensors))
+    assert len(one.head) > CHUNK_BYTES
+    assert list(blocks(one, 0, 1)) == []
+    parts = ranges_of([(one, 1)], (0, 1, 2))
+    assert b"".join(parts) == bytes(one.content)
+    assert bytes(mean_of([], Ranges(one, parts)).content) == bytes(one.content)
+
+
+def test_ranges_that_do_not_fit_are_refused() -> None:
+    updates = [(big(n), 1) for n in range(2)]
+    first, second = ranges_of(updates, (0, 2, 5))
+    for wrong in ([first], [second, first], [first, second[:-4]], [first[:-4], second], []):
+        with pytest.raises(Malformed, match=r"ranges of|another head"):
+            Ranges(big(0), wrong)
+    bad = memoryview(bytearray(second))
+    bad[-4:] = np.array([np.nan], np.float32).tobytes()
+    with pytest.raises(Malformed, match="tensor 'b' is not finite"):
+        mean_of([], Ranges(big(0), [first, bad]))
+    mean = Mean(big(0))
+    mean.include(big(1), 1)
+    for out in ((5, 6), (3, 3), (0, 6)):
+        with pytest.raises(Malformed, match="chunks"):
+            make_range(mean, *out, os.memfd_create("x"), 1)
+
+
+# --- the process ---------------------------------------------------------------------------------
+class Files:
+    """Descriptors for the worker; closed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.opened: list[int] = []
+
+    def of(self, name: str, *values: float) -> int:
+        with (self._folder / name).open("wb") as file:
+            write(made(*values), file)
+        return self.open(name)
+
+    def open(self, name: str) -> int:
+        self.opened.append(os.open(self._folder / name, os.O_RDWR | os.O_CREAT))
+        return self.opened[-1]
+
+    def read(self, name: str) -> Stored:
+        return parse((self._folder / name).read_bytes())
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def test_the_process_answers_each_message(files: Files) -> None:
+    worker = Aggregation()
+    first, second, bad = files.of("1", 1.0), files.of("2", 3.0), files.of("bad", np.nan)
+    out = files.open("out")
+    with pytest.raises(UsageError, match="no mean was begun"):
+        worker.answer(Include(1), [first])
+    assert worker.answer(Begin(is_float=True), [first]) == Included()
+    assert isinstance(worker._mean, FloatMean)
+    assert worker.answer(Begin(), [first]) == Included()
+    for one in (first, bad, second):
+        assert worker.answer(Include(1), [one]) == Included()
+    spoilt = worker.answer(Finish(), [out])
+    assert spoilt == Averaged(
+        0, (1,), "tensor 'w' is not finite; training diverged, or was made to"
+    )
+    with pytest.raises(UsageError, match="no mean was begun"):
+        worker.answer(Finish(), [out])
+    worker.answer(Begin(), [first])
+    for one in (first, second):
+        worker.answer(Include(1), [one])
+    averaged = worker.answer(Finish(), [out])
+    assert isinstance(averaged, Averaged)
+    assert flat(files.read("out")) == [2.0]
+    assert averaged.bytes == len(files.read("out").content)
+
+
+def test_the_process_makes_ranges_and_joins_them(files: Files) -> None:
+    worker = Aggregation()
+    base, one = files.of("base", 10.0), files.of("one", 14.0)
+    worker.answer(Begin(), [base])
+    worker.answer(Include(3), [one])
+    worker.answer(FinishRange(0, 1), [files.open("range")])
+    outer = Outer("momentum", 0.5, 0.9, 0.99, 1e-3)
+    worker.answer(Begin(), [base])
+    worker.answer(Part(), [files.open("range")])
+    worker.answer(Join(outer), [files.open("out"), files.open("left")])
+    assert flat(files.read("out")) == [12.0]
+    assert files.read("left").tensors["momentum/w"].tolist() == [4.0]
+    worker.answer(Begin(), [base])
+    for _ in range(RANGES_MAX):
+        worker.answer(Part(), [files.open("range")])
+    with pytest.raises(UsageError, match="ranges"):
+        worker.answer(Part(), [files.open("range")])
 
 
 @pytest.mark.parametrize("kind", [Mean, FloatMean])
 def test_a_late_update_counts_by_what_it_changed(kind: type[Mean]) -> None:
     """It went from 1 to 4 and is worth half of what it was; the round starts from 10."""
     mean = kind(made(10.0, 10.0))
-    late, older, fresh = made(4.0, 0.0), made(1.0, 1.0), made(12.0, 10.0)
-    for step in (mean.inspect, mean.add):
-        step(late, 2, older)
-        step(fresh, 2)
-    assert mean.result().tensors["w"].tolist() == [12.5, 9.5]
+    mean.include(made(4.0, 0.0), 2, made(1.0, 1.0))
+    mean.include(made(12.0, 10.0), 2)
+    assert flat(mean_of([], mean)) == [12.5, 9.5]
 
 
 def test_a_late_update_of_other_parameters_is_refused() -> None:
     mean = Mean(made(10.0, 10.0))
     with pytest.raises(Malformed, match="shape"):
-        mean.inspect(made(1.0, 1.0), 1, made(1.0))
-    with pytest.raises(Malformed, match="not finite"):
-        mean.inspect(made(3e38, 1.0), 1, made(-3e38, 1.0))
+        mean.include(made(1.0, 1.0), 1, made(1.0))
+    mean.include(made(3e38, 1.0), 1, made(-3e38, 1.0))
+    with pytest.raises(Spoiled, match="not finite"):
+        mean_of([], mean)
 
 
-def test_the_worker_takes_late_updates_and_an_outer_step(tmp_path: Path) -> None:
-    def opened(name: str, *values: float) -> int:
-        with (tmp_path / name).open("wb") as file:
-            write(made(*values), file)
-        return os.open(tmp_path / name, os.O_RDONLY)
-
+def test_the_worker_takes_late_updates_and_an_outer_step(files: Files) -> None:
     worker = Aggregation()
-    base, update, older = opened("base", 10.0), opened("update", 4.0), opened("older", 1.0)
+    base, update, older = files.of("base", 10.0), files.of("update", 4.0), files.of("older", 1.0)
     outer = Outer("momentum", 0.5, 0.9, 0.99, 1e-3)
-    places = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("out", "left")]
-    worker.answer(Begin(1), [base])
-    worker.answer(Inspect(2), [update, older])
-    worker.answer(Add(2), [update, older])
-    worker.answer(Finish(outer), places)
-    assert parse((tmp_path / "out").read_bytes()).tensors["w"].tolist() == [11.5]
-    left = parse((tmp_path / "left").read_bytes())
-    assert left.tensors["momentum/w"].tolist() == [3.0]
-    again = [os.open(tmp_path / name, os.O_RDWR | os.O_CREAT) for name in ("out2", "left2")]
-    worker.answer(Begin(1), [base])
-    worker.answer(Inspect(2), [base])
-    worker.answer(Add(2), [base])
-    worker.answer(Finish(outer), [*again, os.open(tmp_path / "left", os.O_RDONLY)])
-    assert parse((tmp_path / "out2").read_bytes()).tensors["w"].tolist() == pytest.approx([11.35])
+    worker.answer(Begin(), [base])
+    worker.answer(Include(2), [update, older])
+    worker.answer(Finish(outer), [files.open("out"), files.open("left")])
+    assert flat(files.read("out")) == [11.5]
+    assert files.read("left").tensors["momentum/w"].tolist() == [3.0]
+    worker.answer(Begin(), [base])
+    worker.answer(Include(2), [base])
+    worker.answer(Finish(outer), [files.open("out2"), files.open("left2"), files.open("left")])
+    assert flat(files.read("out2")) == pytest.approx([11.35])

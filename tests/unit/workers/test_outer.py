@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stored_parameters import stored
 
 from agent.foundation.errors import Malformed
 from agent.training.contract import Outer
+from agent.workers.mean import BLOCK_VALUES
 from agent.workers.outer import Stepper, state_outline
-from agent.workers.parameters import Floats, Parameters, make, parse, read, write
+from agent.workers.parameters import Floats, Parameters, Stored, make, parse, read, write
 
 RULES = ("momentum", "nesterov", "adam", "yogi")
 SIZE = 70_000
@@ -22,23 +24,22 @@ def outer(rule: str, **changes: float) -> Outer:
     return Outer(rule, **numbers)  # type: ignore[arg-type]
 
 
-def parameters(values: Floats) -> Parameters:
-    return Parameters("r/8", {"w": values.reshape(-1, 10)})
+def parameters(values: Floats) -> Stored:
+    return stored(Parameters("r/8", {"w": values.reshape(-1, 10)}))
 
 
 def stepped(
-    rule: Outer, base: Floats, mean: Floats, before: Parameters | None
-) -> tuple[Floats, Parameters]:
+    rule: Outer, base: Floats, mean: Floats, before: Stored | None
+) -> tuple[Floats, Stored]:
     like = parameters(base)
-    after = Parameters(
-        "r/8",
-        {
-            name: np.zeros(tensor.shape, np.float32)
-            for name, tensor in state_outline(rule, like).tensors.items()
-        },
-    )
+    descriptor = os.memfd_create("after")
+    after = make(state_outline(rule, like), descriptor)
+    os.close(descriptor)
     made = mean.copy()
-    Stepper(rule, like, before, after).step("w", made)
+    stepper = Stepper(rule, like, before, after)
+    for start in range(0, made.size, BLOCK_VALUES):
+        at = slice(start, min(start + BLOCK_VALUES, made.size))
+        stepper.step(at, made[at])
     return made, after
 
 
@@ -68,7 +69,7 @@ def by_the_book(rule: Outer, first: Floats, steps: list[Floats]) -> Floats:
 def test_five_rounds_are_as_the_formulas_say(name: str) -> None:
     rule, steps = outer(name), means(5)
     base = first = means(6)[5]
-    before: Parameters | None = None
+    before: Stored | None = None
     for step in steps:
         base, before = stepped(rule, base, base + step, before)
     assert np.allclose(base, by_the_book(rule, first, steps), atol=2e-5)
@@ -78,7 +79,7 @@ def test_five_rounds_are_as_the_formulas_say(name: str) -> None:
 def test_the_momenta_are_those_of_pytorch(*, is_nesterov: bool) -> None:
     rule, steps = outer("nesterov" if is_nesterov else "momentum"), means(4)
     base = first = means(5)[4]
-    before: Parameters | None = None
+    before: Stored | None = None
     weight = torch.nn.Parameter(torch.from_numpy(first.copy()))
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=is_nesterov)
     for step in steps:

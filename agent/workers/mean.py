@@ -1,0 +1,340 @@
+"""The weighted mean of a round's updates: the same bytes for any order of updates, and any part of it alone.
+
+Theory of operation. Updates of one round are files of one layout, so their mean can be made block by block, a
+block being what lies in one chunk of the file (``CHUNK_BYTES``). All updates' values of a block are summed
+before the next block is looked at: memory does not grow with the number of updates nor with the model, blocks
+can be made in several threads, and each range of blocks on another site.
+
+Floating-point sums depend on their order, so two aggregators of one round would commit different parameters
+and nobody could check either. Here each value u becomes the integer rint(u * 2^s), is multiplied by the
+update's weight and added to a 64-bit sum; integer addition has no order. The scale s is a function of the
+set and of the block alone: with the weights' sum W < 2^b, and the block's largest magnitude over all
+updates m < 2^e, s = 62 - b - e, so that abs(sum) <= W * 2^(s+e) < 2^62 can never overflow, whatever the updates
+are. u * 2^s is exact in float64 (24 significant bits, a power of two), so the mean errs by at most 2^-(s+1),
+that is 2^-(63-b) of 2^e: 2^-46 for 100,000 samples, and at the bound of W < 2^36 still 2^-27, finer than
+float32 itself. A round with more samples is refused.
+
+A job may choose float32 sums instead (``FloatMean``): several times as fast, and the same bytes only if the same
+updates are added in the same order, which is that of their digests.
+
+Late updates (Nguyen et al. 2022, FedBuff) count by what they have changed, for the weight that the caller gives them.
+
+Source: McMahan et al. 2017, Algorithm 1, server update (updates are parameters after local training).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from math import frexp
+from typing import Protocol
+
+import numpy as np
+
+from agent.foundation.errors import Malformed, UsageError
+from agent.wire.limits import CHUNK_BYTES
+from agent.workers.parameters import (
+    Floats,
+    Parameters,
+    Stored,
+    check_like,
+    head_of,
+    largest_of,
+    make_bytes,
+    name_at,
+    not_finite,
+)
+
+SAMPLES_BITS_MAX = 36
+SUM_BITS = 62
+BLOCK_VALUES = CHUNK_BYTES // 4
+"""At most, in one block: 256 KiB of each update, which stay in the second-level cache with their sum."""
+PART_VALUES = 1 << 15
+"""Summed at once in float32: a part, its copy and its sum are 384 KiB."""
+BLOCKS_AT_ONCE = 4
+"""For one thread: their pages are asked for together."""
+THREADS_MAX = 4
+"""Beyond that memory is the bound, not arithmetic."""
+
+
+class Spoiled(Malformed):
+    """Some of the updates hold what is no number."""
+
+    def __init__(self, fault: Malformed, updates: tuple[int, ...]) -> None:
+        """``updates``: which, in the order in which they were included."""
+        super().__init__(fault.what, why=fault.why)
+        self.updates = updates
+
+
+class Room:
+    """One thread's memory: 1.6 MiB."""
+
+    def __init__(self) -> None:
+        self.real = np.empty(BLOCK_VALUES, np.float64)
+        self.whole = np.empty(BLOCK_VALUES, np.int64)
+        self.total = np.empty(BLOCK_VALUES, np.int64)
+        self.part = np.empty(PART_VALUES, np.float32)
+
+
+class Blocks(Protocol):
+    """What a round's mean is made of, block by block."""
+
+    @property
+    def like(self) -> Parameters:
+        """Label, names and shapes of the mean."""
+        ...
+
+    def mean(self, at: slice, out: Floats, room: Room) -> None:
+        """Write the mean of the values ``at`` (a block) to ``out``."""
+        ...
+
+    def expect(self, at: slice) -> None:
+        """These values are wanted next."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    update: Stored
+    weight: int
+    started_from: Stored | None
+    base: Stored | None
+
+    def values(self, at: slice) -> Floats:
+        """A block; of a late update what it changed, on top of the round's parameters."""
+        if self.started_from is None or self.base is None:
+            return self.update.values[at]
+        # In float64 on the way: two roundings would favour one side.
+        change = self.update.values[at].astype(np.float64)
+        change -= self.started_from.values[at]
+        change += self.base.values[at]
+        with np.errstate(over="ignore"):  # to infinity, which whoever looks at it refuses
+            return change.astype(np.float32)
+
+    def expect(self, at: slice) -> None:
+        for one in (self.update, self.started_from):
+            if one is not None:
+                one.expect(at)
+
+
+class Mean:
+    """One weighted mean, exact in integers. ``include`` every update, then ask for blocks."""
+
+    def __init__(self, base: Stored | None = None) -> None:
+        """``base``: the round's parameters, which all updates must resemble; None = the first update."""
+        self._base = self._like = base
+        self._counted: list[_Counted] = []
+        self._weight = 0
+
+    @property
+    def like(self) -> Parameters:
+        """What all updates resemble.
+
+        Raises:
+            UsageError: there is no update.
+        """
+        if self._like is None or not self._counted:
+            raise UsageError("a round without updates has no mean")
+        return self._like
+
+    def include(self, update: Stored, samples: int, started_from: Stored | None = None) -> None:
+        """Count an update.
+
+        Args:
+            update: parameters after local training.
+            samples: how many the site trained on, > 0: its weight in the mean.
+            started_from: what they were before, if it was not the round's parameters. What the site has
+                changed is counted then, on top of the round's parameters.
+
+        Raises:
+            Malformed: other names or shapes; the set is unchanged.
+            UsageError: more than 2^36 samples together; the set is unchanged.
+        """
+        for one in (update, started_from):
+            if one is not None and self._like is not None:
+                check_like(one, self._like)
+                if one.head != head_of(self._like)[0]:
+                    raise Malformed(
+                        "the parameters have another layout", why="not written by a trainer"
+                    )
+        if (self._weight + samples).bit_length() > SAMPLES_BITS_MAX:
+            raise UsageError(
+                f"more than 2^{SAMPLES_BITS_MAX} samples in one round",
+                why="a fixed-point mean would lose precision",
+                mend="aggregate by region first",
+            )
+        self._like = self._like or update
+        self._counted.append(_Counted(update, samples, started_from, self._base))
+        self._weight += samples
+
+    def expect(self, at: slice) -> None:
+        """These values are wanted next."""
+        for one in self._counted:
+            one.expect(at)
+
+    def mean(self, at: slice, out: Floats, room: Room) -> None:
+        """Write the mean of the values ``at`` (a block) to ``out``.
+
+        Raises:
+            Spoiled: NaN or infinity in some updates; nothing can be made of this set.
+        """
+        blocks = [one.values(at) for one in self._counted]
+        sizes = [largest_of(block) for block in blocks]
+        most = max(sizes)
+        if not np.isfinite(most):
+            raise self._spoiled(at, [size == np.inf for size in sizes])
+        size = at.stop - at.start
+        scale = SUM_BITS - self._weight.bit_length() - frexp(most)[1]
+        real, whole, total = room.real[:size], room.whole[:size], room.total[:size]
+        factor = np.ldexp(1.0, scale)
+        total[:] = 0
+        for one, block in zip(self._counted, blocks, strict=True):
+            np.multiply(block, factor, out=real, dtype=np.float64)
+            np.rint(real, out=real)
+            np.copyto(whole, real, casting="unsafe")  # |value| <= 2^62: the conversion is exact
+            np.multiply(whole, one.weight, out=whole)
+            np.add(total, whole, out=total)
+        np.divide(total, self._weight, out=real)
+        np.ldexp(real, -scale, out=real)
+        np.copyto(out, real, casting="same_kind")
+
+    def _spoiled(self, at: slice, are_bad: Sequence[bool]) -> Malformed:
+        guilty = tuple(number for number, is_bad in enumerate(are_bad) if is_bad)
+        if not guilty:
+            return not_finite(name_at(self.like, at.start))
+        block = self._counted[guilty[0]].values(at)
+        first = at.start + int(np.argmax(~np.isfinite(block)))
+        return Spoiled(not_finite(name_at(self.like, first)), guilty)
+
+
+class FloatMean(Mean):
+    """The same interface; sums in float32, so the order in which updates are included is part of the result."""
+
+    def mean(self, at: slice, out: Floats, room: Room) -> None:
+        """As ``Mean.mean``."""
+        shares = [np.float32(one.weight / self._weight) for one in self._counted]
+        out[:] = 0
+        for start in range(0, out.size, PART_VALUES):
+            total = out[start : start + PART_VALUES]
+            part = room.part[: total.size]
+            here = slice(at.start + start, at.start + start + total.size)
+            for one, share in zip(self._counted, shares, strict=True):
+                np.multiply(one.values(here), share, out=part)
+                np.add(total, part, out=total)
+        # A sum of so many numbers below 2^100 is finite; larger ones diverge all the same.
+        if not np.isfinite(np.add.reduce(out)):
+            sums = [np.add.reduce(one.values(at)) for one in self._counted]
+            raise self._spoiled(at, [not np.isfinite(one) for one in sums])
+
+
+class Ranges:
+    """A mean that was made elsewhere, in ranges of blocks."""
+
+    def __init__(self, like: Parameters, ranges: Sequence[memoryview]) -> None:
+        """``ranges``: the mean's file, cut at borders of blocks, in order.
+
+        Raises:
+            Malformed: together they are no parameters such as ``like``.
+        """
+        self.like = like
+        head, size = head_of(like)
+        given = sum(len(one) for one in ranges)
+        if given != len(head) + size or any(len(one) % CHUNK_BYTES for one in ranges[:-1]):
+            raise Malformed(
+                f"ranges of {given} bytes", why=f"they make a mean of {len(head) + size}"
+            )
+        self._head, self._blocks = len(head), [
+            one[at : at + CHUNK_BYTES] for one in ranges for at in range(0, len(one), CHUNK_BYTES)
+        ]  # fmt: skip
+        found = b"".join(bytes(self._blocks[n]) for n in range(-(-len(head) // CHUNK_BYTES)))
+        if found[: len(head)] != head:
+            raise Malformed("the first range has another head")
+
+    def expect(self, at: slice) -> None:
+        """Each value is read once."""
+
+    def mean(self, at: slice, out: Floats, room: Room) -> None:  # noqa: ARG002 - as all of them
+        """Write the values ``at`` (a block) to ``out``.
+
+        Raises:
+            Malformed: one of them is no number.
+        """
+        block = self._blocks[(self._head + 4 * at.start) // CHUNK_BYTES]
+        values = np.frombuffer(block[len(block) - 4 * (at.stop - at.start) :], "<f4")
+        if not np.isfinite(values).all():
+            raise not_finite(name_at(self.like, at.start))
+        out[:] = values
+
+
+def blocks(like: Parameters, first: int = 0, end: int | None = None) -> Iterator[slice]:
+    """The values of each of the chunks ``first`` to ``end`` (exclusive) of a file such as ``like``."""
+    head, size = head_of(like)
+    last = -(-(len(head) + size) // CHUNK_BYTES) if end is None else end
+    borders = [
+        min(max(0, number * CHUNK_BYTES - len(head)), size) // 4
+        for number in range(first, last + 1)
+    ]
+    return (slice(start, stop) for start, stop in pairwise(borders) if start < stop)
+
+
+Taker = Callable[[slice, Floats], None]
+"""Takes the mean of a block; may change it."""
+
+
+def make_all(
+    of: Blocks, wanted: Iterator[slice], out: Floats, take: Taker | None, threads: int
+) -> None:
+    """Have every block of ``wanted``, in several threads.
+
+    Args:
+        of: makes them.
+        wanted: as ``blocks`` tells.
+        out: takes their values; its first is the first wanted.
+        take: called with each block where it lies in ``out``.
+        threads: at once.
+
+    Raises:
+        Malformed: what one of them raised first.
+    """
+    all_wanted = list(wanted)
+    if not all_wanted:
+        return
+    start = all_wanted[0].start
+    rooms = [Room() for _ in range(max(1, min(threads, THREADS_MAX)))]
+
+    def work(some: list[slice]) -> None:
+        room = rooms.pop()
+        try:
+            of.expect(slice(some[0].start, some[-1].stop))
+            for at in some:
+                block = out[at.start - start : at.stop - start]
+                of.mean(at, block, room)
+                if take is not None:
+                    take(at, block)
+        finally:
+            rooms.append(room)
+
+    some = [
+        all_wanted[n : n + BLOCKS_AT_ONCE] for n in range(0, len(all_wanted), BLOCKS_AT_ONCE)
+    ]  # fmt: skip
+    with ThreadPoolExecutor(len(rooms)) as pool:
+        for _ in pool.map(work, some):
+            pass
+
+
+def make_range(of: Blocks, first: int, end: int, descriptor: int, threads: int) -> int:
+    """Write the chunks ``first`` to ``end`` (exclusive) of the mean's file; how many bytes that is.
+
+    Raises:
+        Malformed: as ``make_all``; or there are not so many chunks.
+    """
+    head, size = head_of(of.like)
+    start, stop = first * CHUNK_BYTES, min(end * CHUNK_BYTES, len(head) + size)
+    if not start < stop or end * CHUNK_BYTES >= len(head) + size + CHUNK_BYTES:
+        raise Malformed(f"chunks {first} to {end} of parameters of {len(head) + size} bytes")
+    content = make_bytes(descriptor, stop - start)
+    before = head[start:stop]
+    content[: len(before)] = before
+    values = np.frombuffer(content[len(before) :], "<f4")
+    make_all(of, blocks(of.like, first, end), values, None, threads)
+    return stop - start
