@@ -248,21 +248,27 @@ class Trainers:
         round: int,  # noqa: A002 - the domain's word
         updates: Sequence[Weighed],
         base: Path,
-        chunks: range,
+        part: tuple[int, int],
     ) -> Path:
-        """These chunks of the file of the weighted mean of updates, of which no others need be there.
+        """One part of the file of the weighted mean of updates.
+
+        Args:
+            job: whose folder takes the result.
+            round: names the result.
+            updates: files of the same part of each update.
+            base: parameters that all must resemble.
+            part: which, and of how many (``agent.training.ranges``).
 
         Raises:
             UpdatesRejected, AttemptFailed: as ``aggregate``.
         """
-        folder = self._folder(job.id)
-        part = folder / f"mean-{round}-{chunks.start}.part"
-        async with self._begun(job, base) as worker:
+        number, _ = part
+        unfinished = self._folder(job.id) / f"mean-{round}-{number}.part"
+        async with self._begun(job, base, part) as worker:
             included = await _included(worker, updates)
-            with _created(part) as out:
-                wanted = FinishRange(chunks.start, chunks.stop)
-                await _finished(worker, wanted, [out], included)
-            return part.rename(part.with_suffix(".range"))
+            with _created(unfinished) as out:
+                await _finished(worker, FinishRange(), [out], included)
+            return unfinished.rename(unfinished.with_suffix(".range"))
 
     async def join(
         self,
@@ -287,14 +293,16 @@ class Trainers:
             return self._aggregated(job, name)
 
     @contextlib.asynccontextmanager
-    async def _begun(self, job: Job, base: Path | None) -> AsyncIterator[WorkerProcess]:
+    async def _begun(
+        self, job: Job, base: Path | None, part: tuple[int, int] = (0, 1)
+    ) -> AsyncIterator[WorkerProcess]:
         """The process that makes means, for this caller alone, with a new one begun."""
         self._folder(job.id)
         async with self._averaging:
             worker = await self._averager()
             with contextlib.ExitStack() as files:
                 like = [] if base is None else [files.enter_context(_opened(base))]
-                begin = Begin(job.is_float_mean)
+                begin = Begin(job.is_float_mean, *part)
                 await worker.ask(begin, like, expect=Included, timeout_s=STEP_S_MAX)
             yield worker
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from agent.foundation.errors import UsageError
-from agent.wire.documents import Job
+from agent.wire.documents import RANGES_MAX, Job
 from agent.wire.records import Counter
 from agent.wire.schema import AtMost, Range, Tagged
 
@@ -131,6 +131,9 @@ class Begin:
 
     is_float: bool = False
     """Sum in float32, in the order in which updates are included; else in integers, which have none."""
+    part: Annotated[int, Range(0, RANGES_MAX - 1)] = 0
+    parts: Annotated[int, Range(1, RANGES_MAX)] = 1
+    """More than one: of this part of the file only, and the updates are files of the same part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +159,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class FinishRange:
-    """Write the chunks ``first`` to ``end`` (exclusive) of the mean's file to the file given as descriptor.
-
-    Answer ``Averaged``.
-    """
-
-    first: Counter
-    end: Counter
+    """Write the part of the mean that was begun to the file given as descriptor; answer ``Averaged``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,10 @@ class Region:
     """Holds the region's register; sites of the region."""
 
 
+RANGES_MAX = 64
+"""The links of 64 sites together outrun any committee's disks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One federated training job. Its committee is pinned here and never recomputed from gossip."""
@@ -162,6 +166,8 @@ class Job:
     """A region's round is not committed with fewer updates."""
     local_rounds_max: Annotated[int, Range(0, 1000)] = omitted(0)
     """So many rounds a region that is cut off goes on alone; counted late when it is back."""
+    ranges: Annotated[int, Range(1, RANGES_MAX)] = omitted(1)
+    """So many sites make a round's mean together, each of a part of the parameters."""
 
 
 @dataclass(frozen=True, slots=True)

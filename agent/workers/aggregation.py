@@ -24,6 +24,8 @@ from agent.training.contract import (
     Part,
     TrainerReady,
 )
+from agent.training.ranges import cut
+from agent.wire.documents import RANGES_MAX
 from agent.workers.confine import confine
 from agent.workers.conversation import converse
 from agent.workers.mean import (
@@ -39,9 +41,6 @@ from agent.workers.mean import (
 from agent.workers.outer import Stepper, state_outline
 from agent.workers.parameters import Stored, make, mapped, read
 
-RANGES_MAX = 64
-"""As a job may have."""
-
 
 class Aggregation:
     """Answers one message after the other."""
@@ -51,6 +50,8 @@ class Aggregation:
         self._threads = threads
         self._mean: Mean | None = None
         self._base: Stored | None = None
+        self._chunks: range | None = None
+        """Of which part the mean is; None: of all."""
         self._ranges: list[memoryview] = []
 
     def answer(self, message: object, descriptors: list[int]) -> object:
@@ -66,12 +67,16 @@ class Aggregation:
 
     def _answer(self, message: object, descriptors: list[int]) -> object:
         match message, descriptors:
-            case Begin(is_float=is_float), base:
+            case Begin() as begin, base:
                 self._base, self._ranges = read(base[0]) if base else None, []
-                self._mean = (FloatMean if is_float else Mean)(self._base)
+                self._chunks = None if begin.parts == 1 else self._chunks_of(begin)
+                self._mean = (FloatMean if begin.is_float else Mean)(self._base)
             case Include(samples=samples), [update, *older]:
-                started_from = read(older[0]) if older else None
-                self._current().include(read(update), samples, started_from)
+                mean, started_from = self._current(), read(older[0]) if older else None
+                if self._chunks is None:
+                    mean.include(read(update), samples, started_from)
+                else:
+                    mean.include_part(mapped(update), self._chunks, samples, started_from)
             case Part(), [part]:
                 self._current()
                 if len(self._ranges) >= RANGES_MAX:
@@ -79,8 +84,8 @@ class Aggregation:
                 self._ranges.append(mapped(part))
             case Finish(outer=outer), [out, *state]:
                 return self._finish(self._taken(), outer, out, state)
-            case FinishRange(first=first, end=end), [out]:
-                return Averaged(make_range(self._taken(), first, end, out, self._threads))
+            case FinishRange(), [out] if self._chunks is not None:
+                return Averaged(make_range(self._taken(), self._chunks, out, self._threads))
             case Join(outer=outer), [out, *state]:
                 self._taken()
                 assert self._base is not None, "ranges are of the base's layout"
@@ -101,6 +106,13 @@ class Aggregation:
             step = Stepper(outer, self._base, read(before[0]) if before else None, after).step
         make_all(mean, blocks(mean.like), made.values, step, self._threads)
         return Averaged(len(made.content))
+
+    def _chunks_of(self, begin: Begin) -> range:
+        assert self._base is not None, "parts are of the base's layout"
+        parts = cut(len(self._base.content), begin.parts)
+        if not begin.part < len(parts) == begin.parts:
+            raise UsageError(f"part {begin.part} of {begin.parts}", why=f"there are {len(parts)}")
+        return parts[begin.part]
 
     def _current(self) -> Mean:
         if self._mean is None:

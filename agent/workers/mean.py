@@ -32,10 +32,12 @@ from typing import Protocol
 import numpy as np
 
 from agent.foundation.errors import Malformed, UsageError
+from agent.training.ranges import cut
 from agent.wire.limits import CHUNK_BYTES
 from agent.workers.parameters import (
     Floats,
     Parameters,
+    Row,
     Stored,
     check_like,
     head_of,
@@ -95,19 +97,19 @@ class Blocks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    update: Stored
+    update: Row
     weight: int
-    started_from: Stored | None
-    base: Stored | None
+    started_from: Row | None
+    base: Row | None
 
     def values(self, at: slice) -> Floats:
         """A block; of a late update what it changed, on top of the round's parameters."""
         if self.started_from is None or self.base is None:
-            return self.update.values[at]
+            return self.update.block(at)
         # In float64 on the way: two roundings would favour one side.
-        change = self.update.values[at].astype(np.float64)
-        change -= self.started_from.values[at]
-        change += self.base.values[at]
+        change = self.update.block(at).astype(np.float64)
+        change -= self.started_from.block(at)
+        change += self.base.block(at)
         with np.errstate(over="ignore"):  # to infinity, which whoever looks at it refuses
             return change.astype(np.float32)
 
@@ -150,21 +152,42 @@ class Mean:
             Malformed: other names or shapes; the set is unchanged.
             UsageError: more than 2^36 samples together; the set is unchanged.
         """
-        for one in (update, started_from):
-            if one is not None and self._like is not None:
-                check_like(one, self._like)
-                if one.head != head_of(self._like)[0]:
-                    raise Malformed(
-                        "the parameters have another layout", why="not written by a trainer"
-                    )
+        if self._like is not None:
+            _check_layout(update, self._like)
+        self._include(update.row, samples, started_from)
+        self._like = self._like or update
+
+    def include_part(
+        self, update: memoryview, chunks: range, samples: int, started_from: Stored | None = None
+    ) -> None:
+        """As ``include``, of an update of which only these chunks are here; no others can be asked for then.
+
+        Raises:
+            Malformed: as ``include``; or that is not what these chunks hold.
+        """
+        head, size = head_of(self._like) if self._like is not None else (b"", 0)
+        first, stop = chunks.start * CHUNK_BYTES, chunks.stop * CHUNK_BYTES
+        before = head[first:stop]
+        if len(update) != min(stop, len(head) + size) - first or update[: len(before)] != before:
+            raise Malformed(
+                "part of other parameters", why=f"{len(update)} bytes of chunks {chunks}"
+            )
+        values = np.frombuffer(update[len(before) :], "<f4")
+        row = Row(values, update, max(0, first - len(head)) // 4)
+        self._include(row, samples, started_from)
+
+    def _include(self, update: Row, samples: int, started_from: Stored | None) -> None:
+        if started_from is not None and self._like is not None:
+            _check_layout(started_from, self._like)
         if (self._weight + samples).bit_length() > SAMPLES_BITS_MAX:
             raise UsageError(
                 f"more than 2^{SAMPLES_BITS_MAX} samples in one round",
                 why="a fixed-point mean would lose precision",
                 mend="aggregate by region first",
             )
-        self._like = self._like or update
-        self._counted.append(_Counted(update, samples, started_from, self._base))
+        older = None if started_from is None else started_from.row
+        base = None if self._base is None else self._base.row
+        self._counted.append(_Counted(update, samples, older, base))
         self._weight += samples
 
     def expect(self, at: slice) -> None:
@@ -266,13 +289,19 @@ class Ranges:
         out[:] = values
 
 
-def blocks(like: Parameters, first: int = 0, end: int | None = None) -> Iterator[slice]:
-    """The values of each of the chunks ``first`` to ``end`` (exclusive) of a file such as ``like``."""
+def _check_layout(given: Stored, wanted: Parameters) -> None:
+    check_like(given, wanted)
+    if given.head != head_of(wanted)[0]:
+        raise Malformed("the parameters have another layout", why="no trainer has written them")
+
+
+def blocks(like: Parameters, chunks: range | None = None) -> Iterator[slice]:
+    """The values of each of these chunks (None: all) of a file such as ``like``."""
     head, size = head_of(like)
-    last = -(-(len(head) + size) // CHUNK_BYTES) if end is None else end
+    (wanted,) = cut(len(head) + size, 1) if chunks is None else (chunks,)
     borders = [
         min(max(0, number * CHUNK_BYTES - len(head)), size) // 4
-        for number in range(first, last + 1)
+        for number in range(wanted.start, wanted.stop + 1)
     ]
     return (slice(start, stop) for start, stop in pairwise(borders) if start < stop)
 
@@ -322,19 +351,19 @@ def make_all(
             pass
 
 
-def make_range(of: Blocks, first: int, end: int, descriptor: int, threads: int) -> int:
-    """Write the chunks ``first`` to ``end`` (exclusive) of the mean's file; how many bytes that is.
+def make_range(of: Blocks, chunks: range, descriptor: int, threads: int) -> int:
+    """Write these chunks of the mean's file; how many bytes that is.
 
     Raises:
         Malformed: as ``make_all``; or there are not so many chunks.
     """
     head, size = head_of(of.like)
-    start, stop = first * CHUNK_BYTES, min(end * CHUNK_BYTES, len(head) + size)
-    if not start < stop or end * CHUNK_BYTES >= len(head) + size + CHUNK_BYTES:
-        raise Malformed(f"chunks {first} to {end} of parameters of {len(head) + size} bytes")
+    start, stop = chunks.start * CHUNK_BYTES, min(chunks.stop * CHUNK_BYTES, len(head) + size)
+    if not start < stop or chunks.stop * CHUNK_BYTES >= len(head) + size + CHUNK_BYTES:
+        raise Malformed(f"{chunks} of the chunks of parameters of {len(head) + size} bytes")
     content = make_bytes(descriptor, stop - start)
     before = head[start:stop]
     content[: len(before)] = before
     values = np.frombuffer(content[len(before) :], "<f4")
-    make_all(of, blocks(of.like, first, end), values, None, threads)
+    make_all(of, blocks(of.like, chunks), values, None, threads)
     return stop - start

@@ -55,23 +55,48 @@ class Parameters:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored(Parameters):
-    """Parameters in a file, or in its bytes."""
+class Row:
+    """Values of a file in a row, from ``start`` on; of a part of one, too."""
 
-    head: bytes
-    """What precedes the values."""
     values: Floats
-    """All tensors' values in a row, in the order of the file."""
     content: memoryview
+    """What they are a view of: they are its end."""
+    start: int = 0
+    """Which of all values of the file is the first here."""
+
+    def block(self, at: slice) -> Floats:
+        """The values ``at``, as the whole file counts them."""
+        return self.values[at.start - self.start : at.stop - self.start]
 
     def expect(self, at: slice) -> None:
         """These values are read next: all their pages at once, since a fault for each costs more than adding it up."""
         whole = self.content.obj
         if isinstance(whole, mmap.mmap):
-            start = (len(self.head) + 4 * at.start) // mmap.PAGESIZE * mmap.PAGESIZE
-            end = min(len(self.head) + 4 * at.stop, len(self.content))
+            before = len(self.content) - self.values.nbytes - 4 * self.start
+            first = (before + 4 * at.start) // mmap.PAGESIZE * mmap.PAGESIZE
+            end = min(before + 4 * at.stop, len(self.content))
             with contextlib.suppress(OSError):  # Linux before 5.14: page by page, then
-                whole.madvise(_MADV_POPULATE_READ, start, end - start)
+                whole.madvise(_MADV_POPULATE_READ, first, end - first)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Parameters):
+    """Parameters in a file, or in its bytes."""
+
+    head: bytes
+    """What precedes the values."""
+    row: Row
+    """All tensors' values, in the order of the file."""
+
+    @property
+    def values(self) -> Floats:
+        """All of them."""
+        return self.row.values
+
+    @property
+    def content(self) -> memoryview:
+        """The bytes of the file."""
+        return self.row.content
 
 
 def name_at(parameters: Parameters, index: int) -> str:
@@ -97,10 +122,10 @@ def mapped(descriptor: int) -> memoryview:
     """A file's bytes, read-only; the descriptor may be closed afterwards.
 
     Raises:
-        Malformed: too many for parameters, or too few.
+        Malformed: too many for parameters, or none.
     """
     size = os.fstat(descriptor).st_size
-    if not ALIGNMENT < size <= FILE_BYTES_MAX:
+    if not 0 < size <= FILE_BYTES_MAX:
         raise Malformed(f"parameters of {size} bytes", why=f"the bound is {FILE_BYTES_MAX}")
     return memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
 
@@ -129,7 +154,7 @@ def parse(content: bytes | memoryview) -> Stored:
     if at != len(view) or not tensors:
         raise Malformed("parameters and their header differ", why="bytes that no tensor names")
     values = np.frombuffer(view[8 + length :], dtype="<f4")
-    return Stored(label, tensors, bytes(view[: 8 + length]), values, view)
+    return Stored(label, tensors, bytes(view[: 8 + length]), Row(values, view))
 
 
 def check_like(given: Parameters, wanted: Parameters) -> None:

@@ -36,7 +36,7 @@ def mean_of(updates: list[tuple[Parameters, int]], cuts: set[int] | None = None)
     made = b""
     for first, end in pairwise([0, *ends]):
         descriptor = os.memfd_create("range")
-        size = make_range(mean, first, end, descriptor, 2)
+        size = make_range(mean, range(first, end), descriptor, 2)
         made += os.pread(descriptor, size, 0)
         os.close(descriptor)
     return made

@@ -14,7 +14,9 @@ import pytest_asyncio
 from agent.drivers.trainers import Trainers, Weighed
 from agent.foundation.ids import JobId
 from agent.training.contract import AttemptFailed, UpdatesRejected
+from agent.training.ranges import cut
 from agent.wire.documents import Job
+from agent.wire.limits import CHUNK_BYTES
 from agent.workers.confine import landlock_abi
 from agent.workers.parameters import Parameters, parse, write
 
@@ -224,19 +226,28 @@ async def test_ranges_of_a_mean_join_to_the_same_round(trainers: Trainers, tmp_p
     wanted = whole.parameters.read_bytes()
     assert whole.carried is not None
     left = whole.carried.read_bytes()
-    ranges = [
-        await trainers.aggregate_range(job, 1, updates, base, chunks)
-        for chunks in (range(1), range(1, 3), range(3, 4))
-    ]
+
+    def part_of(one: Weighed, chunks: range) -> Weighed:
+        path = tmp_path / f"{one.update.name}-{chunks.start}"
+        content = one.update.read_bytes()
+        path.write_bytes(content[chunks.start * CHUNK_BYTES : chunks.stop * CHUNK_BYTES])
+        return Weighed(path, one.weight)
+
+    ranges = []
+    for number, chunks in enumerate(cut(base.stat().st_size, 3)):
+        parts = [part_of(one, chunks) for one in updates]
+        ranges.append(await trainers.aggregate_range(job, 1, parts, base, (number, 3)))
     joined = await trainers.join(job, 1, ranges, base)
     assert joined.carried is not None
     assert joined.parameters.read_bytes() == wanted
     assert joined.carried.read_bytes() == left
     with pytest.raises(AttemptFailed, match="ranges of"):
         await trainers.join(job, 1, ranges[1:], base)
-    bad = Weighed(update(tmp_path, "short", 1.0), 1)
-    with pytest.raises(UpdatesRejected):
-        await trainers.aggregate_range(job, 1, [*updates, bad], base, range(1))
+    with pytest.raises(UpdatesRejected) as raised:
+        await trainers.aggregate_range(job, 1, [*parts, updates[0]], base, (2, 3))
+    assert [index for index, _ in raised.value.rejected] == [3]
+    with pytest.raises(AttemptFailed, match="part 0 of 5; there are 4"):
+        await trainers.aggregate_range(job, 1, parts, base, (0, 5))
 
 
 async def test_release_removes_the_jobs_folder_and_tidy_those_nobody_keeps(

@@ -13,15 +13,15 @@ from agent.training.contract import (
     Averaged,
     Begin,
     Finish,
-    FinishRange,
     Include,
     Included,
     Join,
     Outer,
     Part,
 )
+from agent.wire.documents import RANGES_MAX
 from agent.wire.limits import CHUNK_BYTES
-from agent.workers.aggregation import RANGES_MAX, Aggregation
+from agent.workers.aggregation import Aggregation
 from agent.workers.mean import FloatMean, Mean, Ranges, Spoiled, blocks, make_range
 from agent.workers.parameters import Parameters, Stored, head_of, parse, write
 
@@ -141,11 +141,13 @@ def test_a_set_without_updates_has_no_mean() -> None:
 def ranges_of(updates: Sequence[tuple[Stored, int]], cuts: Sequence[int]) -> list[memoryview]:
     parts = []
     for first, end in pairwise(cuts):
+        chunks = range(first, end)
         mean = Mean(updates[0][0])
         for update, samples in updates:
-            mean.include(update, samples)
+            part = update.content[first * CHUNK_BYTES : end * CHUNK_BYTES]
+            mean.include_part(part, chunks, samples)
         descriptor = os.memfd_create("range")
-        size = make_range(mean, first, end, descriptor, 2)
+        size = make_range(mean, chunks, descriptor, 2)
         parts.append(memoryview(os.pread(descriptor, size + 1, 0)))
         os.close(descriptor)
     return parts
@@ -166,7 +168,7 @@ def test_a_head_longer_than_a_chunk_is_cut_with_the_rest() -> None:
     tensors = {f"{'n' * 200}{n:05}": np.full(3, n, np.float32) for n in range(1200)}
     one = stored(Parameters("r/8", tensors))
     assert len(one.head) > CHUNK_BYTES
-    assert list(blocks(one, 0, 1)) == []
+    assert list(blocks(one, range(1))) == []
     parts = ranges_of([(one, 1)], (0, 1, 2))
     assert b"".join(parts) == bytes(one.content)
     assert bytes(mean_of([], Ranges(one, parts)).content) == bytes(one.content)
@@ -184,9 +186,44 @@ def test_ranges_that_do_not_fit_are_refused() -> None:
         mean_of([], Ranges(big(0), [first, bad]))
     mean = Mean(big(0))
     mean.include(big(1), 1)
-    for out in ((5, 6), (3, 3), (0, 6)):
+    for out in (range(5, 6), range(3, 3), range(6)):
         with pytest.raises(Malformed, match="chunks"):
-            make_range(mean, *out, os.memfd_create("x"), 1)
+            make_range(mean, out, os.memfd_create("x"), 1)
+
+
+def test_a_part_of_another_file_is_refused() -> None:
+    one, mean = big(1), Mean(big(0))
+    good = one.content[CHUNK_BYTES : 3 * CHUNK_BYTES]
+    for wrong, chunks in (
+        (one.content[: 2 * CHUNK_BYTES], range(1, 4)),
+        (good[:-4], range(1, 3)),
+        (good, range(2)),
+        (good, range(3, 5)),
+    ):
+        with pytest.raises(Malformed, match="part of other parameters"):
+            mean.include_part(wrong, chunks, 1)
+    with pytest.raises(Malformed, match=r"tensor .* is missing"):
+        mean.include_part(good, range(1, 3), 1, made(1.0))
+    with pytest.raises(UsageError, match="without updates"):
+        mean_of([], mean)
+
+
+def test_a_late_part_counts_by_what_it_changed() -> None:
+    base, older, late, fresh = (big(n) for n in range(4))
+    whole = Mean(base)
+    whole.include(late, 2, older)
+    whole.include(fresh, 3)
+    parts = []
+    for chunks in (range(2), range(2, 5)):
+        mean = Mean(base)
+        for update, samples, started_from in ((late, 2, older), (fresh, 3, None)):
+            part = update.content[chunks.start * CHUNK_BYTES : chunks.stop * CHUNK_BYTES]
+            mean.include_part(part, chunks, samples, started_from)
+        descriptor = os.memfd_create("range")
+        size = make_range(mean, chunks, descriptor, 1)
+        parts.append(os.pread(descriptor, size, 0))
+        os.close(descriptor)
+    assert b"".join(parts) == bytes(mean_of([], whole).content)
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -241,12 +278,14 @@ def test_the_process_answers_each_message(files: Files) -> None:
     assert averaged.bytes == len(files.read("out").content)
 
 
-def test_the_process_makes_ranges_and_joins_them(files: Files) -> None:
+def test_the_process_joins_ranges(files: Files) -> None:
     worker = Aggregation()
     base, one = files.of("base", 10.0), files.of("one", 14.0)
+    with pytest.raises(UsageError, match="part 1 of 2; there are 1"):
+        worker.answer(Begin(part=1, parts=2), [base])
     worker.answer(Begin(), [base])
     worker.answer(Include(3), [one])
-    worker.answer(FinishRange(0, 1), [files.open("range")])
+    worker.answer(Finish(), [files.open("range")])
     outer = Outer("momentum", 0.5, 0.9, 0.99, 1e-3)
     worker.answer(Begin(), [base])
     worker.answer(Part(), [files.open("range")])
