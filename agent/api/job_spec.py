@@ -13,7 +13,7 @@ from typing import Any
 from agent.api.names import LABEL, NAME
 from agent.foundation.errors import UsageError
 from agent.foundation.ids import JobId, SiteId
-from agent.wire.documents import Job, Region
+from agent.wire.documents import RANGES_MAX, Job, Region
 
 JOB_NAME_CHARS_MAX = 48
 """A job's id appends 9 characters, and its published model's version must stay a name."""
@@ -65,6 +65,8 @@ class JobSpec:
     """A region's round is not committed with fewer updates."""
     local_rounds_max: int = 0
     """So many rounds a region that is cut off goes on alone."""
+    ranges: int = 1
+    """So many sites make a round's mean together, each of a part of the parameters."""
 
     def job(
         self,
@@ -99,6 +101,7 @@ class JobSpec:
             regions=regions,
             region_sites_min=self.region_sites_min,
             local_rounds_max=self.local_rounds_max,
+            ranges=self.ranges,
         )
 
 
@@ -190,6 +193,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "regions": _list(REGION, 64, 'regions such as "north", or "*"'),
     "region_sites_min": _whole(1, 10_000),
     "local_rounds_max": _whole(0, 1000),
+    "ranges": _whole(1, RANGES_MAX),
 }
 
 

@@ -185,7 +185,7 @@ class Driver:
             case job.ForgetBlob():
                 outside.forget(effect)
             case (
-                job.Train() | job.Initialise() | job.Aggregate() | job.Export()
+                job.Train() | job.Initialise() | job.Aggregate() | job.AggregateRange() | job.Join() | job.Export()
                 | job.ReleaseTrainer()
             ):  # fmt: skip
                 outside.work(effect)

@@ -27,18 +27,23 @@ from agent.site.events import (
     CallReceived,
     FetchBlob,
     JobEnded,
+    JobWork,
     LoadModel,
     Resolved,
     SiteEvent,
     UnloadModel,
 )
 from agent.training.contract import UpdatesRejected
-from agent.wire.mesh import Call, Declined, Reply
+from agent.training.ranges import cut, parts_of
+from agent.wire.documents import Job
+from agent.wire.mesh import Call, Cut, Declined, Reply
+from agent.wire.schema import pack
 
 SMALL_BLOB_BYTES_MAX = 4 << 20
 """Contributions of 10,000 sites; larger blobs are never read into this process."""
 
 Feed = Callable[[SiteEvent], None]
+Work = job.Initialise | job.Aggregate | job.AggregateRange | job.Join | job.Export
 Spawn = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[Any]"]
 
 _log = logging.getLogger("atoll.site")
@@ -217,13 +222,15 @@ class Outside:
     # --- jobs ------------------------------------------------------------------------------------
     def work(
         self,
-        effect: job.Train | job.Initialise | job.Aggregate | job.Export | job.ReleaseTrainer,
+        effect: JobWork,
     ) -> None:
         """Ends in the ``JobEnded`` that the effect's text names."""
         match effect:
             case job.Train():
                 self._run(self._train(effect))
-            case job.Initialise() | job.Aggregate() | job.Export():
+            case (
+                job.Initialise() | job.Aggregate() | job.AggregateRange() | job.Join() | job.Export()
+            ):  # fmt: skip
                 self._run(self._work(effect))
             case job.ReleaseTrainer():
                 self._run(self._trainers.release(effect.job.id))
@@ -237,60 +244,83 @@ class Outside:
             base = self._blobs.path(effect.base)
             seed = int.from_bytes(self._me[:4], "big")
             trained = await self._trainers.train(the_job, dataset, effect.round, base, seed)
-            digest = await self._store(trained.update)
+            digest, parts = await self._store_update(the_job, trained.update)
             event: job.JobEvent = job.Trained(
-                effect.round, effect.base, digest, trained.samples, trained.metrics
+                effect.round, effect.base, digest, trained.samples, trained.metrics, parts
             )
         except AtollError as error:
             event = job.AttemptEnded(effect.round, str(error))
         self._feed(JobEnded(the_job.id, event))
 
-    async def _work(self, effect: job.Initialise | job.Aggregate | job.Export) -> None:
+    async def _store_update(self, the_job: Job, path: Path) -> tuple[Digest, tuple[Digest, ...]]:
+        """Keep an update; where the job cuts updates its parts, and what names them."""
+        most = parts_of(the_job)
+        if most == 1:
+            return await self._store(path), ()
+        wanted = cut((await asyncio.to_thread(path.stat)).st_size, most)
+        parts = tuple([await self._store(path, chunks) for chunks in wanted])
+        digest = await self._blobs.put_bytes(pack(Cut(parts)))
+        self._feed(BlobStored(digest))
+        return digest, parts
+
+    async def _work(self, effect: Work) -> None:
         culprits: tuple[Digest, ...] = ()
-        carried: Digest | None = None
         try:
-            match effect:
-                case job.Initialise():
-                    bound = self._datasets.get(effect.job.dataset)
-                    dataset = bound.path if bound is not None else None
-                    path = await self._trainers.initialise(effect.job, dataset)
-                case job.Aggregate():
-                    averaged = await self._trainers.aggregate(
-                        effect.job,
-                        effect.round,
-                        [self._weighed(one) for one in effect.updates],
-                        self._blobs.path(effect.base),
-                        None if effect.carried is None else self._blobs.path(effect.carried),
-                    )
-                    path = averaged.parameters
-                    if averaged.carried is not None:
-                        carried = await self._store(averaged.carried)
-                case job.Export():
-                    exported = await self._trainers.export(
-                        effect.job, self._blobs.path(effect.parameters)
-                    )
-                    path = exported.path
-                    _log.info(
-                        "job %s: ONNX model agrees with PyTorch within %.1e",
-                        effect.job.id, exported.error_max,
-                    )  # fmt: skip
-                case _:
-                    assert_never(effect)
+            path, left = await self._made(effect)
+            carried = None if left is None else await self._store(left)
             size = path.stat().st_size
             digest = await self._store(path)
             event: job.JobEvent = job.WorkDone(effect.token, digest, size, carried)
         except (AtollError, OSError) as error:
-            if isinstance(effect, job.Aggregate) and isinstance(error, AtollError):
+            if isinstance(effect, (job.Aggregate, job.AggregateRange)):
                 culprits = _culprits(error, effect)
             event = job.WorkFailed(effect.token, str(error), culprits)
         self._feed(JobEnded(effect.job.id, event))
 
-    def _weighed(self, one: job.Counting) -> Weighed:
-        older = None if one.started_from is None else self._blobs.path(one.started_from)
-        return Weighed(self._blobs.path(one.update), one.weight, older)
+    async def _made(self, effect: Work) -> tuple[Path, Path | None]:
+        """The result's file, and that of what the outer optimizer carries on."""
+        trainers, the_job = self._trainers, effect.job
+        match effect:
+            case job.Initialise():
+                bound = self._datasets.get(the_job.dataset)
+                return await trainers.initialise(
+                    the_job, None if bound is None else bound.path
+                ), None
+            case job.Aggregate():
+                made = await trainers.aggregate(
+                    the_job, effect.round, [self._weighed(one) for one in effect.updates],
+                    self._blobs.path(effect.base), self._path(effect.carried),
+                )  # fmt: skip
+                return made.parameters, made.carried
+            case job.AggregateRange():
+                return await trainers.aggregate_range(
+                    the_job, effect.round, [self._weighed(one) for one in effect.updates],
+                    self._blobs.path(effect.base), effect.part,
+                ), None  # fmt: skip
+            case job.Join():
+                made = await trainers.join(
+                    the_job, effect.round, [self._blobs.path(one) for one in effect.ranges],
+                    self._blobs.path(effect.base), self._path(effect.carried),
+                )  # fmt: skip
+                return made.parameters, made.carried
+            case job.Export():
+                exported = await trainers.export(the_job, self._blobs.path(effect.parameters))
+                _log.info(
+                    "job %s: ONNX model agrees with PyTorch within %.1e",
+                    the_job.id, exported.error_max,
+                )  # fmt: skip
+                return exported.path, None
+            case _:
+                assert_never(effect)
 
-    async def _store(self, path: Path) -> Digest:
-        digest = await self._blobs.put_file(path)
+    def _path(self, digest: Digest | None) -> Path | None:
+        return None if digest is None else self._blobs.path(digest)
+
+    def _weighed(self, one: job.Counting) -> Weighed:
+        return Weighed(self._blobs.path(one.update), one.weight, self._path(one.started_from))
+
+    async def _store(self, path: Path, chunks: range | None = None) -> Digest:
+        digest = await self._blobs.put_file(path, chunks)
         self._feed(BlobStored(digest))
         return digest
 
@@ -323,7 +353,9 @@ class Outside:
             self.inference.view_changed()
 
 
-def _culprits(error: AtollError, effect: job.Aggregate) -> tuple[Digest, ...]:
+def _culprits(
+    error: AtollError | OSError, effect: job.Aggregate | job.AggregateRange
+) -> tuple[Digest, ...]:
     if not isinstance(error, UpdatesRejected):
         return ()
     return tuple(effect.updates[index].update for index, _ in error.rejected)

@@ -29,8 +29,8 @@ from agent.membership.coordinates import Coordinate
 from agent.site.duplicates import COPIED, DUPLICATE, MEND
 from agent.site.overrides import Override
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY, Stored
-from agent.wire.documents import Document, Key, Stamp
-from agent.wire.mesh import Introduction
+from agent.wire.documents import RANGES_MAX, Document, Key, Stamp
+from agent.wire.mesh import Cut, Introduction
 from agent.wire.records import Gate, Passport, Signed, Stage
 from agent.wire.schema import unpack
 
@@ -40,6 +40,9 @@ BOOT_EPOCH = "boot_epoch"
 JOIN_SEEDS = "token_seeds"
 BOOT_EPOCH_JUMP = 1 << 16
 """After a damaged database: far beyond any epoch that may have been used and forgotten."""
+
+CUT_BYTES_MAX = 64 * RANGES_MAX
+"""The blob that names an update's parts: 34 bytes for each."""
 
 _log = logging.getLogger("atoll.daemon")
 
@@ -180,7 +183,7 @@ def _jobs(
         found[JobId(name)] = Restored(
             value[0] if value else None,
             {key: register[key] for key in register if key != "row_hash"} if register else None,
-            _update(updates[name]) if name in updates else None,
+            _update(updates[name], blobs) if name in updates else None,
             tuple(one for one in counted if one is not None),
         )
     return found
@@ -190,21 +193,36 @@ def _value(data: bytes) -> JobValue:
     return unpack(JobValue, data)
 
 
+def _read(digest: Digest, blobs: BlobStore) -> bytes:
+    """A small blob."""
+    chunks = range(len(blobs.manifest(digest).chunks))
+    return b"".join(blobs.read_chunk(digest, index) for index in chunks)
+
+
 def _counted(row: Row, blobs: BlobStore) -> Counted | None:
     digest = Digest(row["contributions"])
     try:
-        data = b"".join(
-            blobs.read_chunk(digest, index) for index in range(len(blobs.manifest(digest).chunks))
-        )
-        return Counted(digest, unpack(Contributions, data))
+        return Counted(digest, unpack(Contributions, _read(digest, blobs)))
     except AtollError as error:
         _log.warning("round %s of %s is fetched again: %s", row["round"], row["job"], error)
         return None
 
 
-def _update(row: Row) -> Update:
+def _update(row: Row, blobs: BlobStore) -> Update:
     metrics = tuple((str(name), float(value)) for name, value in json.loads(row["metrics"]))
-    return Update(row["round"], Digest(row["base"]), Digest(row["digest"]), row["samples"], metrics)
+    digest = Digest(row["digest"])
+    parts = _parts(digest, blobs) if blobs.is_held(digest) else ()
+    return Update(row["round"], Digest(row["base"]), digest, row["samples"], metrics, parts)
+
+
+def _parts(digest: Digest, blobs: BlobStore) -> tuple[Digest, ...]:
+    """What an update names, if it is cut; parameters begin otherwise (``agent.workers.parameters``)."""
+    try:
+        if blobs.size(digest) > CUT_BYTES_MAX:
+            return ()
+        return unpack(Cut, _read(digest, blobs)).parts
+    except AtollError:
+        return ()
 
 
 def _everything(table: str) -> Callable[[Database], list[Row]]:

@@ -13,6 +13,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -360,8 +361,8 @@ def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:
         view = view[file.write(view) :]
 
 
-def file_chunks(path: Path) -> Iterator[bytes]:
-    """The chunks of a regular file; ``NotFound`` or ``Refused`` if it is none or cannot be read."""
+def file_chunks(path: Path, wanted: range | None = None) -> Iterator[bytes]:
+    """The chunks of a regular file, or those ``wanted``; ``NotFound`` or ``Refused`` if it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -372,7 +373,10 @@ def file_chunks(path: Path) -> Iterator[bytes]:
         os.close(descriptor)
         raise Refused(f"{path.name} is not a regular file")
     with os.fdopen(descriptor, "rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
+        stream.seek(0 if wanted is None else wanted.start * CHUNK_BYTES)
+        for _ in count() if wanted is None else wanted:
+            if not (chunk := stream.read(CHUNK_BYTES)):
+                return
             yield chunk
 
 

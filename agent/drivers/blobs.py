@@ -212,14 +212,16 @@ class BlobStore:
         return await asyncio.to_thread(compute)
 
     # --- putting ---------------------------------------------------------------------------------
-    async def put_file(self, path: Path) -> Digest:
+    async def put_file(self, path: Path, chunks: range | None = None) -> Digest:
         """Copy a regular file (no symbolic link) into the store; durable when this returns.
+
+        ``chunks``: of the file, these alone.
 
         Raises:
             NotFound, Refused: there is no such file, or it is no regular file, or too large.
             StoreFault: the disk is full or broken; nothing is left behind.
         """
-        return self._put_here(await asyncio.to_thread(self._put, lambda: file_chunks(path)))
+        return self._put_here(await asyncio.to_thread(self._put, lambda: file_chunks(path, chunks)))
 
     async def put_bytes(self, data: bytes) -> Digest:
         """Keep ``data``; errors as ``put_file``."""

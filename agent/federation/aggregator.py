@@ -15,27 +15,35 @@ from dataclasses import replace
 from typing import Literal
 
 from agent.election.roster import Roster
-from agent.federation.cohort import INVITE_TIMEOUT_S, RETRY_MAX_S, Cohort, Entry
+from agent.federation.cohort import (
+    FETCH_TIMEOUT_S,
+    INVITE_TIMEOUT_S,
+    RETRY_MAX_S,
+    Cohort,
+    Entry,
+)
+from agent.federation.counting import Pairs, contributions, counted, countings
 from agent.federation.custody import Custody
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
     Aggregate,
-    Counting,
     Export,
     FetchBlob,
     Initialise,
+    Join,
     Label,
     Progressed,
     StoreBytes,
 )
 from agent.federation.history import History
-from agent.federation.lateness import weight_of
 from agent.federation.register import Outcome, Register, Settled
+from agent.federation.securing import Securing
+from agent.federation.sharing import Ended, Sharing
+from agent.federation.summing import Summing
 from agent.federation.ties import Plan, Whole
 from agent.federation.value import (
     Above,
     Change,
-    Contribution,
     Contributions,
     JobValue,
     adopt_above,
@@ -50,11 +58,9 @@ from agent.federation.value import (
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.documents import Job
-from agent.wire.mesh import Done, Keep, Notice, NoticeReply, Offer, OfferReply, Reply
+from agent.wire.mesh import Notice, NoticeReply, Offer, OfferReply, Reply
 from agent.wire.schema import pack
 
-KEEP_TIMEOUT_S = 20.0
-"""A member that needs longer goes on fetching; the next call joins that fetch."""
 RETRY_S = 0.5
 FAILURES_MAX = 3
 RESIGNED_S = 60.0
@@ -67,7 +73,7 @@ Phase = Literal[
     "initialising", "collecting", "averaging", "securing", "committing", "exporting", "resigned",
     "waiting",
 ]  # fmt: skip
-Timer = Literal["close", "base", "work", "keep", "commit", "alone"]
+Timer = Literal["close", "base", "work", "commit", "alone"]
 
 
 class Aggregation:
@@ -85,17 +91,19 @@ class Aggregation:
         adopt: Callable[[JobValue, float], None],
         history: History,
         value: JobValue,
+        summing: Summing,
         whole: Whole | None = None,
     ) -> None:
         """``value`` is what the claim was decided with; ``adopt`` takes every newer one.
 
-        ``whole``: this is a region's, whose rounds start from parameters of the whole job.
+        ``summing``: this site's. ``whole``: this is a region's, whose rounds start from parameters of the whole job.
         """
         self._job, self._me, self._desk = job, me, desk
         self._surroundings, self._register, self._custody = surroundings, register, custody
         self._sources, self._adopt, self._history = sources, adopt, history
         self._whole = whole
         self._cohort = Cohort(job, me, desk, surroundings, custody, history.content)
+        self._sharing = Sharing(job, me, desk, surroundings, summing, self._shared)
         self.epoch = value.epoch
         self.phase: Phase = "collecting"
         self.waiting_for = ""
@@ -106,14 +114,11 @@ class Aggregation:
         self._token = -1
         self._work: Callable[[], None] | None = None
         self._failures = self._resignations = 0
-        self._counted: tuple[tuple[Entry, Offer], ...] = ()
+        self._counted: Pairs = ()
         self._made: tuple[Digest, Contributions] | None = None
-        self._securing: tuple[Digest, ...] = ()
-        self._secured: set[SiteId] = set()
-        self._asking: set[SiteId] = set()
+        self._securing = Securing(job, me, desk, register, self._secured)
         self._then: Change | None = None
-        self._refusals = 0
-        self._is_reading = False
+        self._is_reading = self._is_alone = False
         self._stuck_since = NEVER
 
     @property
@@ -129,8 +134,11 @@ class Aggregation:
         self._custody.give_back()
         self._timers.clear()
         self._cohort.close()
+        self._sharing.stop()
+        self._securing.stop()
+        self._is_alone = False
         self.waiting_for, self._token, self._work = "", -1, None
-        self._failures = self._resignations = self._refusals = 0
+        self._failures = self._resignations = 0
         self._stuck_since = NEVER
         self._made, self._then, self._counted = None, None, ()
         plan = "collect" if self._whole is None else self._whole.plan(value, now)
@@ -165,7 +173,7 @@ class Aggregation:
             self.waiting_for = "the parameters of the whole job"
             if not self._surroundings.is_held(above.parameters):
                 self._desk.emit(FetchBlob(above.parameters, whole.news.sources))
-                self._later("base", now + KEEP_TIMEOUT_S, self.whole_moved)
+                self._later("base", now + FETCH_TIMEOUT_S, self.whole_moved)
                 return
             taken = Above(above.recoveries, above.round, above.parameters, value.round)
             change = adopt_above(taken, self.epoch, self._desk.operation())
@@ -192,18 +200,20 @@ class Aggregation:
     def holders_changed(self, value: JobValue, now: float) -> None:
         """Others hold the register by now; the round goes on."""
         self._value = value
-        if self.phase == "securing":
-            self._keep_again(now)
-            self._commit_if_secured(now)
+        self._securing.look_again(now)
 
     def close(self) -> None:
         """This epoch is over, or the job."""
         self._state += 1
         self._timers.clear()
         self._cohort.close()
+        self._sharing.stop()
+        self._securing.stop()
         self._custody.give_back()
 
-    def _start(self, phase: Phase, effect: Callable[[], Initialise | Aggregate | Export]) -> None:
+    def _start(
+        self, phase: Phase, effect: Callable[[], Initialise | Aggregate | Join | Export]
+    ) -> None:
         """Start a piece of work; ``effect`` is asked again if it has to be repeated."""
 
         def work() -> None:
@@ -220,7 +230,7 @@ class Aggregation:
         if missing and "base" not in self._timers:
             self._desk.emit(*(FetchBlob(one, self._sources()) for one in missing))
             # Also the deadline of a fetch: ``blob_missing`` brings it forward.
-            self._timers["base"] = now + KEEP_TIMEOUT_S, self._has_base_now
+            self._timers["base"] = now + FETCH_TIMEOUT_S, self._has_base_now
         return not missing
 
     def _base(self) -> tuple[Digest, ...]:
@@ -290,6 +300,7 @@ class Aggregation:
 
     def blob_arrived(self, digest: Digest, now: float) -> None:
         """An update is here, or the parameters."""
+        self._sharing.blob_arrived(digest, now)
         if self.phase == "waiting":
             self.whole_moved(now)
             return
@@ -301,18 +312,19 @@ class Aggregation:
 
     def blob_missing(self, digest: Digest, now: float) -> None:
         """It cannot be had just now: try again, less and less often."""
-        if digest in self._base() and "base" in self._timers:
-            self._timers["base"] = now + RETRY_S, self._has_base_now
+        self._sharing.blob_missing(digest, now)
+        if "base" in self._timers and (digest in self._base() or self.phase == "waiting"):
+            self._timers["base"] = now + RETRY_S, self._timers["base"][1]
         self._cohort.blob_missing(digest, now)
         self._consider(now)
 
     def view_changed(self, now: float) -> None:
         """Sites came or went."""
+        self._sharing.view_changed(now)
         if self.phase == "collecting":
             self.invite(now)
             self._consider(now)
-        elif self.phase == "securing":
-            self._keep_again(now)
+        self._securing.look_again(now)
 
     def _consider(self, now: float) -> None:
         """Average when every site that is waited for has been fetched, or its time is up."""
@@ -336,8 +348,11 @@ class Aggregation:
             self.waiting_for = "the register, which was not read for a while"
             self._read_again(now)
             return
+        if self._cohort.refuse(self._cohort.cut_otherwise(standing.fetched), "cut otherwise"):
+            self._consider(now)
+            return
         self._cohort.closed(standing, now)
-        self._average(standing.fetched)
+        self._average(standing.fetched, now)
 
     def _read_again(self, now: float) -> None:
         """This site was stopped, perhaps: somebody else may have claimed the next epoch."""
@@ -359,26 +374,55 @@ class Aggregation:
         self._consider(now)
 
     # --- work ------------------------------------------------------------------------------------
-    def _average(self, sites: tuple[SiteId, ...]) -> None:
+    def _average(self, sites: tuple[SiteId, ...], now: float) -> None:
         self.waiting_for = ""
         self._counted = tuple(
             (replace(entry), entry.offer)
             for site in sites
             if (entry := self.entries[site]).offer is not None
         )
-        updates = [
-            Counting(
-                offer.update, weight_of(offer.samples, entry.late_by),
-                offer.base if entry.late_by else None,
-            )
-            for entry, offer in self._counted
-        ]  # fmt: skip
+        if self._counted[0][1].parts:
+            self._share(now)
+            return
+        updates = countings(self._counted)
         base, round_, carried = self._value.parameters, self._value.round + 1, self._value.carried
         assert base is not None, "a round has parameters to start from"
         self._start(
             "averaging",
             lambda: Aggregate(self._token, self._job, round_, base, updates, carried),
         )
+
+    # --- a mean that several sites make ----------------------------------------------------------
+    def _share(self, now: float) -> None:
+        """Have others make the parts of the mean; ``_shared`` goes on."""
+        self.phase, self._token = "averaging", -1
+        assert self._value.parameters is not None, "a round has parameters to start from"
+        self._sharing.begin(
+            self._value.round + 1, self.epoch, self._value.parameters, counted(self._counted), now,
+            is_alone=self._is_alone,
+        )  # fmt: skip
+        self.waiting_for = self._sharing.waiting_for
+        self._desk.emit(Progressed())
+
+    def _shared(self, ended: Ended, now: float) -> None:
+        self.waiting_for = ""
+        base, round_, carried = self._value.parameters, self._value.round + 1, self._value.carried
+        if ended.ranges:
+            assert base is not None, "a round has parameters to start from"
+            for digest in ended.ranges:
+                self._custody.made(digest)
+            self._start(
+                "averaging",
+                lambda: Join(self._token, self._job, round_, base, ended.ranges, carried),
+            )
+        elif ended.missing or ended.spoiled:
+            self._cohort.unreachable(ended.missing, now)
+            self._cohort.refuse(ended.spoiled, ended.reason)
+            self.phase, self._counted = "collecting", ()
+            self._later("close", now + RETRY_S, self._consider)
+        else:
+            self._work = lambda: self._share(now)
+            self._failed(ended.reason, now)
 
     def work_done(
         self, token: int, digest: Digest, size: int, now: float, carried: Digest | None = None
@@ -403,21 +447,13 @@ class Aggregation:
     ) -> None:
         value, round_ = self._value, self._value.round + 1
         assert value.parameters is not None
-        entries = tuple(
-            Contribution(
-                entry.site, offer.update, offer.samples, offer.metrics,
-                offer.round if entry.late_by else 0, offer.base if entry.late_by else None,
-                entry.region, offer.after, offer.until,
-            )
-            for entry, offer in self._counted
-        )  # fmt: skip
         if carried is not None:
             self._custody.made(carried)
             self._desk.emit(Label(carried, self._job.residency))
         kept = carried if round_ < self._job.rounds else None  # the last round leaves it to nobody
         content = Contributions(
-            self._job.id, round_, self.epoch, self._me, value.parameters, parameters, entries,
-            value.contributions, kept,
+            self._job.id, round_, self.epoch, self._me, value.parameters, parameters,
+            contributions(self._counted), value.contributions, kept,
             value.above.round + 1 if value.above is not None and not value.alone else 0,
         )  # fmt: skip
         data = pack(content)
@@ -445,6 +481,14 @@ class Aggregation:
             self.phase, self._counted = "collecting", ()
             self._consider(now)
             return
+        if self.phase == "averaging" and self._counted[0][1].parts and not self._is_alone:
+            self._is_alone = True  # somebody made a range that does not fit
+            self._share(now)
+            return
+        self._failed(reason, now)
+
+    def _failed(self, reason: str, now: float) -> None:
+        """Try the work again, less and less often; then leave it to another site for a while."""
         self._failures += 1
         if self._failures < FAILURES_MAX:
             self._later("work", now + RETRY_S * 2**self._failures, lambda _: self._work_again())
@@ -470,44 +514,12 @@ class Aggregation:
     # --- securing and committing -----------------------------------------------------------------
     def _secure(self, blobs: tuple[Digest, ...], then: Change, now: float) -> None:
         """Have the blobs on a majority of the committee before the register names them."""
-        self.phase, self._securing, self._then = "securing", blobs, then
-        self._secured, self._asking, self._refusals = {self._me}, set(), 0
-        self._stuck_since = now
-        self._keep_again(now)
-        self._commit_if_secured(now)
+        self.phase, self._then, self._stuck_since = "securing", then, now
+        self._securing.begin(blobs, now)
 
-    def _keep_again(self, now: float) -> None:
-        """Ask whoever has not kept them and is not being asked, however dead it may seem."""
-        self._timers.pop("keep", None)
-        for site in self._register.voters().everyone:
-            if self.phase == "securing" and site not in self._secured | self._asking:
-                self._asking.add(site)
-                self._ask_to_keep(site)
-        self._later("keep", now + KEEP_TIMEOUT_S, self._keep_again)
-
-    def _ask_to_keep(self, site: SiteId) -> None:
-        state, blobs = self._state, self._securing
-
-        def answered(reply: Reply | None, now: float) -> None:
-            if state != self._state or blobs != self._securing or self.phase != "securing":
-                return
-            self._asking.discard(site)
-            if isinstance(reply, Done):
-                self._secured.add(site)
-                self._commit_if_secured(now)
-                return
-            self._refusals = min(self._refusals + 1, 16)
-            pause_s = min(
-                RETRY_S * 2 ** (self._refusals // len(self._register.members)), RETRY_MAX_S
-            )
-            self._later("keep", now + pause_s, self._keep_again)
-
-        self._desk.ask(site, Keep(self._job.id, blobs), KEEP_TIMEOUT_S, answered)
-
-    def _commit_if_secured(self, now: float) -> None:
-        if self._register.voters().have(self._secured) and self._then is not None:
+    def _secured(self, now: float) -> None:
+        if self._then is not None:
             change, self._then = self._then, None
-            self._timers.pop("keep", None)
             self._commit(change, now, generation=self._register.roster.generation)
 
     def _commit(
@@ -526,7 +538,7 @@ class Aggregation:
                 if state == self._state and generation not in (
                     None, self._register.roster.generation,
                 ):  # fmt: skip
-                    self._secure(self._securing, change, at)  # for those who hold it by now
+                    self._secure(self._securing.blobs, change, at)  # for those who hold it by now
                 elif state == self._state:
                     # Refused, and yet nothing moved: begin again from what the register holds.
                     value = outcome.value
@@ -569,6 +581,8 @@ class Aggregation:
     def woke(self, now: float) -> None:
         """Do what was put off."""
         self._cohort.woke(now, is_open=self.phase == "collecting")
+        self._sharing.woke(now)
+        self._securing.woke(now)
         for timer, (at, action) in list(self._timers.items()):
             if now >= at and self._timers.get(timer) == (at, action):
                 del self._timers[timer]
@@ -576,4 +590,10 @@ class Aggregation:
 
     def wake_at(self) -> float:
         """When the next put-off thing is due."""
-        return min([self._cohort.wake_at(), *(at for at, _ in self._timers.values())])
+        return min(
+            [
+                self._cohort.wake_at(),
+                self._sharing.wake_at(),
+                *(at for at, _ in self._timers.values()),
+            ]
+        )

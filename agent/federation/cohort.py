@@ -4,6 +4,7 @@ Rule: what is counted is here. An update that is to be counted is fetched first,
 started from if those are not the round's own; both stay until the round is over.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +16,13 @@ from agent.federation.events import FetchBlob, Progressed
 from agent.federation.lateness import late_by
 from agent.federation.region import late_by as region_late_by
 from agent.federation.region import party
-from agent.federation.value import Contributions, JobValue
+from agent.federation.value import Contributions, JobValue, blob_digest
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
+from agent.training.ranges import parts_of
 from agent.wire.documents import Job
-from agent.wire.mesh import Offer, OfferReply
+from agent.wire.mesh import Cut, Offer, OfferReply
+from agent.wire.schema import pack
 
 INVITE_TIMEOUT_S = 5.0
 FETCH_TIMEOUT_S = 20.0
@@ -46,8 +49,8 @@ class Entry:
 
     @property
     def blobs(self) -> tuple[Digest, ...]:
-        """What has to be here to count it."""
-        if self.offer is None:
+        """What has to be here to count it; of one that is cut nothing: others fetch its parts."""
+        if self.offer is None or self.offer.parts:
             return ()
         return (self.offer.update, self.offer.base) if self.late_by else (self.offer.update,)
 
@@ -127,6 +130,12 @@ class Cohort:
             entry.state, entry.reason = "withdrawn", f"update refused: {reason}"[:400]
         return bool(guilty)
 
+    def cut_otherwise(self, places: Collection[SiteId]) -> set[Digest]:
+        """Updates of these that are cut into other parts than most: their files are of another size."""
+        offers = [offer for place in places if (offer := self.entries[place].offer) is not None]
+        ((usual, _),) = Counter(len(offer.parts) for offer in offers).most_common(1)
+        return {offer.update for offer in offers if len(offer.parts) != usual}
+
     # --- updates ---------------------------------------------------------------------------------
     def collect(
         self, sender: SiteId, offer: Offer, value: JobValue, now: float, *, is_open: bool
@@ -160,11 +169,17 @@ class Cohort:
 
     def _may_offer(self, sender: SiteId, region: str, offer: Offer) -> bool:
         """A region speaks with one voice, of as many rounds as it may make alone; nobody else for one."""
-        if not self._surroundings.may_hold(self._job, sender):
+        if not self._surroundings.may_hold(self._job, sender) or not self._is_cut_right(offer):
             return False
         if not region:
             return not offer.until
         return 0 < offer.until - offer.after <= 1 + self._job.local_rounds_max
+
+    def _is_cut_right(self, offer: Offer) -> bool:
+        most = parts_of(self._job)
+        if most == 1 or not offer.parts:
+            return most == 1 and not offer.parts
+        return len(offer.parts) <= most and offer.update == blob_digest(pack(Cut(offer.parts)))
 
     def _take(self, place: SiteId, entry: Entry, offer: Offer, late: int, now: float) -> None:
         entry.state, entry.offer, entry.late_by, entry.fetches = "offered", offer, late, 0
@@ -199,7 +214,21 @@ class Cohort:
             if entry.state == "offered" and digest in entry.blobs:
                 self._refetch[place] = now + min(FETCH_RETRY_S * 2**entry.fetches, RETRY_MAX_S)
 
+    def unreachable(self, updates: Collection[Digest], now: float) -> None:
+        """Parts of these could not be had: they wait until whoever made them is seen again."""
+        for place, entry in self.entries.items():
+            if entry.state == "fetched" and entry.offer and entry.offer.update in updates:
+                entry.state = "offered"
+                entry.fetches = min(entry.fetches + 1, FETCHES_COUNTED_MAX)
+                self._refetch[place] = now + min(FETCH_RETRY_S * 2**entry.fetches, RETRY_MAX_S)
+
     def _fetch(self, place: SiteId, entry: Entry, now: float) -> None:
+        if entry.offer is not None and entry.offer.parts:
+            if entry.site in self._surroundings.alive():
+                self._fetched(place, entry, now)
+            else:
+                self._refetch[place] = now + RETRY_MAX_S
+            return
         missing = [blob for blob in entry.blobs if not self._surroundings.is_held(blob)]
         entry.fetches = min(entry.fetches + 1, FETCHES_COUNTED_MAX)
         self._refetch[place] = now + FETCH_TIMEOUT_S
@@ -207,7 +236,10 @@ class Cohort:
 
     def _fetched(self, place: SiteId, entry: Entry, now: float) -> None:
         entry.state = "fetched"
-        if not entry.late_by:  # else it says nothing of how long this round takes
+        was_counted_on = bool(entry.fetches and not entry.blobs)
+        if (
+            not entry.late_by and not was_counted_on
+        ):  # else it says nothing of how long this round takes
             self._arrived_s.append(now - self._opened_at)
             self._paces.arrived(place, now - self._opened_at)
         self._desk.emit(Progressed())

@@ -1,7 +1,7 @@
 """What happens to a job's machine, and what it asks for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agent.federation.value import JobValue
 from agent.foundation.ids import Digest, JobId, SiteId
@@ -68,6 +68,8 @@ class Trained:
     update: Digest
     samples: int
     metrics: Metrics
+    parts: tuple[Digest, ...] = ()
+    """What ``update`` names, where it is cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """The result (stored as a blob) of Initialise, Aggregate or Export with this token."""
+    """The result (stored as a blob) of Initialise, Aggregate, AggregateRange, Join or Export with this token."""
 
     token: int
     digest: Digest
@@ -91,7 +93,7 @@ class WorkDone:
 
 @dataclass(frozen=True, slots=True)
 class WorkFailed:
-    """Initialise, Aggregate or Export gave no result; ``culprits``: the updates that made it fail."""
+    """The work with this token gave no result; ``culprits``: the updates, or parts, that made it fail."""
 
     token: int
     reason: str
@@ -136,7 +138,7 @@ class FromWhole:
     """Up to which of its rounds the region is known to be counted; 0: not known."""
     silent_since: float | None
     """Since when that register cannot be read; None: it can."""
-    sources: tuple[SiteId, ...] = field(default=(), compare=False)
+    sources: tuple[SiteId, ...] = ()
     """Where the parameters of the whole job may be had."""
     is_over: bool = False
 
@@ -272,6 +274,31 @@ class Aggregate:
 
 
 @dataclass(frozen=True, slots=True)
+class AggregateRange:
+    """As ``Aggregate``, without the outer optimizer, of one part of each update (``update`` is the part)."""
+
+    token: int
+    job: Job
+    round: int
+    base: Digest
+    updates: Sequence[Counting]
+    part: tuple[int, int]
+    """Which, and of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Make of the parts of a mean, in their order, what ``Aggregate`` would have made."""
+
+    token: int
+    job: Job
+    round: int
+    base: Digest
+    ranges: tuple[Digest, ...]
+    carried: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Export:
     """Export the parameters to ONNX and check the result against PyTorch."""
 
@@ -312,7 +339,7 @@ class Finished:
 
 JobEffect = (
     Persist | Ask | Answer | FetchBlob | ReadBlob | StoreBytes | Label | ForgetBlob | Train | Initialise
-    | Aggregate | Export | ReleaseTrainer | Progressed | Tell | Finished
+    | Aggregate | AggregateRange | Join | Export | ReleaseTrainer | Progressed | Tell | Finished
 )  # fmt: skip
 
 

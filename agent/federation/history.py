@@ -19,6 +19,11 @@ from agent.wire.documents import Job
 from agent.wire.schema import unpack
 
 RETRY_AFTER_S = 2.0
+RETRY_MAX_S = 8.0
+RETRY_MAX_OVER_S = 60.0
+"""When the job is over nothing waits for it but people."""
+TRIES_CANCELLED_MAX = 5
+"""In a row: of a job that is cancelled nobody promises to keep the rounds, so the last may be nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,10 @@ class History:
         self._unreadable: set[Digest] = set()
         self._seeking: Digest | None = None
         self._retry_at = NEVER
+        self._tries = 0
+        self._tries_max: int | None = None
+        self._retry_max_s = RETRY_MAX_S
+        self.has_given_up = False
 
     @property
     def rounds(self) -> Mapping[int, Counted]:
@@ -101,7 +110,12 @@ class History:
     def give_up(self) -> None:
         """Nobody keeps the rounds that are missing."""
         self._head = self._seeking = None
-        self._retry_at = NEVER
+        self._retry_at, self.has_given_up = NEVER, True
+
+    def end(self, *, is_cancelled: bool) -> None:
+        """The job is over."""
+        self._retry_max_s = RETRY_MAX_OVER_S
+        self._tries_max = TRIES_CANCELLED_MAX if is_cancelled else None
 
     def record(self, digest: Digest, content: Contributions, now: float) -> None:
         """A round's counted set has become known (also called by the aggregator that made it)."""
@@ -134,9 +148,15 @@ class History:
             self._desk.emit(ReadBlob(digest))
 
     def blob_missing(self, digest: Digest, now: float) -> None:
-        """Try again later: some site that was counted still has it."""
-        if digest == self._seeking:
-            self._retry_at = now + RETRY_AFTER_S
+        """Try again later, less and less often: some site that was counted still has it."""
+        if digest != self._seeking:
+            return
+        self._tries += 1
+        if self._tries_max is not None and self._tries >= self._tries_max:
+            self.give_up()
+            return
+        pause_s = RETRY_AFTER_S * 2.0 ** min(self._tries - 1, 16)
+        self._retry_at = now + min(pause_s, self._retry_max_s)
 
     def blob_read(self, digest: Digest, data: bytes, now: float) -> None:
         """Take the contributions, if the bytes are the ones that were named."""
@@ -146,7 +166,7 @@ class History:
             self._desk.emit(ForgetBlob(digest))
             self._retry_at = now + RETRY_AFTER_S
             return
-        self._seeking = None
+        self._seeking, self._tries = None, 0
         try:
             content = unpack(Contributions, data)
         except Malformed:

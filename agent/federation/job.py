@@ -53,30 +53,24 @@ from agent.federation.participant import Participant
 from agent.federation.region import Place, region_of
 from agent.federation.register import Outcome, Register, Settled
 from agent.federation.restored import References, Restored, references
+from agent.federation.summing import Summing
 from agent.federation.swaps import Swap, Swaps
 from agent.federation.ties import Delegate, Whole
 from agent.federation.value import Contributions, JobValue
-from agent.federation.watch import RESIGNED, Watchers, Watching
+from agent.federation.watch import (
+    ENDED,
+    ENDED_HERE,
+    NOT_THE_AGGREGATOR,
+    RESIGNED,
+    Watchers,
+    Watching,
+    answer,
+)
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER, Woke
 from agent.foundation.writes import Put, Scalar
+from agent.wire import mesh
 from agent.wire.documents import Job
-from agent.wire.mesh import (
-    Accept,
-    Buried,
-    Declined,
-    Done,
-    Keep,
-    Notice,
-    NoticeReply,
-    Offer,
-    OfferReply,
-    Prepare,
-    Read,
-    Reply,
-    Watch,
-    Withdraw,
-)
 from agent.wire.schema import pack
 
 REFRESH_S = 10.0
@@ -88,9 +82,6 @@ LOOK_AGAIN_S = 0.5
 QUIET_S = 0.5
 READ_PAUSE_S = 0.05
 """What is asked for while a read is under way waits so long after it: news comes in bursts."""
-ENDED = ("finished", "failed")
-ENDED_HERE = "the job has ended here"
-NOT_THE_AGGREGATOR = "not the aggregator"
 
 
 class JobMachine:
@@ -143,6 +134,7 @@ class JobMachine:
             )  # fmt: skip
         if restored.value is not None:
             self.register.learn(restored.value.roster)
+        self.summing = Summing(job, me, desk, surroundings)
         self.swaps = Swaps(job, me, desk, surroundings, self.register, self._adopt)
         self._claims = Claims(job, me, desk, surroundings, self.register, self._on_claimed)
         self._watching = Watching(
@@ -178,6 +170,7 @@ class JobMachine:
             self.history.follow(value)
         if self.is_over:
             self.participant.end(value)
+            self.history.end(is_cancelled=self.job.is_cancelled)
 
     # --- the machine -----------------------------------------------------------------------------
     def step(self, event: JobEvent, now: float) -> list[JobEffect]:  # noqa: C901, PLR0912 - one case an event
@@ -200,14 +193,10 @@ class JobMachine:
                 self.participant.trained(event, now)
             case AttemptEnded(round_, reason):
                 self.participant.attempt_ended(round_, reason, now)
-            case WorkDone(token, digest, size, carried):
-                aggregation = self.aggregation
-                if aggregation is None or not aggregation.work_done(
-                    token, digest, size, now, carried
-                ):
-                    made = (digest, carried)
-                    self._desk.emit(*(ForgetBlob(one) for one in made if one is not None))
+            case WorkDone():
+                self._work_done(event, now)
             case WorkFailed(token, reason, culprits):
+                self.summing.work_failed(token, reason, culprits, now)
                 if self.aggregation is not None:
                     self.aggregation.work_failed(token, reason, culprits, now)
                     self._tell_if_resigned(now)
@@ -223,7 +212,7 @@ class JobMachine:
                 self._told(event, now)
             case Cancelled():
                 self.job = replace(self.job, is_cancelled=True)
-                self._end()
+                self._end(now)
             case Woke():
                 self._woke(now)
             case _:
@@ -238,6 +227,15 @@ class JobMachine:
             for effect in self._desk.take()
             if not isinstance(effect, ForgetBlob) or not self.needs(effect.digest)
         ]
+
+    def _work_done(self, done: WorkDone, now: float) -> None:
+        token, made = done.token, self.aggregation
+        is_wanted = self.summing.work_done(token, done.digest, now) or (
+            made is not None and made.work_done(token, done.digest, done.bytes, now, done.carried)
+        )
+        if not is_wanted:
+            blobs = (done.digest, done.carried)
+            self._desk.emit(*(ForgetBlob(blob) for blob in blobs if blob is not None))
 
     @property
     def committee(self) -> tuple[SiteId, ...]:
@@ -254,6 +252,7 @@ class JobMachine:
         participant = self.participant
         return (
             self._custody.needs(digest)
+            or self.summing.needs(digest)
             or digest in participant.kept
             or (participant.training_base == digest and not self.is_over)
         )
@@ -264,7 +263,7 @@ class JobMachine:
         Raises:
             Malformed: a newer version has decided something that this one cannot read.
         """
-        needed = self._custody.kept() | self.participant.kept
+        needed = self._custody.kept() | self.participant.kept | self.summing.kept
         if (base := self.participant.training_base) is not None and not self.is_over:
             needed.add(base)
         values = (self.value, self.register.accepted())
@@ -350,14 +349,15 @@ class JobMachine:
         self._claims.moved(before, value)
         self._watching.moved(is_other_epoch=before is None or before.epoch != value.epoch)
         self._custody.moved(value)
-        self._watchers.answer(Done())
+        self.summing.moved(value, now)
+        self._watchers.answer(mesh.Done())
         self.history.follow(value)
         if self.aggregation is not None and self.aggregation.epoch != value.epoch:
             self._drop_aggregation()
         if self.aggregation is not None:
             self.aggregation.announce(value)
         if value.state in ENDED:
-            self._end()
+            self._end(now)
             return
         if self.aggregation is not None:
             if before is not None and before.progress[:-1] == value.progress[:-1]:
@@ -382,17 +382,19 @@ class JobMachine:
         elif self.aggregation is None:
             self._claims.consider(value, now)  # an earlier process of this site held the epoch
 
-    def _end(self) -> None:
+    def _end(self, now: float) -> None:
         if self.is_over:
             return
         self.is_over = True
+        self.summing.end(now)
         self._refresh_at = NEVER
         self._claims.stop()
         self.swaps.stop()
         self.register.hush()
         self._drop_aggregation()
-        self._watchers.answer(Declined(ENDED_HERE))
+        self._watchers.answer(mesh.Declined(ENDED_HERE))
         self.participant.end(self.value)
+        self.history.end(is_cancelled=self.job.is_cancelled)
         self._desk.emit(ReleaseTrainer(self.job), Progressed())
         if self.whole is None:
             self._desk.emit(finished(self.job, self.value))
@@ -402,7 +404,7 @@ class JobMachine:
         """Whether the job is over here, and nothing is missing or under way any more."""
         return self.is_over and self._has_tidied and self.wake_at() == NEVER
 
-    def _on_buried(self, told: Buried, _: float) -> None:
+    def _on_buried(self, told: mesh.Buried, now: float) -> None:
         """Nobody has kept more than how it ended: rounds that are not known here never will be."""
         if self.is_over:
             return
@@ -413,13 +415,14 @@ class JobMachine:
             value = ended(told, self.value, self.job.id, self._me, has_history=is_all)
             self._note(value, "told by a tombstone")
         self.history.give_up()
-        self._end()
+        self._end(now)
 
     def _tidy(self) -> None:
         """Forget what only the way to the end needed, once no round's counted set is missing."""
         value = self.value
         known = len(self.history.rounds)
-        if value is None or value.contributions is None or known >= value.round:
+        missing = value is not None and value.contributions is not None and known < value.round
+        if not missing or self.history.has_given_up:
             self._has_tidied = True
             history = (counted.content for counted in self.history.rounds.values())
             self._custody.end(history, has_result=self.whole is None)
@@ -444,7 +447,7 @@ class JobMachine:
                 return
             self.whole.news = news
             if news.is_over:
-                self._end()
+                self._end(now)
             elif self.aggregation is not None:
                 self.aggregation.whole_moved(now)
         elif isinstance(delegate, Delegate) and self.is_over:
@@ -477,7 +480,8 @@ class JobMachine:
             self._drop_aggregation()
             self.aggregation = Aggregation(
                 self.job, self._me, self._desk, self._surroundings, self.register,
-                self._custody, self._sources, self._adopt, self.history, newest, self.whole,
+                self._custody, self._sources, self._adopt, self.history, newest, self.summing,
+                self.whole,
             )  # fmt: skip
             self._claims.stop()
             self.aggregation.begin(newest, now)
@@ -490,11 +494,11 @@ class JobMachine:
 
     def _tell_if_resigned(self, now: float) -> None:
         if self.aggregation is not None and (reason := self.aggregation.resigned_because(now)):
-            self._watchers.answer(Declined(f"{RESIGNED}: {reason}"[:400]))
+            self._watchers.answer(mesh.Declined(f"{RESIGNED}: {reason}"[:400]))
 
-    def _collect(self, sender: SiteId, offer: Offer, now: float) -> OfferReply:
+    def _collect(self, sender: SiteId, offer: mesh.Offer, now: float) -> mesh.OfferReply:
         if self.aggregation is None or offer.epoch != self.aggregation.epoch:
-            return OfferReply("elsewhere" if self.aggregation is None else "stale")
+            return mesh.OfferReply("elsewhere" if self.aggregation is None else "stale")
         return self.aggregation.collect(sender, offer, now)
 
     def _on_withdrawn(self, sender: SiteId, round_: int, reason: str, now: float) -> None:
@@ -510,6 +514,8 @@ class JobMachine:
             self._claims.consider(value, now)
 
     def _view_changed(self, now: float) -> None:
+        if isinstance(self.participant, Delegate):
+            self.participant.tell()  # where the region may have the parameters from
         if self.aggregation is not None:
             self.aggregation.view_changed(now)
             if self.value is not None:
@@ -529,26 +535,30 @@ class JobMachine:
     def _called(self, event: Called, now: float) -> None:
         call, sender, message = event.call, event.sender, event.message
         match message:
-            case Prepare() | Accept() | Read():
+            case mesh.Prepare() | mesh.Accept() | mesh.Read():
                 self._desk.emit(Answer(call, self.register.called(sender, message)))
-            case Notice():
+            case mesh.Notice():
                 self._noticed(call, message, now)
-            case Offer():
+            case mesh.Offer():
                 self._desk.emit(Answer(call, self._collect(sender, message, now)))
-            case Withdraw():
+            case mesh.Withdraw():
                 self._withdrawing(call, sender, message, now)
-            case Keep() if self.is_over:  # a region's, whose aggregator has not heard of the end
-                self._desk.emit(Answer(call, Declined(ENDED_HERE)))
-            case Keep():
+            case mesh.Keep() if (
+                self.is_over
+            ):  # a region's, whose aggregator has not heard of the end
+                self._desk.emit(Answer(call, mesh.Declined(ENDED_HERE)))
+            case mesh.Keep():
                 self._custody.keep(call, sender, message)
-            case Watch():
+            case mesh.Watch():
                 self._watched(call, message, now)
+            case mesh.SumRange():
+                self.summing.called(call, message, now)
             case _:
-                self._desk.emit(Answer(call, Declined("not a call about a job")))
+                self._desk.emit(Answer(call, mesh.Declined("not a call about a job")))
 
-    def _noticed(self, call: int, notice: Notice, now: float) -> None:
+    def _noticed(self, call: int, notice: mesh.Notice, now: float) -> None:
         reason = ENDED_HERE if self.is_over else self._surroundings.refusal(self.job)
-        self._desk.emit(Answer(call, NoticeReply(not reason, reason)))
+        self._desk.emit(Answer(call, mesh.NoticeReply(not reason, reason)))
         if notice.members:
             self.register.learn(Roster(notice.generation, notice.members, notice.others))
         value, told = self.value, (notice.epoch, notice.round)
@@ -556,38 +566,32 @@ class JobMachine:
         if told > known or (told == known and (value is None or value.is_between_rounds)):
             self._refresh(now)
 
-    def _withdrawing(self, call: int, sender: SiteId, message: Withdraw, now: float) -> None:
+    def _withdrawing(self, call: int, sender: SiteId, message: mesh.Withdraw, now: float) -> None:
         if self.aggregation is None or self.aggregation.epoch != message.epoch:
-            self._desk.emit(Answer(call, Declined(NOT_THE_AGGREGATOR)))
+            self._desk.emit(Answer(call, mesh.Declined(NOT_THE_AGGREGATOR)))
             return
         self.aggregation.withdrawn(sender, message.round, message.reason, now)
-        self._desk.emit(Answer(call, Done()))
+        self._desk.emit(Answer(call, mesh.Done()))
 
-    def _watched(self, call: int, watch: Watch, now: float) -> None:
-        value, aggregation = self.value, self.aggregation
-        if self.is_over:
-            is_final = value is not None and value.state in ENDED
-            reply: Reply = Done() if is_final else Declined(ENDED_HERE)
-        elif value is None or aggregation is None:
-            reply = Declined(NOT_THE_AGGREGATOR)
-        elif reason := aggregation.resigned_because(now):
-            reply = Declined(f"{RESIGNED}: {reason}"[:400])
-        elif (value.epoch, value.round) > (watch.epoch, watch.round):
-            reply = Done()
-        else:
+    def _watched(self, call: int, watch: mesh.Watch, now: float) -> None:
+        resigned = None if self.aggregation is None else self.aggregation.resigned_because(now)
+        reply = answer(watch, self.value, resigned, is_over=self.is_over)
+        if reply is None:
             self._watchers.hold(call, now)
-            return
-        self._desk.emit(Answer(call, reply))
+        else:
+            self._desk.emit(Answer(call, reply))
 
     def _blob_arrived(self, digest: Digest, now: float) -> None:
         self._custody.blob_arrived(digest)
         self.history.blob_arrived(digest)
+        self.summing.blob_arrived(digest, now)
         for part in (self.participant, self.aggregation):
             if part is not None:
                 part.blob_arrived(digest, now)
 
     def _blob_missing(self, digest: Digest, now: float) -> None:
         self._custody.blob_missing(digest)
+        self.summing.blob_missing(digest, now)
         for part in (self.history, self.participant, self.aggregation):
             if part is not None:
                 part.blob_missing(digest, now)

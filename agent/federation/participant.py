@@ -25,6 +25,7 @@ from agent.federation.value import Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
 from agent.foundation.writes import Put, Scalar
+from agent.training.ranges import parts_of
 from agent.wire.documents import Job
 from agent.wire.mesh import Done, Offer, Reply, Withdraw
 
@@ -43,6 +44,13 @@ class Update:
     digest: Digest
     samples: int
     metrics: Metrics
+    parts: tuple[Digest, ...] = ()
+    """What ``digest`` names, where updates are cut."""
+
+    @property
+    def blobs(self) -> tuple[Digest, ...]:
+        """What it consists of."""
+        return (self.digest, *self.parts)
 
 
 class Participant:
@@ -99,7 +107,12 @@ class Participant:
         return set(self._blobs_of(self.update))
 
     def _blobs_of(self, update: Update) -> tuple[Digest, ...]:
-        return (update.digest, update.base) if self._job.staleness_max else (update.digest,)
+        return (*update.blobs, update.base) if self._job.staleness_max else update.blobs
+
+    def _is_here(self, update: Update) -> bool:
+        """Whether it can be given to others; one of whose parts nothing is known cannot."""
+        is_whole = bool(update.parts) == (parts_of(self._job) > 1)
+        return is_whole and all(map(self._surroundings.is_held, update.blobs))
 
     def restore(self, update: Update) -> None:
         """The open update read back from this site's database at start."""
@@ -144,7 +157,7 @@ class Participant:
             and update.round == value.round + 1
             and update.base == value.parameters
         )
-        is_here = update is not None and self._surroundings.is_held(update.digest)
+        is_here = update is not None and self._is_here(update)
         if update is not None and is_here and (is_current or self._is_late(update.round, value)):
             self._offer(update, value, now)
         if is_current and is_here:
@@ -185,7 +198,9 @@ class Participant:
     def trained(self, event: Trained, now: float) -> None:
         """Make the update durable, then offer it."""
         self._training = None
-        update = Update(event.round, event.base, event.update, event.samples, event.metrics)
+        update = Update(
+            event.round, event.base, event.update, event.samples, event.metrics, event.parts
+        )
         value = self._value
         is_too_late = (
             value is not None
@@ -194,7 +209,7 @@ class Participant:
         )
         if self._is_over or is_too_late:
             self._persist(update, "missed")
-            self._desk.emit(ForgetBlob(update.digest))
+            self._desk.emit(*(ForgetBlob(blob) for blob in update.blobs))
         else:
             if (old := self.update) is not None and old.round < update.round:
                 # Its round is committed, what it counted is not known here yet.
@@ -206,7 +221,8 @@ class Participant:
                 self._desk.emit(*(ForgetBlob(blob) for blob in self._blobs_of(old)))
             self._persist(update, "open")
             self.update = update
-            self._desk.emit(Label(update.digest, self._job.residency), Progressed())
+            self._desk.emit(*(Label(blob, self._job.residency) for blob in update.blobs))
+            self._desk.emit(Progressed())
         if value is not None:
             self.follow(value, now)
 
@@ -308,7 +324,7 @@ class Participant:
     def _offer(self, update: Update, value: JobValue, now: float) -> None:
         offer = Offer(
             self._job.id, value.epoch, update.round, update.base, update.digest, update.samples,
-            update.metrics,
+            update.metrics, parts=update.parts,
         )  # fmt: skip
         self._offering.offer(offer, now)
         self._activity = "offering"

@@ -24,8 +24,28 @@ PAUSE_S = 0.5
 PAUSE_MAX_S = 10.0
 NO_CHANGE = "no change yet"
 RESIGNED = "resigned"
+ENDED = ("finished", "failed")
+ENDED_HERE = "the job has ended here"
+NOT_THE_AGGREGATOR = "not the aggregator"
 
 Progress = tuple[int, ...]
+
+
+def answer(
+    watch: Watch, value: JobValue | None, resigned: str | None, *, is_over: bool
+) -> Reply | None:
+    """What to tell a watcher at once; None: nothing has moved yet.
+
+    ``resigned``: why another site had better aggregate; None: this one does not.
+    """
+    if is_over:
+        is_final = value is not None and value.state in ENDED
+        return Done() if is_final else Declined(ENDED_HERE)
+    if value is None or resigned is None:
+        return Declined(NOT_THE_AGGREGATOR)
+    if resigned:
+        return Declined(f"{RESIGNED}: {resigned}"[:400])
+    return Done() if (value.epoch, value.round) > (watch.epoch, watch.round) else None
 
 
 class Watching:

@@ -55,7 +55,7 @@ def scenario_of(seed: int) -> Scenario:
         idle_sites=rng.choice((0.0, 0.15, 0.4)), publish=rng.choice(("model", "")),
         cancel=rng.random() < 0.05,  # noqa: PLR2004 - a share
         sites_min=rng.choice((1, 2, 2)), staleness_max=rng.choice((0, 0, 1, 3)),
-        outer=rng.choice(("none", "none", "momentum")),
+        outer=rng.choice(("none", "none", "momentum")), ranges=rng.choice((1, 1, 2, 4)),
     )  # fmt: skip
     if turnover or gone or rng.random() < 0.5:  # noqa: PLR2004 - a share
         return scenario

@@ -32,7 +32,7 @@ from agent.simulation.job_checks import (
     Chosen,
     Evidence,
 )
-from agent.simulation.job_outside import Around, Outside
+from agent.simulation.job_outside import Around, Outside, parts_named
 from agent.simulation.job_site import JOB, Row, SimulatedSite, handed_over
 from agent.simulation.job_spy import Choice, Spy, named_by, value_of
 from agent.simulation.network import Faults, Network
@@ -93,6 +93,7 @@ class Scenario:
     link_bytes_per_s: float = 0.0
     """Of each site's link, one blob after the other; 0: fetches take random time and disturb nobody."""
     outer: Literal["none", "momentum"] = "none"
+    ranges: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +161,10 @@ class Fleet:
         self.job = Job(
             id=JOB, recipe="simulated", dataset="simulated", committee=committee,
             rounds=scenario.rounds, epochs=1, batch=1, learning_rate=0.1, seed=1,
-            sites_min=min(scenario.sites_min, self._parties(regions, idle)), round_timeout_s=120.0, publish=scenario.publish,
+            sites_min=self._least(regions, idle), round_timeout_s=120.0, publish=scenario.publish,
             residency=(), staleness_max=scenario.staleness_max, outer=scenario.outer,
             regions=tuple(regions), local_rounds_max=scenario.local_rounds_max,
+            ranges=scenario.ranges,
         )  # fmt: skip
         self.evidence = Evidence(
             committee, scenario.rounds, scenario.staleness_max, scenario.outer != "none"
@@ -239,7 +241,9 @@ class Fleet:
         update = None
         if open_:
             row = open_[-1]
-            update = Update(row["round"], row["base"], row["digest"], row["samples"], ())
+            digest = row["digest"]
+            parts = parts_named(self.evidence.blobs[digest]) if digest in site.blobs else ()
+            update = Update(row["round"], row["base"], digest, row["samples"], (), parts)
         counted = tuple(
             Counted(
                 row["contributions"],
@@ -287,6 +291,11 @@ class Fleet:
                 self.later(site, self.network.now, job_events.Cancelled())
 
         self.network.call_at(self.network.now + self.rng.uniform(0.0, 5.0), tell)
+
+    def _least(self, regions: list[Region], idle: list[bool]) -> int:
+        """As many updates as every round can have, though one of a site's may be spoilt."""
+        spoilt = 1 if self.scenario.poison and regions else 0
+        return min(self.scenario.sites_min, max(1, self._parties(regions, idle) - spoilt))
 
     def _parties(self, regions: list[Region], idle: list[bool]) -> int:
         """How many can have an update: regions, and sites that take part by themselves."""
@@ -500,7 +509,10 @@ class Fleet:
                 site.forgotten.discard(digest)
             case job_events.Train():
                 self._outside.train(site, effect)
-            case job_events.Initialise() | job_events.Aggregate() | job_events.Export():
+            case (
+                job_events.Initialise() | job_events.Aggregate() | job_events.AggregateRange()
+                | job_events.Join() | job_events.Export()
+            ):  # fmt: skip
                 self._outside.work(site, effect)
             case job_events.Finished():
                 site.is_over = True

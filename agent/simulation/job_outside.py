@@ -1,5 +1,6 @@
 """Blobs and work of simulated sites: fetches that fail, attempts that fail, means that are hashes."""
 
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
@@ -8,13 +9,26 @@ from agent.federation import events as job_events
 from agent.federation.events import JobEvent
 from agent.foundation.ids import Digest, SiteId
 from agent.simulation.job_checks import carried_of, mean_of, named
+from agent.training.ranges import parts_of
 from agent.wire.documents import Job
+from agent.wire.mesh import Cut
+from agent.wire.schema import pack, unpack
 
 if TYPE_CHECKING:
     from agent.simulation.job_fleet import Fleet
     from agent.simulation.job_site import SimulatedSite
 
-Work = job_events.Initialise | job_events.Aggregate | job_events.Export
+Work = (
+    job_events.Initialise | job_events.Aggregate | job_events.AggregateRange | job_events.Join
+    | job_events.Export
+)  # fmt: skip
+PART = b"part\0"
+RANGE = b"range\0"
+
+
+def parts_named(data: bytes) -> tuple[Digest, ...]:
+    """What the blob of a cut update names; nothing, if it is whole."""
+    return () if data.startswith(b"update\0") else unpack(Cut, data).parts
 
 
 class Around:
@@ -72,6 +86,8 @@ class Outside:
         self._fleet = fleet
         self._nonces = count(1)
         self._poisoned: dict[int, Digest] = {}
+        self._whole: dict[Digest, Digest] = {}
+        """The update of each part."""
         self._link_free_at: dict[int, float] = {}
 
     def hold(self, site: "SimulatedSite", digest: Digest, data: bytes) -> None:
@@ -153,7 +169,12 @@ class Outside:
                 )
                 return
             data = b"update\0%d %d %d" % (site.index, effect.round, next(self._nonces))
+            parts = self._cut(site, data, effect.job)
+            if not self._fleet.lives(site, boot):
+                return
+            data = pack(Cut(parts)) if parts else data
             digest, samples = named(data), self._fleet.rng.randint(1, 1000)
+            self._whole.update(dict.fromkeys(parts, digest))
             origin = (site.id, effect.round, effect.base, samples)
             self._fleet.books[effect.job.id].updates[digest] = origin
             if self._fleet.rng.random() < self._fleet.scenario.poison and not self._fleet.is_calm:
@@ -161,10 +182,19 @@ class Outside:
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
             if self._fleet.lives(site, boot):
-                trained = job_events.Trained(effect.round, effect.base, digest, samples, ())
+                trained = job_events.Trained(effect.round, effect.base, digest, samples, (), parts)
                 self._fleet.feed(site, trained, effect.job.id)
 
         self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
+
+    def _cut(self, site: "SimulatedSite", update: bytes, job: Job) -> tuple[Digest, ...]:
+        """Where the job cuts updates, the parts of this one, which are on the disk then."""
+        count = parts_of(job)
+        pieces = [PART + b"%d " % n + named(update) for n in range(count)] if count > 1 else []
+        for piece in pieces:
+            self.hold(site, named(piece), piece)
+            self._fleet.feed(site, job_events.BlobArrived(named(piece)))
+        return tuple(named(piece) for piece in pieces)
 
     def work(
         self,
@@ -198,7 +228,8 @@ class Outside:
             self.hold(site, digest, data)
             self._fleet.feed(site, job_events.BlobArrived(digest))
             left = None
-            if isinstance(effect, job_events.Aggregate) and effect.job.outer != "none":
+            makes_round = isinstance(effect, (job_events.Aggregate, job_events.Join))
+            if makes_round and effect.job.outer != "none":
                 left = named(carried_of(data))
                 self.hold(site, left, carried_of(data))
                 self._fleet.feed(site, job_events.BlobArrived(left))
@@ -221,14 +252,53 @@ class Outside:
                 culprits = tuple(one.update for one in effect.updates if one.update in bad)
                 weighed = [(one.update, one.weight, one.started_from) for one in effect.updates]
                 return mean_of(effect.base, weighed, effect.carried), culprits
+            case job_events.AggregateRange():
+                bad = set(self._poisoned.values())
+                whole = [self._whole[one.update] for one in effect.updates]
+                culprits = tuple(
+                    one.update
+                    for one, update in zip(effect.updates, whole, strict=True)
+                    if update in bad
+                )
+                weighed = [
+                    (update, one.weight, one.started_from)
+                    for one, update in zip(effect.updates, whole, strict=True)
+                ]
+                part = f"{effect.part} "
+                numbers = {self._number(one.update) for one in effect.updates}
+                assert numbers == {effect.part[0]}, "every update's part of that number"
+                return RANGE + part.encode() + repr(
+                    (effect.base, sorted(weighed, key=repr))
+                ).encode(), culprits
+            case job_events.Join():
+                blobs = [self._fleet.evidence.blobs[one] for one in effect.ranges]
+                told = [blob.removeprefix(RANGE).decode().split(") ", 1) for blob in blobs]
+                count = len(blobs)
+                if [part for part, _ in told] != [f"({n}, {count}" for n in range(count)]:
+                    self._fleet.evidence.unheld.append(
+                        "other ranges were joined than those of a mean"
+                    )
+                if len({counted for _, counted in told}) != 1:
+                    self._fleet.evidence.unheld.append("ranges of several means were joined")
+                base, weighed = literal_eval(told[0][1])
+                return mean_of(base, weighed, effect.carried), ()
             case job_events.Export():
                 return b"onnx\0" + effect.parameters, ()
+
+    def _number(self, part: Digest) -> int:
+        return int(self._fleet.evidence.blobs[part].removeprefix(PART).split(b" ")[0])
 
 
 def _inputs(effect: Work) -> list[Digest]:
     match effect:
         case job_events.Initialise():
             return []
+        case job_events.Join():
+            joined = (effect.base, *effect.ranges, effect.carried)
+            return [blob for blob in joined if blob is not None]
+        case job_events.AggregateRange():
+            counted = [blob for one in effect.updates for blob in (one.update, one.started_from)]
+            return [blob for blob in (effect.base, *counted) if blob is not None]
         case job_events.Aggregate():
             counted = [blob for one in effect.updates for blob in (one.update, one.started_from)]
             return [blob for blob in (effect.base, *counted, effect.carried) if blob is not None]

@@ -28,7 +28,7 @@ from agent.simulation.job_site import SimulatedSite
 
 JUMP_S = 1e7
 """Clocks for people jump by up to four months when a site was stopped."""
-KINDS = (b"update\0", b"carried\0", b"mean\0", b"initial\0")
+KINDS = (b"update\0", b"part\0", b"range\0", b"carried\0", b"mean\0", b"initial\0")
 
 
 @dataclass(slots=True)
@@ -144,12 +144,15 @@ class World(Fleet):
         for site in self.sites:
             if site.is_gone or site.machine is None:
                 continue
+            data = {digest: evidence.blobs[digest] for digest in sorted(site.blobs)}
             kinds = Counter(
-                evidence.blobs[digest].split(b"\0", 1)[0]
-                for digest in sorted(site.blobs)
-                if evidence.blobs[digest].startswith(KINDS)
+                one.split(b"\0", 1)[0] for one in data.values() if one.startswith(KINDS)
             )
-            if kinds[b"update"] or kinds[b"carried"] or kinds[b"mean"] + kinds[b"initial"] > 1:
+            kinds[b"update"] += sum(
+                bool(book.updates.keys() & data) for book in self.books.values()
+            )
+            served = (b"update", b"part", b"range", b"carried")
+            if any(kinds[kind] for kind in served) or kinds[b"mean"] + kinds[b"initial"] > 1:
                 evidence.leftovers.append(f"site {site.index} keeps {dict(kinds)}")
 
     # --- faults ----------------------------------------------------------------------------------

@@ -340,7 +340,10 @@ class MeshLeft:
     reason: str
 
 
-JobWork = job.Train | job.Initialise | job.Aggregate | job.Export | job.ReleaseTrainer
+JobWork = (
+    job.Train | job.Initialise | job.Aggregate | job.AggregateRange | job.Join | job.Export
+    | job.ReleaseTrainer
+)  # fmt: skip
 SiteEffect = (
     swim.SendGossip | Persist | Ask | Answer | FetchBlob | job.ReadBlob | job.StoreBytes
     | job.ForgetBlob | JobWork | LoadModel | UnloadModel | GatewayChanged | Resolved | Noted | IsolationChanged

@@ -464,7 +464,7 @@ class Site:
                     self.holdings.wanted_changed(now)
                 case (
                     job.ReadBlob() | job.StoreBytes() | job.Train() | job.Initialise()
-                    | job.Aggregate() | job.Export() | job.ReleaseTrainer() | job.Progressed()
+                    | job.Aggregate() | job.AggregateRange() | job.Join() | job.Export() | job.ReleaseTrainer() | job.Progressed()
                 ):  # fmt: skip
                     self._outbox.append(effect)
                 case job.Tell():

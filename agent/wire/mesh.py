@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from agent.wire.audit import Receipt, Testimony
-from agent.wire.documents import BlobDigest, Document, Key, Stamp
+from agent.wire.documents import RANGES_MAX, BlobDigest, Document, Key, Stamp
 from agent.wire.limits import (
     DOCUMENTS_MAX,
     MEMBERS_MAX,
@@ -204,6 +204,16 @@ class ReadReply:
 
 
 # --- rounds --------------------------------------------------------------------------------------
+Parts = Annotated[tuple[BlobDigest, ...], AtMost(RANGES_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Body of a blob: the parts of an update, in their order."""
+
+    parts: Parts
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """The job's register has moved (a hint: the receiver reads the register before it believes it)."""
@@ -243,6 +253,9 @@ class Offer:
     after: Counter = omitted(0)
     until: Counter = omitted(0)
     """A region's: made of its own rounds from the one after ``after`` up to this one; 0: a site's."""
+    parts: Parts = omitted(())
+    """Where several sites make a round's mean: blobs that are the update's file together, each to be had alone.
+    ``update`` is then a blob that names them (``Cut``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +289,53 @@ class Buried:
     """The exported model if there is one, else the last parameters."""
     model_bytes: Counter
     """Of the exported model; 0: ``result`` is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summand:
+    """One part of one update, as it is to be counted."""
+
+    part: BlobDigest
+    site: Site
+    """Who has it."""
+    weight: Annotated[int, Range(1, 2**40)]
+    started_from: BlobDigest | None
+    """Older parameters than the round's: what the update changed is counted then."""
+
+
+@dataclass(frozen=True, slots=True)
+class SumRange:
+    """Fetch these parts of a round's updates and make that part of their mean.
+
+    Answered when it is made; whoever asks the same again joins what is under way.
+    """
+
+    job: JobName
+    epoch: Counter
+    round: Counter
+    base: BlobDigest
+    """The parameters that the round started from."""
+    part: Annotated[int, Range(0, RANGES_MAX - 1)]
+    parts: Annotated[int, Range(1, RANGES_MAX)]
+    summands: Annotated[tuple[Summand, ...], AtMost(MEMBERS_MAX)]
+
+
+@dataclass(frozen=True, slots=True)
+class RangeSummed:
+    """It is made: pull it from me."""
+
+    range: BlobDigest
+
+
+@dataclass(frozen=True, slots=True)
+class RangeNotSummed:
+    """These parts make it impossible; nothing is made."""
+
+    missing: Annotated[tuple[BlobDigest, ...], AtMost(MEMBERS_MAX)]
+    """Could not be had."""
+    spoiled: Annotated[tuple[BlobDigest, ...], AtMost(MEMBERS_MAX)]
+    """Cannot be counted."""
+    reason: Annotated[str, AtMost(400)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +411,7 @@ class ReceiptKnown:
 
 Call = (
     SyncRequest | Push | Prepare | Accept | Read | Notice | Offer | Withdraw | Keep | Watch | Have
-    | IssuerKeyWanted | Testify | ReceiptWanted
+    | IssuerKeyWanted | Testify | ReceiptWanted | SumRange
 )  # fmt: skip
 Reply = (
     SyncReply
@@ -368,6 +428,8 @@ Reply = (
     | Witnessed
     | ReceiptKnown
     | Buried
+    | RangeSummed
+    | RangeNotSummed
 )
 CALLS = Tagged(
     {
@@ -385,6 +447,7 @@ CALLS = Tagged(
         12: IssuerKeyWanted,
         13: Testify,
         14: ReceiptWanted,
+        15: SumRange,
     }
 )
 REPLIES = Tagged(
@@ -403,5 +466,7 @@ REPLIES = Tagged(
         12: Witnessed,
         13: ReceiptKnown,
         14: Buried,
+        15: RangeSummed,
+        16: RangeNotSummed,
     }
 )

@@ -19,6 +19,7 @@ from agent.federation.history import History
 from agent.federation.job import JobMachine
 from agent.federation.offering import Offering
 from agent.federation.participant import Participant, Update
+from agent.federation.securing import Securing
 from agent.federation.swaps import Swaps
 from agent.federation.ties import Delegate
 from agent.federation.value import Change, JobValue, State, decode
@@ -303,12 +304,12 @@ def test_counting_who_arrived_while_the_mean_was_made_is_caught(
 def test_a_commit_before_a_majority_keeps_the_parameters_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def commit_if_secured(self: Aggregation, now: float) -> None:
-        if self._then is not None:
-            change, self._then = self._then, None
-            self._commit(change, now)
+    def end_at_once(self: Securing, now: float) -> None:
+        if self._is_open:
+            self.stop()
+            self._done(now)
 
-    monkeypatch.setattr(Aggregation, "_commit_if_secured", commit_if_secured)
+    monkeypatch.setattr(Securing, "_end_if_kept", end_at_once)
     assert first_violations(saying="committee disks held")
 
 
@@ -343,11 +344,11 @@ def test_an_optimizer_that_begins_anew_with_each_aggregator_is_caught(
 ) -> None:
     original = Aggregation._average
 
-    def average(self: Aggregation, sites: tuple[SiteId, ...]) -> None:
+    def average(self: Aggregation, sites: tuple[SiteId, ...], now: float) -> None:
         kept = self._value
         if self.epoch != 1:
             self._value = replace(kept, carried=None)
-        original(self, sites)
+        original(self, sites, now)
         self._value = kept
 
     monkeypatch.setattr(Aggregation, "_average", average)
@@ -384,7 +385,7 @@ def test_a_job_that_is_buried_before_its_end_is_decided_is_caught(
     def step(self: JobMachine, event: object, now: float) -> list[object]:
         effects = original(self, event, now)  # type: ignore[arg-type]
         if self.value is not None and self.value.round == 1 and self.value.epoch > 2:
-            self._end()
+            self._end(now)
             self.value = replace(self.value, state="finished")
             self._has_tidied = True
         return effects  # type: ignore[return-value]

@@ -128,3 +128,12 @@ def test_regions_reach_the_job_and_what_needs_them_is_told() -> None:
     with pytest.raises(UsageError) as caught:
         parse_job_spec({**LEAST, "regions": ["../etc"]})
     assert "a list of at most 64 regions" in caught.value.why
+
+
+def test_ranges_reach_the_job() -> None:
+    job = parse_job_spec({**LEAST, "ranges": 4}).job(identifier=JobId("d-00000001"), committee=())
+    assert job.ranges == 4
+    assert BODIES.unpack(BODIES.pack(job)) == job
+    with pytest.raises(UsageError) as caught:
+        parse_job_spec({**LEAST, "ranges": 0})
+    assert "a whole number from 1 to 64" in caught.value.why

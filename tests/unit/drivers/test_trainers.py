@@ -233,7 +233,7 @@ async def test_ranges_of_a_mean_join_to_the_same_round(trainers: Trainers, tmp_p
         path.write_bytes(content[chunks.start * CHUNK_BYTES : chunks.stop * CHUNK_BYTES])
         return Weighed(path, one.weight)
 
-    ranges = []
+    ranges, parts = [], updates
     for number, chunks in enumerate(cut(base.stat().st_size, 3)):
         parts = [part_of(one, chunks) for one in updates]
         ranges.append(await trainers.aggregate_range(job, 1, parts, base, (number, 3)))

@@ -31,6 +31,7 @@ from agent.federation.deadline import SLACK_S
 from agent.federation.events import Aggregate, Export, FetchBlob, Initialise
 from agent.federation.history import History
 from agent.federation.register import Register
+from agent.federation.summing import Summing
 from agent.federation.value import Contribution, Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
@@ -68,6 +69,7 @@ class Bench:
         self.aggregation = Aggregation(
             self.job, ME, self.desk, self.around, self.register, custody, lambda: (ANNA,),
             lambda v, _: self.adopted.append(v), self.history, self.value,
+            Summing(self.job, ME, self.desk, self.around),
         )  # fmt: skip
         self.aggregation.begin(self.value, 0.0)
 

@@ -1,7 +1,7 @@
 from federated_site import ANNA, Around, contributions, desk, job, of, value
 
 from agent.federation.events import FetchBlob, ForgetBlob, Persist, ReadBlob
-from agent.federation.history import RETRY_AFTER_S, Counted, History
+from agent.federation.history import RETRY_AFTER_S, TRIES_CANCELLED_MAX, Counted, History
 from agent.federation.value import Contribution, Contributions
 from agent.foundation.ids import Digest
 from agent.foundation.machine import NEVER
@@ -66,6 +66,32 @@ def test_what_cannot_be_fetched_is_tried_again_later() -> None:
     bench.history.woke(bench.history.wake_at())
     assert bench.serve() == [FIRST[0]]
     assert bench.history.wake_at() == NEVER
+
+
+def test_what_is_nowhere_is_asked_for_less_and_less_often() -> None:
+    bench, now, pauses = Bench(), 0.0, []
+    bench.history.follow(value(round=1, contributions=FIRST[0]))
+    for _ in range(9):
+        bench.history.blob_missing(FIRST[0], now)
+        pauses.append(bench.history.wake_at() - now)
+        now = bench.history.wake_at()
+        bench.history.woke(now)
+        if len(pauses) == 4:
+            bench.history.end(is_cancelled=False)
+    assert pauses == [2.0, 4.0, 8.0, 8.0, 32.0, 60.0, 60.0, 60.0, 60.0]
+
+
+def test_of_a_cancelled_job_what_is_nowhere_is_given_up() -> None:
+    bench, now, tries = Bench(), 0.0, 0
+    bench.history.follow(value(round=1, contributions=FIRST[0]))
+    bench.history.end(is_cancelled=True)
+    while not bench.history.has_given_up:
+        bench.history.blob_missing(FIRST[0], now)
+        now, tries = bench.history.wake_at(), tries + 1
+        bench.history.woke(now)
+    assert tries == TRIES_CANCELLED_MAX
+    assert bench.history.wake_at() == NEVER
+    assert bench.history.sought() == set()
 
 
 def test_bytes_that_are_not_the_named_ones_are_dropped_and_fetched_anew() -> None:

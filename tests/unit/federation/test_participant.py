@@ -14,7 +14,15 @@ from federated_site import (
     value,
 )
 
-from agent.federation.events import FetchBlob, ForgetBlob, JobEffect, Persist, Train, Trained
+from agent.federation.events import (
+    FetchBlob,
+    ForgetBlob,
+    JobEffect,
+    Label,
+    Persist,
+    Train,
+    Trained,
+)
 from agent.federation.offering import RETRY_AFTER_MAX_S, Ears
 from agent.federation.participant import ATTEMPTS_MAX, Participant, Update
 from agent.federation.value import Contribution, Contributions
@@ -310,3 +318,38 @@ def test_the_end_of_the_job_drops_a_late_update_that_was_not_counted() -> None:
     bench.participant.end(value(round=1, state="finished"))
     assert bench.participant.update is None
     assert states(bench.desk.take()) == ["missed"]
+
+
+def cut_update(bench: Bench, *, held: bool = True) -> Trained:
+    parts = tuple(digest(f"part {n}") for n in range(3))
+    if held:
+        bench.around.held.update((digest("u1"), *parts))
+    return Trained(1, digest("p0"), digest("u1"), 7, (), parts)
+
+
+def test_the_parts_of_a_cut_update_are_offered_labelled_and_forgotten_with_it() -> None:
+    bench = Bench(ranges=3)
+    bench.participant.follow(value(), 0.0)
+    bench.desk.take()
+    trained = cut_update(bench)
+    bench.participant.trained(trained, 1.0)
+    effects = bench.desk.take()
+    (offer,) = [ask.message for ask in asked(effects, Offer)]
+    assert isinstance(offer, Offer)
+    assert (offer.update, offer.parts) == (digest("u1"), trained.parts)
+    assert {one.digest for one in of(effects, Label)} >= {digest("u1"), *trained.parts}
+    assert bench.participant.kept == {digest("u1"), *trained.parts}
+    bench.settled(contributions(1)[2])
+    gone = {one.digest for one in of(bench.desk.take(), ForgetBlob)}
+    assert gone == {digest("u1"), *trained.parts}
+
+
+def test_an_update_whose_parts_are_lost_or_unknown_is_made_anew() -> None:
+    for parts in ((), tuple(digest(f"part {n}") for n in range(3))):
+        bench = Bench(ranges=3)
+        bench.around.held.add(digest("u1"))
+        bench.participant.restore(Update(1, digest("p0"), digest("u1"), 7, (), parts))
+        bench.participant.follow(value(), 0.0)
+        effects = bench.desk.take()
+        assert asked(effects, Offer) == []
+        assert [one.round for one in of(effects, Train)] == [1]

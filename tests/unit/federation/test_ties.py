@@ -9,7 +9,7 @@ from agent.federation.offering import Ears
 from agent.federation.region import regional
 from agent.federation.ties import ALONE_AFTER_S, Delegate, Whole
 from agent.federation.value import Above, Contribution, Contributions, JobValue
-from agent.foundation.ids import JobId
+from agent.foundation.ids import JobId, SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.documents import Region
 from agent.wire.mesh import Offer, OfferReply
@@ -110,9 +110,10 @@ class Bench:
         self.desk = desk()
         self.rounds: dict[int, Contributions] = {}
         self.refreshed = 0
+        self.sources: tuple[SiteId, ...] = (ANNA,)
         self.delegate = Delegate(
             WHOLE, NORTH, ME, self.desk,
-            Ears(lambda *_: OfferReply("stale"), lambda _: None), lambda: (ANNA,), self.rounds.get,
+            Ears(lambda *_: OfferReply("stale"), lambda _: None), lambda: self.sources, self.rounds.get,
         )  # fmt: skip
 
     def speak(self, held: JobValue, *, is_here: bool = True) -> list[Offer]:
@@ -177,6 +178,21 @@ def test_what_is_too_late_is_not_offered() -> None:
     assert bench.speak(region_value(4, 3, 3)) == [], "the whole job was taken over meanwhile"
 
 
+def test_the_region_hears_of_sites_that_have_come_since() -> None:
+    """Else it would ask for the parameters where they are not, for ever."""
+    bench = Bench()
+    bench.delegate.follow(whole_value(0), 0.0)
+    bench.speak(value(parameters=None))
+    assert bench.told == [FromWhole(whole_value(0), 0, None, (ANNA,))]
+    bench.sources = (ANNA, BERT)
+    bench.delegate.tell()
+    bench.offers()
+    assert bench.told == [FromWhole(whole_value(0), 0, None, (ANNA, BERT))]
+    bench.delegate.tell()
+    bench.offers()
+    assert bench.told == [], "no news"
+
+
 def test_silence_and_the_end_are_told_to_the_region() -> None:
     bench, done = Bench(), region_value(1, 0, 0)
     bench.delegate.follow(whole_value(0), 0.0)
@@ -184,10 +200,10 @@ def test_silence_and_the_end_are_told_to_the_region() -> None:
     bench.delegate.unreadable(7.0)
     bench.delegate.unreadable(9.0)
     bench.offers()
-    assert bench.told == [FromWhole(whole_value(0), 0, 7.0)]
+    assert bench.told == [FromWhole(whole_value(0), 0, 7.0, (ANNA,))]
     bench.delegate.follow(whole_value(0), 10.0)
     bench.offers()
-    assert bench.told == [FromWhole(whole_value(0), 0, None)]
+    assert bench.told == [FromWhole(whole_value(0), 0, None, (ANNA,))]
     end = whole_value(9, state="finished")
     bench.delegate.end(end)
     tells = of(bench.desk.take(), Tell)
