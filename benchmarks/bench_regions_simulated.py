@@ -29,7 +29,7 @@ from agent.federation import events as job_events  # noqa: E402
 from agent.simulation.job_fleet import Parts, Scenario  # noqa: E402
 from agent.simulation.job_outside import Outside, Work  # noqa: E402
 from agent.simulation.job_world import World  # noqa: E402
-from agent.workers.mean import Mean, blocks, make_all  # noqa: E402
+from agent.workers.mean import Mean, blocks, into, make_all  # noqa: E402
 from agent.workers.parameters import Parameters, Stored, parse, write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "regions_simulated.json"
@@ -61,7 +61,7 @@ class RealMeans(Outside):
         mean = Mean(ARRAYS[0])
         for number, one in enumerate(effect.updates):
             mean.include(ARRAYS[number % len(ARRAYS)], one.weight)
-        make_all(mean, blocks(ARRAYS[0]), np.empty(ELEMENTS, np.float32), None, 1)
+        make_all(mean, blocks(ARRAYS[0]), into(np.empty(ELEMENTS, np.float32)), 1)
         return time.perf_counter() - began
 
 

@@ -67,6 +67,8 @@ class JobSpec:
     """So many rounds a region that is cut off goes on alone."""
     ranges: int = 1
     """So many sites make a round's mean together, each of a part of the parameters."""
+    correction: str = "none"
+    """What keeps sites with different data from drifting apart: none or scaffold."""
 
     def job(
         self,
@@ -102,6 +104,7 @@ class JobSpec:
             region_sites_min=self.region_sites_min,
             local_rounds_max=self.local_rounds_max,
             ranges=self.ranges,
+            correction=self.correction,  # type: ignore[arg-type]  # as outer
         )
 
 
@@ -194,6 +197,7 @@ _CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "region_sites_min": _whole(1, 10_000),
     "local_rounds_max": _whole(0, 1000),
     "ranges": _whole(1, RANGES_MAX),
+    "correction": _one_of("none", "scaffold"),
 }
 
 
@@ -228,6 +232,12 @@ def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = Non
         problems.append(f"{idle[0]} does nothing without regions, e.g. regions = ['*']")
     if values.get("local_rounds_max") and not values.get("staleness_max"):
         problems.append("local_rounds_max needs staleness_max: such rounds count late")
+    if values.get("correction", "none") != "none":
+        problems += [
+            f"{key} does not go with correction: control variates are of one round and of one site"
+            for key in ("regions", "staleness_max")
+            if values.get(key)
+        ]
     problems += [
         f"{column.name} is missing"
         for column in fields(JobSpec)

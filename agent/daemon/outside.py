@@ -243,7 +243,9 @@ class Outside:
             dataset = self._datasets[the_job.dataset].path
             base = self._blobs.path(effect.base)
             seed = int.from_bytes(self._me[:4], "big")
-            trained = await self._trainers.train(the_job, dataset, effect.round, base, seed)
+            trained = await self._trainers.train(
+                the_job, dataset, effect.round, base, seed, self._path(effect.carried)
+            )
             digest, parts = await self._store_update(the_job, trained.update)
             event: job.JobEvent = job.Trained(
                 effect.round, effect.base, digest, trained.samples, trained.metrics, parts

@@ -164,8 +164,11 @@ class Trainers:
         round: int,  # noqa: A002 - the domain's word
         base: Path,
         site_seed: int,
+        carried: Path | None = None,
     ) -> Trained:
         """Train locally from ``base`` for one round, within the job's ``round_timeout_s``.
+
+        ``carried``: what the round before left, where the job corrects the sites' steps by it.
 
         Raises:
             AttemptFailed: no update; the reason is for a person. A later call starts afresh.
@@ -173,9 +176,10 @@ class Trainers:
         async with self._held(job, dataset) as (worker, _):
             self._clean(job, round)
             request = Train(round, site_seed, f"update-{round}.safetensors")
-            with _opened(base) as parameters:
+            with contextlib.ExitStack() as files:
+                given = [files.enter_context(_opened(one)) for one in (base, carried) if one]
                 reply = await worker.ask(
-                    request, [parameters], expect=Attempted, timeout_s=job.round_timeout_s
+                    request, given, expect=Attempted, timeout_s=job.round_timeout_s
                 )
         return Trained(self._result(job, request.file), reply.samples, reply.metrics)
 
@@ -302,7 +306,7 @@ class Trainers:
             worker = await self._averager()
             with contextlib.ExitStack() as files:
                 like = [] if base is None else [files.enter_context(_opened(base))]
-                begin = Begin(job.is_float_mean, *part)
+                begin = Begin(job.is_float_mean, *part, job.correction != "none")
                 await worker.ask(begin, like, expect=Included, timeout_s=STEP_S_MAX)
             yield worker
 
@@ -312,7 +316,7 @@ class Trainers:
         folder = self._folder(job.id)
         with contextlib.ExitStack() as files:
             given = [files.enter_context(_created(folder / f"{name}.part"))]
-            if job.outer != "none":
+            if _carries(job):
                 given.append(files.enter_context(_created(folder / f"{name}.carried")))
                 if carried is not None:
                     given.append(files.enter_context(_opened(carried)))
@@ -321,7 +325,7 @@ class Trainers:
     def _aggregated(self, job: Job, name: str) -> Aggregated:
         folder = self._folder(job.id)
         made = (folder / f"{name}.part").rename(folder / f"{name}.safetensors")
-        return Aggregated(made, None if job.outer == "none" else folder / f"{name}.carried")
+        return Aggregated(made, folder / f"{name}.carried" if _carries(job) else None)
 
     async def release(self, job_id: str) -> None:
         """End the job's trainer, if there is one, and remove its folder."""
@@ -488,6 +492,11 @@ def _outer(job: Job) -> Outer | None:
     if job.outer == "none":
         return None
     return Outer(job.outer, job.outer_rate, job.outer_momentum, job.outer_second, job.outer_floor)
+
+
+def _carries(job: Job) -> bool:
+    """Whether a round leaves something to the next beside its parameters."""
+    return job.outer != "none" or job.correction != "none"
 
 
 def _files(one: Weighed) -> list[Path]:

@@ -240,6 +240,8 @@ class Train:
     job: Job
     round: int
     base: Digest
+    carried: Digest | None = None
+    """What the round before left, where the job corrects the sites' steps by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ class JobMachine:
             self._custody.needs(digest)
             or self.summing.needs(digest)
             or digest in participant.kept
-            or (participant.training_base == digest and not self.is_over)
+            or (digest in participant.training_from and not self.is_over)
         )
 
     def references(self) -> References:
@@ -264,8 +264,7 @@ class JobMachine:
             Malformed: a newer version has decided something that this one cannot read.
         """
         needed = self._custody.kept() | self.participant.kept | self.summing.kept
-        if (base := self.participant.training_base) is not None and not self.is_over:
-            needed.add(base)
+        needed |= set() if self.is_over else self.participant.training_from
         values = (self.value, self.register.accepted())
         return references(needed, values, self.history, is_over=self.is_over)
 
@@ -419,10 +418,9 @@ class JobMachine:
 
     def _tidy(self) -> None:
         """Forget what only the way to the end needed, once no round's counted set is missing."""
-        value = self.value
-        known = len(self.history.rounds)
-        missing = value is not None and value.contributions is not None and known < value.round
-        if not missing or self.history.has_given_up:
+        value, known = self.value, len(self.history.rounds)
+        is_short = value is not None and value.contributions is not None and known < value.round
+        if not is_short or self.history.has_given_up:
             self._has_tidied = True
             history = (counted.content for counted in self.history.rounds.values())
             self._custody.end(history, has_result=self.whole is None)

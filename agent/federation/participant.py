@@ -77,7 +77,7 @@ class Participant:
         self.update: Update | None = None
         self._activity = "waiting"
         self._earlier: dict[int, Update] = {}
-        self._training: tuple[int, Digest] | None = None
+        self._training: tuple[int, frozenset[Digest]] | None = None
         self._awaiting: Digest | None = None
         self._failures = 0
         self._reason = ""
@@ -95,9 +95,9 @@ class Participant:
         return "offered" if is_taken and self._activity == "offering" else self._activity
 
     @property
-    def training_base(self) -> Digest | None:
-        """The parameters that the trainer reads at present."""
-        return None if self._training is None else self._training[1]
+    def training_from(self) -> frozenset[Digest]:
+        """What the trainer reads at present."""
+        return frozenset() if self._training is None else self._training[1]
 
     @property
     def kept(self) -> set[Digest]:
@@ -165,7 +165,8 @@ class Participant:
         if self._training is not None:
             self._activity = "training"
         elif self._failures < ATTEMPTS_MAX:
-            self._prepare(value.round + 1, value.parameters)
+            carried = value.carried if self._job.correction != "none" else None
+            self._prepare(value.round + 1, value.parameters, carried)
         else:
             self._give_up(value, now)
 
@@ -173,15 +174,18 @@ class Participant:
         """Whether the open round may still count an update for ``round_``."""
         return 0 < value.round + 1 - round_ <= self._job.staleness_max
 
-    def _prepare(self, round_: int, base: Digest) -> None:
-        if self._surroundings.is_held(base):
-            self._training, self._awaiting = (round_, base), None
+    def _prepare(self, round_: int, base: Digest, carried: Digest | None) -> None:
+        needed = [one for one in (base, carried) if one is not None]
+        missing = next((one for one in needed if not self._surroundings.is_held(one)), None)
+        if missing is None:
+            self._training, self._awaiting = (round_, frozenset(needed)), None
             self._activity = "training"
-            self._desk.emit(Label(base, self._job.residency), Train(self._job, round_, base))
-        elif self._awaiting != base:
-            self._awaiting = base
+            self._desk.emit(*(Label(one, self._job.residency) for one in needed))
+            self._desk.emit(Train(self._job, round_, base, carried))
+        elif self._awaiting != missing:
+            self._awaiting = missing
             self._activity = "fetching parameters"
-            self._desk.emit(FetchBlob(base, self._sources()))
+            self._desk.emit(FetchBlob(missing, self._sources()))
 
     def blob_arrived(self, digest: Digest, now: float) -> None:
         """Train as soon as the parameters are here."""

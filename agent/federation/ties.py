@@ -107,7 +107,7 @@ class Delegate:
     """
 
     update = None
-    training_base = None
+    training_from: frozenset[Digest] = frozenset()
     kept: frozenset[Digest] = frozenset()
     """Nothing beside what the region's own machine keeps."""
 

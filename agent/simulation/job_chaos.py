@@ -58,7 +58,8 @@ def scenario_of(seed: int) -> Scenario:
         outer=rng.choice(("none", "none", "momentum")), ranges=rng.choice((1, 1, 2, 4)),
     )  # fmt: skip
     if turnover or gone or rng.random() < 0.5:  # noqa: PLR2004 - a share
-        return scenario
+        is_corrected = not scenario.staleness_max and rng.random() < 0.3  # noqa: PLR2004 - a share
+        return replace(scenario, correction="scaffold" if is_corrected else "none")
     return replace(
         scenario, sites=max(sites, 8), regions=rng.randint(1, 3),
         local_rounds_max=rng.choice((0, 2)),

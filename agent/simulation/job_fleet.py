@@ -32,7 +32,7 @@ from agent.simulation.job_checks import (
     Chosen,
     Evidence,
 )
-from agent.simulation.job_outside import Around, Outside, parts_named
+from agent.simulation.job_outside import Around, Outside, carries, parts_named
 from agent.simulation.job_site import JOB, Row, SimulatedSite, handed_over
 from agent.simulation.job_spy import Choice, Spy, named_by, value_of
 from agent.simulation.network import Faults, Network
@@ -94,6 +94,7 @@ class Scenario:
     """Of each site's link, one blob after the other; 0: fetches take random time and disturb nobody."""
     outer: Literal["none", "momentum"] = "none"
     ranges: int = 1
+    correction: Literal["none", "scaffold"] = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +165,10 @@ class Fleet:
             sites_min=self._least(regions, idle), round_timeout_s=120.0, publish=scenario.publish,
             residency=(), staleness_max=scenario.staleness_max, outer=scenario.outer,
             regions=tuple(regions), local_rounds_max=scenario.local_rounds_max,
-            ranges=scenario.ranges,
+            ranges=scenario.ranges, correction=scenario.correction,
         )  # fmt: skip
         self.evidence = Evidence(
-            committee, scenario.rounds, scenario.staleness_max, scenario.outer != "none"
+            committee, scenario.rounds, scenario.staleness_max, carries(self.job)
         )
         self.books = {JOB: self.evidence}
         """What is left of the whole job, and of each region."""

@@ -26,6 +26,11 @@ PART = b"part\0"
 RANGE = b"range\0"
 
 
+def carries(job: Job) -> bool:
+    """Whether its rounds leave something to the next beside parameters."""
+    return job.outer != "none" or job.correction != "none"
+
+
 def parts_named(data: bytes) -> tuple[Digest, ...]:
     """What the blob of a cut update names; nothing, if it is whole."""
     return () if data.startswith(b"update\0") else unpack(Cut, data).parts
@@ -151,11 +156,7 @@ class Outside:
             self._fleet.rng.random() < self._fleet.scenario.attempt_failure
             and not self._fleet.is_calm
         )
-        if effect.base not in site.blobs:
-            self._fleet.evidence.unheld.append(
-                f"site {site.index} trains on parameters it does not hold"
-            )
-            has_failed = True
+        has_failed = self._is_wrong_start(site, effect) or has_failed
 
         def end() -> None:
             if not self._fleet.lives(site, boot):
@@ -186,6 +187,21 @@ class Outside:
                 self._fleet.feed(site, trained, effect.job.id)
 
         self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
+
+    def _is_wrong_start(self, site: "SimulatedSite", effect: job_events.Train) -> bool:
+        """Whether an attempt starts from what is not here, or not of one round; that is noted."""
+        evidence = self._fleet.evidence
+        left = {
+            choice.value.carried
+            for choice in self._fleet.books[effect.job.id].chosen
+            if choice.value.parameters == effect.base
+        }
+        if effect.job.correction != "none" and effect.carried not in left:
+            evidence.unheld.append(f"site {site.index} corrects its steps by another round's")
+        is_here = {effect.base, effect.carried or effect.base} <= site.blobs
+        if not is_here:
+            evidence.unheld.append(f"site {site.index} trains on parameters it does not hold")
+        return not is_here
 
     def _cut(self, site: "SimulatedSite", update: bytes, job: Job) -> tuple[Digest, ...]:
         """Where the job cuts updates, the parts of this one, which are on the disk then."""
@@ -229,7 +245,7 @@ class Outside:
             self._fleet.feed(site, job_events.BlobArrived(digest))
             left = None
             makes_round = isinstance(effect, (job_events.Aggregate, job_events.Join))
-            if makes_round and effect.job.outer != "none":
+            if makes_round and carries(effect.job):
                 left = named(carried_of(data))
                 self.hold(site, left, carried_of(data))
                 self._fleet.feed(site, job_events.BlobArrived(left))

@@ -57,7 +57,10 @@ class Initialise:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train locally from the parameters given as descriptor; answer ``Attempted``."""
+    """Train locally from the parameters given as descriptor; answer ``Attempted``.
+
+    A second descriptor: what the round before has carried on, for a job whose sites correct their steps by it.
+    """
 
     round: Annotated[int, Range(1, 10_000)]
     site_seed: Seed
@@ -134,6 +137,8 @@ class Begin:
     part: Annotated[int, Range(0, RANGES_MAX - 1)] = 0
     parts: Annotated[int, Range(1, RANGES_MAX)] = 1
     """More than one: of this part of the file only, and the updates are files of the same part."""
+    has_controls: bool = False
+    """Updates hold control variates beside the parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +155,8 @@ class Include:
 class Finish:
     """Write the mean to the file given as descriptor; answer ``Averaged``.
 
-    With ``outer``: its step from the parameters given at the beginning. The second descriptor takes what it
-    carries on, the third has what the round before left (none: this is the first).
+    With ``outer``: its step from the parameters given at the beginning. With it, or with control variates, the
+    second descriptor takes what is carried on, the third has what the round before left (none: this is the first).
     """
 
     outer: Outer | None = None

@@ -168,6 +168,8 @@ class Job:
     """So many rounds a region that is cut off goes on alone; counted late when it is back."""
     ranges: Annotated[int, Range(1, RANGES_MAX)] = omitted(1)
     """So many sites make a round's mean together, each of a part of the parameters."""
+    correction: Literal["none", "scaffold"] = omitted("none")
+    """What keeps sites with different data from drifting apart; see ``agent.workers.scaffold``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,43 @@ from agent.workers.mean import (
     Ranges,
     Spoiled,
     blocks,
+    into,
     make_all,
     make_range,
 )
 from agent.workers.outer import Stepper, state_outline
-from agent.workers.parameters import Stored, make, mapped, read
+from agent.workers.parameters import (
+    Floats,
+    Parameters,
+    Stored,
+    head_of,
+    make,
+    mapped,
+    read,
+    with_controls,
+)
+
+
+class Ending:
+    """What becomes of a mean that is more than the next parameters."""
+
+    def __init__(self, made: Stored, after: Stored, stepper: Stepper | None) -> None:
+        """``made`` takes the parameters, ``after`` what is carried on; both are writable."""
+        self._made, self._after, self._stepper = made, after, stepper
+
+    def take(self, at: slice, block: Floats) -> None:
+        """Parameters take the outer step; the mean control variate is carried on as it is."""
+        end = self._made.values.size
+        ours = block[: max(0, end - at.start)]
+        if ours.size:
+            here = slice(at.start, at.start + ours.size)
+            if self._stepper is not None:
+                self._stepper.step(here, ours)
+            self._made.values[here] = ours
+        if (controls := block[ours.size :]).size:
+            # They are the end of what is carried on, as they are of the updates.
+            first = self._after.values.size - 2 * end + at.start + ours.size
+            self._after.values[first : first + controls.size] = controls
 
 
 class Aggregation:
@@ -50,6 +82,7 @@ class Aggregation:
         self._threads = threads
         self._mean: Mean | None = None
         self._base: Stored | None = None
+        self._has_controls = False
         self._chunks: range | None = None
         """Of which part the mean is; None: of all."""
         self._ranges: list[memoryview] = []
@@ -69,8 +102,9 @@ class Aggregation:
         match message, descriptors:
             case Begin() as begin, base:
                 self._base, self._ranges = read(base[0]) if base else None, []
+                self._has_controls = begin.has_controls
                 self._chunks = None if begin.parts == 1 else self._chunks_of(begin)
-                self._mean = (FloatMean if begin.is_float else Mean)(self._base)
+                self._mean = (FloatMean if begin.is_float else Mean)(self._base, self._like())
             case Include(samples=samples), [update, *older]:
                 mean, started_from = self._current(), read(older[0]) if older else None
                 if self._chunks is None:
@@ -88,28 +122,41 @@ class Aggregation:
                 return Averaged(make_range(self._taken(), self._chunks, out, self._threads))
             case Join(outer=outer), [out, *state]:
                 self._taken()
-                assert self._base is not None, "ranges are of the base's layout"
-                return self._finish(Ranges(self._base, self._ranges), outer, out, state)
+                like = self._like()
+                assert like is not None, "ranges are of the base's layout"
+                return self._finish(Ranges(like, self._ranges), outer, out, state)
             case _:
                 raise AssertionError(
                     f"{type(message).__name__} with {len(descriptors)} descriptors"
                 )
         return Included()
 
+    def _like(self) -> Parameters | None:
+        """What updates resemble, and their mean; None: the first of them."""
+        if self._base is None or not self._has_controls:
+            return self._base
+        return with_controls(self._base)
+
     def _finish(self, mean: Blocks, outer: Outer | None, out: int, state: list[int]) -> Averaged:
-        made = make(mean.like, out)
-        step = None
-        if outer is not None:
-            assert self._base is not None, "an outer step starts from the round's parameters"
+        base = self._base
+        made = make(mean.like if base is None else base, out)
+        take = into(made.values)
+        if outer is not None or self._has_controls:
+            assert base is not None, "a step starts from the round's parameters"
+            outline = state_outline(outer, base, has_controls=self._has_controls)
             carried, *before = state
-            after = make(state_outline(outer, self._base), carried)
-            step = Stepper(outer, self._base, read(before[0]) if before else None, after).step
-        make_all(mean, blocks(mean.like), made.values, step, self._threads)
+            after = make(outline, carried)
+            left = read(before[0]) if before else None
+            stepper = None if outer is None else Stepper(outer, base, left, after)
+            take = Ending(made, after, stepper).take
+        make_all(mean, blocks(mean.like), take, self._threads)
         return Averaged(len(made.content))
 
     def _chunks_of(self, begin: Begin) -> range:
-        assert self._base is not None, "parts are of the base's layout"
-        parts = cut(len(self._base.content), begin.parts)
+        like = self._like()
+        assert like is not None, "parts are of the base's layout"
+        head, size = head_of(like)
+        parts = cut(len(head) + size, begin.parts)
         if not begin.part < len(parts) == begin.parts:
             raise UsageError(f"part {begin.part} of {begin.parts}", why=f"there are {len(parts)}")
         return parts[begin.part]

@@ -17,6 +17,7 @@ import numpy as np
 from agent.foundation.errors import Malformed
 from agent.training.contract import Outer
 from agent.workers.parameters import (
+    CONTROL,
     Floats,
     Parameters,
     Stored,
@@ -29,12 +30,21 @@ MOMENTUM = "momentum/"
 SECOND = "second/"
 
 
-def state_outline(outer: Outer, like: Parameters) -> Parameters:
-    """Names and shapes of what ``outer`` carries on for parameters such as ``like``.
+def state_outline(outer: Outer | None, like: Parameters, *, has_controls: bool) -> Parameters:
+    """Names and shapes of what is carried on for parameters such as ``like``.
 
     The tensors are views without memory of their own.
+
+    Args:
+        outer: the rule, if there is one.
+        like: the parameters.
+        has_controls: the sites' mean control variate is carried on, too (``agent.workers.scaffold``).
     """
-    prefixes = (MOMENTUM, SECOND) if outer.rule in ("adam", "yogi") else (MOMENTUM,)
+    prefixes = [] if outer is None else [MOMENTUM]
+    if outer is not None and outer.rule in ("adam", "yogi"):
+        prefixes.append(SECOND)
+    if has_controls:
+        prefixes.append(CONTROL)
     nothing = np.zeros(1, np.float32)
     return Parameters(
         like.label,
@@ -59,11 +69,11 @@ class Stepper:
             after: takes what this round leaves; writable, such as ``state_outline`` tells.
 
         Raises:
-            Malformed: ``before`` is not this rule's, or of other parameters.
+            Malformed: ``before`` is not such as ``after``: of another rule, or of other parameters.
         """
         self._outer, self._base, self._before, self._after = outer, base, before, after
         if before is not None:
-            check_like(before, state_outline(outer, base))
+            check_like(before, after)
 
     def step(self, at: slice, mean: Floats) -> None:
         """Turn the mean of the values ``at`` (a block) into the round's parameters, in place.

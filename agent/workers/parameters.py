@@ -32,6 +32,9 @@ HEADER_BYTES_MAX = 1 << 20
 FILE_BYTES_MAX = 8 << 30
 """Two billion parameters: beyond it one aggregator's memory is the wrong place for a round."""
 DIMENSIONS_MAX = 8
+CONTROL = "~control/"
+"""Begins the name of a control variate. Files hold tensors in the order of their names: these follow all others,
+and in the order of what they are about."""
 LABEL = "atoll"
 LABEL_CHARS_MAX = 200
 CHECK_ELEMENTS = 1 << 18
@@ -155,6 +158,16 @@ def parse(content: bytes | memoryview) -> Stored:
         raise Malformed("parameters and their header differ", why="bytes that no tensor names")
     values = np.frombuffer(view[8 + length :], dtype="<f4")
     return Stored(label, tensors, bytes(view[: 8 + length]), Row(values, view))
+
+
+def with_controls(like: Parameters) -> Parameters:
+    """Names and shapes of parameters with a control variate for each; the latter take no memory."""
+    nothing = np.zeros(1, np.float32)
+    controls = {
+        CONTROL + name: np.broadcast_to(nothing, tensor.shape)
+        for name, tensor in like.tensors.items()
+    }
+    return Parameters(like.label, {**like.tensors, **controls})
 
 
 def check_like(given: Parameters, wanted: Parameters) -> None:

@@ -12,7 +12,7 @@ what is random comes from one generator of its own. The optimiser is plain SGD a
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -122,9 +122,16 @@ def put_into(model: nn.Module, parameters: Parameters, label: str) -> None:
 
 
 def train_locally(
-    model: nn.Module, dataset: Dataset, job: Job, round_: int, site_seed: int
-) -> float:
-    """Run the job's local epochs of SGD on the model in place; returns the seconds it took.
+    model: nn.Module,
+    dataset: Dataset,
+    job: Job,
+    round_: int,
+    site_seed: int,
+    correction: Sequence[Tensor] = (),
+) -> tuple[float, int]:
+    """Run the job's local epochs of SGD on the model in place; the seconds it took, and how many steps.
+
+    ``correction``: added to each step's gradients, in the order of the model's parameters.
 
     Raises:
         AttemptFailed: the loss or a parameter is no longer finite.
@@ -136,18 +143,20 @@ def train_locally(
     images, labels = torch.from_numpy(dataset.images), torch.from_numpy(dataset.labels)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
+    steps = 0
     for _ in range(job.epochs):
         order = torch.randperm(len(images), generator=generator)
         for block in torch.split(order, BLOCK_BATCHES * job.batch):
             inputs = torch.split(images[block].float().div_(FULL), job.batch)
             wanted = torch.split(labels[block].long(), job.batch)
             for batch, answers in zip(inputs, wanted, strict=True):
-                _descend(model, trained, batch, answers, job.learning_rate)
+                _descend(model, trained, batch, answers, job.learning_rate, correction)
+            steps += len(inputs)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in trained):
         raise AttemptFailed(
             "training diverged", why="parameters are not finite", mend="lower learning_rate"
         )
-    return time.monotonic() - began
+    return time.monotonic() - began, steps
 
 
 def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
@@ -172,13 +181,16 @@ def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float]:
 
 
 def _descend(
-    model: nn.Module, trained: list[nn.Parameter], batch: Tensor, answers: Tensor, rate: float
-) -> None:
+    model: nn.Module, trained: list[nn.Parameter], batch: Tensor, answers: Tensor, rate: float,
+    correction: Sequence[Tensor],
+) -> None:  # fmt: skip
     loss = nn.functional.cross_entropy(model(batch), answers)
     gradients = torch.autograd.grad(loss, trained)
     with torch.no_grad():
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.add_(gradient, alpha=-rate)
+        for parameter, more in zip(trained, correction, strict=False):  # none without a correction
+            parameter.add_(more, alpha=-rate)
 
 
 def _seed(*parts: object) -> int:

@@ -31,11 +31,11 @@ from agent.training.contract import (
     Written,
 )
 from agent.wire.documents import Job
-from agent.workers import recipes
+from agent.workers import recipes, scaffold
 from agent.workers.confine import confine
 from agent.workers.conversation import converse
 from agent.workers.export import to_onnx
-from agent.workers.parameters import FILE_BYTES_MAX, read, write
+from agent.workers.parameters import FILE_BYTES_MAX, Parameters, read, write
 from agent.workers.recipes_idx import Dataset, load
 
 NICENESS = 10
@@ -63,8 +63,8 @@ class Trainer:
                 return self._prepare(job)
             case Initialise(file=file), []:
                 return self._initialise(file)
-            case Train() as train, [base]:
-                return self._train(train, base)
+            case Train() as train, [base, *carried]:
+                return self._train(train, base, carried)
             case Export(file=file), [parameters]:
                 return self._export(file, parameters)
             case _:
@@ -84,9 +84,9 @@ class Trainer:
     def _initialise(self, file: str) -> Written:
         job, side = self._current(), self._side()
         model = recipes.build(job.recipe, side, job.seed)
-        return self._write(model, recipes.label_of(job.recipe, side), file)
+        return self._write(recipes.taken_from(model, recipes.label_of(job.recipe, side)), file)
 
-    def _train(self, train: Train, base: int) -> Attempted:
+    def _train(self, train: Train, base: int, carried: list[int]) -> Attempted:
         job, dataset = self._current(), self._dataset
         if dataset is None:
             raise UsageError("this trainer was given no data")
@@ -94,8 +94,11 @@ class Trainer:
         model = recipes.build(job.recipe, dataset.side, job.seed)
         recipes.put_into(model, read(base), label)
         accuracy, loss = recipes.evaluate(model, dataset)
-        train_s = recipes.train_locally(model, dataset, job, train.round, train.site_seed)
-        self._write(model, label, train.file)
+        if job.correction == "scaffold":
+            train_s = self._train_corrected(model, dataset, train, label, carried)
+        else:
+            train_s, _ = recipes.train_locally(model, dataset, job, train.round, train.site_seed)
+            self._write(recipes.taken_from(model, label), train.file)
         metrics = (
             ("accuracy", accuracy),
             ("loss", loss),
@@ -103,6 +106,24 @@ class Trainer:
             ("train_s", train_s),
         )
         return Attempted(len(dataset.labels), metrics)
+
+    def _train_corrected(
+        self, model: nn.Module, dataset: Dataset, train: Train, label: str, carried: list[int]
+    ) -> float:
+        job, before = self._current(), recipes.taken_from(model, label)
+        correction = scaffold.correction(
+            before,
+            read(carried[0]) if carried else None,
+            scaffold.newest(self._job_dir, train.round),
+        )
+        train_s, steps = recipes.train_locally(
+            model, dataset, job, train.round, train.site_seed, correction.of(model)
+        )
+        started = {name: torch.from_numpy(tensor) for name, tensor in before.tensors.items()}
+        own = correction.after(started, model, steps, job.learning_rate)
+        self._write(scaffold.with_own(recipes.taken_from(model, label), own), train.file)
+        scaffold.keep(self._job_dir, train.round, label, own)
+        return train_s
 
     def _export(self, file: str, descriptor: int) -> Written:
         job, parameters = self._current(), read(descriptor)
@@ -113,9 +134,9 @@ class Trainer:
         self._place(file).write_bytes(content)
         return Written(error_max)
 
-    def _write(self, model: nn.Module, label: str, file: str) -> Written:
+    def _write(self, parameters: Parameters, file: str) -> Written:
         with self._place(file).open("wb") as out:
-            write(recipes.taken_from(model, label), out)
+            write(parameters, out)
         return Written()
 
     def _place(self, file: str) -> Path:

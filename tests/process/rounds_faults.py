@@ -71,11 +71,17 @@ def trouble(
     stopped_s_max: float = STOPPED_S_MAX,
 ) -> None:  # fmt: skip
     """One job after the other, each disturbed until it ends; then all are judged from all databases."""
-    jobs = []
+    jobs: list[str] = []
     identities = {site.name: site.get("/1/status")["site"] for site in sites}
     while tally.kills + tally.stops < faults:
         job = submit_job(
-            sites[0], name="faults", rounds=ROUNDS, epochs=2, sites_min=2, round_timeout_s=20.0
+            sites[0],
+            name="faults",
+            rounds=ROUNDS,
+            epochs=2,
+            sites_min=2,
+            round_timeout_s=20.0,
+            ranges=1 + len(jobs) % 2 * 2,
         )
         jobs.append(job)
         wait_for(partial(_has_begun, sites, job), 60, "the job is under way", sites)

@@ -10,6 +10,7 @@ from agent.election.proposer import Refusal
 from agent.election.reader import Reader
 from agent.federation import aggregator as aggregator_module
 from agent.federation import cohort as cohort_module
+from agent.federation import counting as counting_module
 from agent.federation import register as register_module
 from agent.federation import value as value_module
 from agent.federation.aggregator import Aggregation
@@ -24,7 +25,7 @@ from agent.federation.swaps import Swaps
 from agent.federation.ties import Delegate
 from agent.federation.value import Change, JobValue, State, decode
 from agent.federation.watch import Watching
-from agent.foundation.ids import SiteId
+from agent.foundation.ids import Digest, SiteId
 from agent.simulation.job_chaos import scenario_of
 from agent.simulation.job_checks import contents
 from agent.simulation.job_fleet import Parts, Scenario
@@ -335,7 +336,7 @@ def test_a_late_update_that_is_taken_without_reading_the_rounds_before_is_caught
 
 
 def test_a_late_update_that_counts_in_full_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(aggregator_module, "weight_of", lambda samples, _late: samples)
+    monkeypatch.setattr(counting_module, "weight_of", lambda samples, _late: samples)
     assert first_violations(LATE, saying="not the mean")
 
 
@@ -353,6 +354,29 @@ def test_an_optimizer_that_begins_anew_with_each_aggregator_is_caught(
 
     monkeypatch.setattr(Aggregation, "_average", average)
     assert first_violations(LATE, saying="not the mean")
+
+
+CORRECTED = replace(BAD, correction="scaffold", rounds=5)
+
+
+def test_control_variates_are_those_of_the_round_that_a_site_starts_from() -> None:
+    for seed in range(1, 9):
+        for scenario in (CORRECTED, replace(CORRECTED, outer="momentum", ranges=3)):
+            report = simulate(seed, scenario)
+            assert report.violations == [], f"seed {seed}"
+            assert report.rounds == 5
+
+
+def test_control_variates_of_another_round_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, first = Participant._prepare, dict[SiteId, Digest]()
+
+    def prepare(self: Participant, round_: int, base: Digest, carried: Digest | None) -> None:
+        if carried is not None:
+            carried = first.setdefault(self._me, carried)
+        original(self, round_, base, carried)
+
+    monkeypatch.setattr(Participant, "_prepare", prepare)
+    assert first_violations(CORRECTED, saying="by another round's")
 
 
 # --- burial --------------------------------------------------------------------------------------

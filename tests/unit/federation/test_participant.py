@@ -353,3 +353,24 @@ def test_an_update_whose_parts_are_lost_or_unknown_is_made_anew() -> None:
         effects = bench.desk.take()
         assert asked(effects, Offer) == []
         assert [one.round for one in of(effects, Train)] == [1]
+
+
+def test_control_variates_are_fetched_with_the_parameters_and_kept_while_they_are_read() -> None:
+    bench = Bench(correction="scaffold")
+    second = value(round=1, parameters=digest("p1"), carried=digest("c1"))
+    bench.around.held.add(digest("p1"))
+    bench.participant.follow(second, 0.0)
+    assert [one.digest for one in of(bench.desk.take(), FetchBlob)] == [digest("c1")]
+    bench.around.held.add(digest("c1"))
+    bench.participant.blob_arrived(digest("c1"), 1.0)
+    (train,) = of(bench.desk.take(), Train)
+    assert (train.round, train.base, train.carried) == (2, digest("p1"), digest("c1"))
+    assert bench.participant.training_from == {digest("p1"), digest("c1")}
+
+
+def test_what_an_outer_optimizer_carries_on_is_nothing_to_the_sites() -> None:
+    bench = Bench(outer="momentum")
+    bench.around.held.add(digest("p1"))
+    bench.participant.follow(value(round=1, parameters=digest("p1"), carried=digest("c1")), 0.0)
+    (train,) = of(bench.desk.take(), Train)
+    assert train.carried is None

@@ -33,7 +33,7 @@ def stepped(
 ) -> tuple[Floats, Stored]:
     like = parameters(base)
     descriptor = os.memfd_create("after")
-    after = make(state_outline(rule, like), descriptor)
+    after = make(state_outline(rule, like, has_controls=False), descriptor)
     os.close(descriptor)
     made = mean.copy()
     stepper = Stepper(rule, like, before, after)
@@ -108,7 +108,9 @@ def test_a_successor_that_reads_what_was_left_makes_the_same_bytes(
 
 
 def test_a_file_that_is_made_is_written_through_its_tensors(tmp_path: Path) -> None:
-    outline = state_outline(outer("adam"), parameters(np.zeros(SIZE, np.float32)))
+    outline = state_outline(
+        outer("adam"), parameters(np.zeros(SIZE, np.float32)), has_controls=False
+    )
     descriptor = os.open(tmp_path / "made", os.O_RDWR | os.O_CREAT)
     made = make(outline, descriptor)
     os.close(descriptor)

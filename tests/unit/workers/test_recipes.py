@@ -3,40 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from recipes_bench import JOB, bars
 
 from agent.foundation.errors import Malformed, UsageError
-from agent.foundation.ids import JobId
 from agent.training.contract import AttemptFailed
 from agent.wire.documents import Job
 from agent.workers import recipes
-from agent.workers.recipes_idx import Dataset
-
-JOB = Job(
-    JobId("digits-00000001"),
-    recipe="mnist-2nn",
-    dataset="digits",
-    committee=(),
-    rounds=3,
-    epochs=2,
-    batch=16,
-    learning_rate=0.1,
-    seed=7,
-    sites_min=1,
-    round_timeout_s=60.0,
-    publish="",
-    residency=(),
-)
-
-
-def bars(count: int, seed: int, side: int = 8) -> Dataset:
-    """Images whose bright row is their label: anything that learns, learns this."""
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, side, count).astype(np.uint8)
-    images = random.integers(0, 80, (count, side, side)).astype(np.uint8)
-    images[np.arange(count), labels] = 255
-    flat = images.reshape(count, side * side)
-    half = count // 2
-    return Dataset(flat[:half], labels[:half], flat[half:], labels[half:], side)
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +39,9 @@ def test_training_learns(recipe: str) -> None:
     dataset, job = bars(2000, 2), replace(JOB, recipe=recipe, epochs=8)
     model = recipes.build(recipe, dataset.side, job.seed)
     before, loss_before = recipes.evaluate(model, dataset)
-    assert recipes.train_locally(model, dataset, job, 1, 1) > 0
+    took_s, steps = recipes.train_locally(model, dataset, job, 1, 1)
+    assert took_s > 0
+    assert steps == job.epochs * -(-len(dataset.labels) // job.batch)
     after, loss_after = recipes.evaluate(model, dataset)
     assert before < 0.5
     assert after > 0.95
