@@ -1,9 +1,9 @@
-"""Rounds of 8 to 1,000 simulated sites, all at one aggregator and by eight regions: how long, and how much it costs here.
+"""Rounds of 8 to 1,000 simulated sites, at one aggregator, in ranges and by regions: how long, and how much it costs here.
 
 Run: python benchmarks/bench_regions_simulated.py [--most N]    writes benchmarks/results/regions_simulated.json
 
 The machines are real (``JobMachine`` of the whole job and of each region), and so is each mean: numpy adds up as many updates of
-1 MB as the round counts, in ``workers.aggregation``. Virtual are the network (10 ms on average, 1 Gbit/s at each site,
+1 MB as the round counts, in ``workers.mean``. Virtual are the network (10 ms on average, 1 Gbit/s at each site,
 where blobs queue), the disks (5 ms) and the training (0.02 s on average, some take ten times as long). A round is virtual seconds from commit to
 commit; what it costs is seconds of this machine for all sites together.
 """
@@ -26,15 +26,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from rows import Row, commit, line, row  # noqa: E402
 
 from agent.federation import events as job_events  # noqa: E402
+from agent.foundation.ids import Digest  # noqa: E402
 from agent.simulation.job_fleet import Parts, Scenario  # noqa: E402
-from agent.simulation.job_outside import Outside, Work  # noqa: E402
+from agent.simulation.job_outside import PART, RANGE, Outside, Work  # noqa: E402
 from agent.simulation.job_world import World  # noqa: E402
-from agent.workers.mean import Mean, blocks, into, make_all  # noqa: E402
+from agent.training.ranges import cut, parts_of  # noqa: E402
+from agent.workers.mean import Mean, blocks, make_all  # noqa: E402
 from agent.workers.parameters import Parameters, Stored, parse, write  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "regions_simulated.json"
 SITES = (8, 25, 50, 100, 200, 500, 1000)
 REGIONS = 8
+RANGES = 4
+"""As many as an update of 1 MB has chunks."""
 ROUNDS = 6
 ELEMENTS = 250_000
 GIGABIT_BYTES_PER_S = 125e6
@@ -54,15 +58,23 @@ class RealMeans(Outside):
     """Means of real arrays, timed: that long they take in the simulation, too."""
 
     def work_takes_s(self, effect: Work) -> float:
-        """Adds up as many updates as are counted."""
-        if not isinstance(effect, job_events.Aggregate):
+        """Adds up as many updates as are counted, or parts of them."""
+        if not isinstance(effect, (job_events.Aggregate, job_events.AggregateRange)):
             return 0.05
+        part, parts = effect.part if isinstance(effect, job_events.AggregateRange) else (0, 1)
         began = time.perf_counter()
         mean = Mean(ARRAYS[0])
         for number, one in enumerate(effect.updates):
             mean.include(ARRAYS[number % len(ARRAYS)], one.weight)
-        make_all(mean, blocks(ARRAYS[0]), into(np.empty(ELEMENTS, np.float32)), 1)
+        chunks = cut(len(ARRAYS[0].content), parts)[part]
+        make_all(mean, blocks(ARRAYS[0], chunks), lambda _at, _block: None, 1)
         return time.perf_counter() - began
+
+    def size(self, digest: Digest) -> float:
+        """A part of an update, or of a mean, is that much less."""
+        data = self._fleet.evidence.blobs.get(digest, b"")
+        parts = parts_of(self._fleet.job) if data.startswith((PART, RANGE)) else 1
+        return self.blob_bytes / parts
 
 
 class Calm(World):
@@ -77,13 +89,13 @@ class Calm(World):
             self.network.call_at(self.network.now + 0.05, super().views_change)
 
 
-def measured(sites: int, regions: int) -> tuple[list[float], float]:
+def measured(sites: int, regions: int, ranges: int) -> tuple[list[float], float]:
     """Virtual seconds of each round but the first, and real seconds a round of all sites together."""
     scenario = Scenario(
         sites=sites, committee=5, rounds=ROUNDS, seconds=0.1, late=0.0, loss=0.0, duplicate=0.0,
         delay_mean_s=0.01, fault_every_s=1e9, kills=0, gone=0, train_mean_s=0.02, fetch_failure=0.0,
         attempt_failure=0.0, poison=0.0, work_failure=0.0, idle_sites=0.0, publish="", regions=regions,
-        has_loners=False, link_bytes_per_s=GIGABIT_BYTES_PER_S, work_s=(0.01, 0.02),
+        has_loners=False, link_bytes_per_s=GIGABIT_BYTES_PER_S, work_s=(0.01, 0.02), ranges=ranges,
     )  # fmt: skip
     began = time.perf_counter()
     world = Calm(Random(1), scenario, Parts(outside=RealMeans))
@@ -105,11 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     most = parser.parse_args(arguments).most
     rows: list[Row] = []
     for sites in (number for number in SITES if number <= most):
-        for regions in (0, REGIONS):
+        for regions, ranges in ((0, 1), (0, RANGES), (REGIONS, 1)):
             if regions and sites < 2 * REGIONS:
                 continue
-            spans, cost_s = measured(sites, regions)
-            series = f"{regions} regions" if regions else "one aggregator"
+            spans, cost_s = measured(sites, regions, ranges)
+            series = "one aggregator" if ranges == 1 else f"{ranges} ranges"
+            series = f"{regions} regions" if regions else series
             is_goal = sites == 200 and regions == REGIONS
             told = f"{sites} simulated sites, {series}, 1 MB updates"
             rows.append(

@@ -102,7 +102,7 @@ class Outside:
 
     def fetch(self, site: "SimulatedSite", digest: Digest, sources: Sequence[SiteId]) -> None:
         """From any source that can be reached, holds the blob and may give it."""
-        takes_s = self._takes_s(site)
+        takes_s = self._takes_s(site, digest)
         boot = site.boot_epoch
         fails = (
             self._fleet.rng.random() < self._fleet.scenario.fetch_failure
@@ -129,14 +129,18 @@ class Outside:
 
         self._fleet.network.call_at(self._fleet.network.now + takes_s, end)
 
-    def _takes_s(self, site: "SimulatedSite") -> float:
+    def size(self, digest: Digest) -> float:  # noqa: ARG002 - a measurement looks at it
+        """Bytes of a blob, where a link has a rate."""
+        return self.blob_bytes
+
+    def _takes_s(self, site: "SimulatedSite", digest: Digest) -> float:
         """A blob's way here; on a link with a rate it queues behind those before it."""
         rate = self._fleet.scenario.link_bytes_per_s
         if not rate:
             return self._fleet.rng.expovariate(1 / 0.1)
         now = self._fleet.network.now
         begins_at = max(now, self._link_free_at.get(site.index, 0.0))
-        self._link_free_at[site.index] = begins_at + self.blob_bytes / rate
+        self._link_free_at[site.index] = begins_at + self.size(digest) / rate
         return self._link_free_at[site.index] - now + 2 * self._fleet.faults.delay_mean_s
 
     def read(self, site: "SimulatedSite", digest: Digest) -> None:

@@ -64,17 +64,21 @@ def test_what_ranges_were_made_of_is_gone_when_the_job_is_over(sites: list[Daemo
     assert len(expected) == 64
 
 
-@pytest.mark.parametrize("outer", ["none", "momentum"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"outer": "momentum"}, {"correction": "scaffold"}],
+    ids=["mean", "momentum", "scaffold"],
+)
 def test_one_aggregator_ranges_and_a_successor_make_the_same_bytes(
-    sites: list[Daemon], outer: str
+    sites: list[Daemon], more: dict[str, str]
 ) -> None:
-    calm = submitted(sites, outer=outer)
+    calm = submitted(sites, **more)
     expected = parameters(sites, calm)
     assert len(set(expected)) == ROUNDS
-    in_ranges = submitted(sites, outer=outer, ranges=3)
+    in_ranges = submitted(sites, ranges=3, **more)
     assert parameters(sites, in_ranges) == expected
     for ranges in (1, 4):
-        killed = submitted(sites, outer=outer, ranges=ranges)
+        killed = submitted(sites, ranges=ranges, **more)
         victim = kill_the_aggregator(sites, killed, 2)
         assert parameters(sites, killed) == expected
         epochs = {row["epoch"] for row in view(victim, killed)["rounds_done"]}
