@@ -50,6 +50,16 @@ class Roster:
         """Whether ``others`` are about to take over."""
         return self.generation % 2 == 1
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether changes of one member at a time can have led to it; what others tell may be anything."""
+        members, others = set(self.members), set(self.others)
+        if not members or len(members) < len(self.members) or len(others) < len(self.others):
+            return False
+        if not others:
+            return not self.is_joint
+        return len(others) == len(members) and len(others - members) == 1
+
     def parts(self, *, is_committed: bool) -> Parts:
         """Whose majorities are needed, as far as this roster tells."""
         if self.others and (self.is_joint or not is_committed):

@@ -114,8 +114,10 @@ class Register:
         return Voters(self._known.parts, self._me)
 
     def learn(self, roster: Roster | None) -> None:
-        """A committed value names ``roster`` as the holders."""
-        if roster is not None and roster.generation > self._known.roster.generation:
+        """A committed value names ``roster`` as the holders, as this site has read, or others say."""
+        if roster is None or not roster.is_sound:
+            return
+        if roster.generation > self._known.roster.generation:
             self._known = Known(roster)
 
     def read(self, now: float, then: Then) -> None:

@@ -1,6 +1,7 @@
 from random import Random
 
-from federated_site import ANNA, BERT, ME, OPERATION, asked, desk, digest, job, of
+import pytest
+from federated_site import ANNA, BERT, CARL, ME, OPERATION, asked, desk, digest, job, of
 
 from agent.election.proposer import Refusal
 from agent.election.roster import Roster
@@ -8,6 +9,7 @@ from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, Persist
 from agent.federation.register import CONVERSATIONS_MAX, Outcome, Register, Settled, Unknown
 from agent.federation.value import claim, initialise
+from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import Ballot, Declined, Prepare, Promise, Read, ReadReply
 
@@ -156,3 +158,24 @@ def test_a_site_tells_who_holds_the_register_by_now_and_believes_who_tells_it() 
     assert other.register.roster == now_held
     other.register.learn(Roster(2, (ANNA,), ()))
     assert other.register.roster == now_held, "what is older is no news"
+
+
+@pytest.mark.parametrize(
+    ("generation", "members", "others"),
+    [
+        (3, (ANNA, BERT, CARL), (ANNA, BERT, CARL)),
+        (3, (ANNA, BERT), (CARL, ME)),
+        (3, (ANNA, BERT, CARL), ()),
+        (3, (ANNA, BERT, CARL), (ANNA, BERT)),
+        (2, (ANNA, ANNA, CARL), ()),
+        (2, (), ()),
+    ],
+    ids=["the same", "two at once", "nobody to come", "fewer", "one twice", "nobody"],
+)
+def test_holders_that_no_change_has_made_are_not_believed(
+    generation: int, members: tuple[SiteId, ...], others: tuple[SiteId, ...]
+) -> None:
+    """Whoever is asked next, or changes them, relies on there being one to come."""
+    bench = Bench()
+    bench.register.learn(Roster(generation, members, others))
+    assert bench.register.roster.generation == 0
