@@ -176,6 +176,6 @@ def test_holders_that_no_change_has_made_are_not_believed(
     generation: int, members: tuple[SiteId, ...], others: tuple[SiteId, ...]
 ) -> None:
     """Whoever is asked next, or changes them, relies on there being one to come."""
-    bench = Bench()
+    bench = Bench(ANNA, BERT, CARL)
     bench.register.learn(Roster(generation, members, others))
     assert bench.register.roster.generation == 0
