@@ -90,7 +90,7 @@ def ended(
         base, state=told.end, round=told.round,
         parameters=base.parameters if is_model else told.result,
         exported=told.result if is_model else None, exported_bytes=told.model_bytes,
-        contributions=base.contributions if has_history else None,
+        contributions=base.contributions if has_history else None, carried=None,
     )  # fmt: skip
 
 

@@ -157,6 +157,10 @@ class Cohort:
         entry = self.entries.get(place) or Entry("training", sender, region)
         is_known = entry.offer is not None and entry.offer.update == offer.update
         is_newer_here = entry.offer is not None and not entry.late_by and not is_known
+        if region and entry.state == "fetched" and entry.offer is not None and not is_known:
+            # It says at least as much: whoever made it was told that it is here, and offers it no more.
+            is_newer_here = entry.offer.until >= offer.until
+            late = None if is_newer_here else late
         if late is None or (not is_open and not is_known) or (late and is_newer_here):
             return OfferReply("stale")
         if is_open:

@@ -8,7 +8,7 @@ Parameters of the round before the present one stay too: a slower site may be fe
 site's own trainer may be reading them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import Answer, FetchBlob, ForgetBlob, Label
@@ -19,10 +19,13 @@ from agent.wire.mesh import Declined, Done, Keep
 
 KEEPING_MAX = 64
 """Keep calls under way; an aggregator has one a committee member, and few aggregators run at once."""
-ROUNDS_REMEMBERED = 8
+STEPS_REMEMBERED = 8
 """A fetch of older parameters that ends so much later is not worth remembering."""
 RETURNED_MAX = 20_000
 """Updates of two rounds of the largest mesh, whose fetch may still be under way."""
+GUESTS_MAX = 24
+"""Blobs kept for sites that are not the aggregator, as far as is known here: three who may be, of 8 each. Any member
+of the mesh may ask, and what it asks for stays until the job is over."""
 
 
 class Custody:
@@ -40,8 +43,15 @@ class Custody:
         self._job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
         self._value = value
         self._keeping: dict[int, tuple[set[Digest], tuple[Digest, ...]]] = {}
-        self._promised: dict[Digest, None] = {}
+        self._step = 0
+        """Counts parameters that the register has named: a round has others, and so has a region's that takes
+        those of the whole job."""
+        self._promised: dict[Digest, int] = {}
+        """With the step at which it was."""
+        self._guests: dict[Digest, None] = {}
+        """Of these, what was asked for by sites that are not known to aggregate."""
         self._parameters: dict[Digest, int] = {}
+        """By step."""
         self._borrowed: dict[Digest, None] = {}
         self._returned: dict[Digest, None] = {}
         self._made: dict[Digest, None] = {}
@@ -51,7 +61,7 @@ class Custody:
         """Whether the register names the blob, or will when it moves on."""
         value = self._value()
         if value is not None:
-            is_recent = self._parameters.get(digest, value.round - 2) >= value.round - 1
+            is_recent = self._parameters.get(digest, self._step - 2) >= self._step - 1
             if digest in self._named_by(value) or (
                 is_recent and value.state in ("running", "exporting")
             ):
@@ -66,9 +76,7 @@ class Custody:
 
     def kept(self) -> set[Digest]:
         """What a commit under way may name, or is made of."""
-        value = self._value()
-        oldest = value.round - 1 if value is not None else 0
-        recent = (digest for digest, round_ in self._parameters.items() if round_ >= oldest)
+        recent = (digest for digest, at in self._parameters.items() if at >= self._step - 1)
         asked_for = (blob for _, blobs in self._keeping.values() for blob in blobs)
         return {*self._promised, *self._borrowed, *self._made, *recent, *asked_for}
 
@@ -78,6 +86,7 @@ class Custody:
         if not self._surroundings.may_hold(self._job, self._me):
             self._desk.emit(Answer(call, Declined("the job's residency does not allow it here")))
             return
+        self._take_in(sender, message.blobs)
         missing = {blob for blob in message.blobs if not self._surroundings.is_held(blob)}
         if not missing:
             self._kept(call, message.blobs)
@@ -86,29 +95,45 @@ class Custody:
         else:
             self._keeping[call] = missing, message.blobs
             # Not to be forgotten between its arrival and the answer.
-            self._promised.update(dict.fromkeys(message.blobs))
+            self._promised.update(dict.fromkeys(message.blobs, self._step))
             self._desk.emit(*(FetchBlob(blob, (sender,)) for blob in sorted(missing)))
 
+    def _take_in(self, sender: SiteId, blobs: tuple[Digest, ...]) -> None:
+        """Whoever is not known to aggregate may be about to: but for few of them there is room."""
+        value = self._value()
+        if value is not None and value.aggregator == sender:
+            for blob in blobs:
+                self._guests.pop(blob, None)
+            return
+        named = set() if value is None else value.blobs
+        for blob in blobs:
+            if blob not in named and (blob in self._guests or blob not in self._promised):
+                self._guests[blob] = self._guests.pop(blob, None)
+        while len(self._guests) > GUESTS_MAX:
+            oldest = next(iter(self._guests))
+            del self._guests[oldest]
+            self._promised.pop(oldest, None)
+            self._desk.emit(ForgetBlob(oldest))
+
     def _kept(self, call: int, blobs: tuple[Digest, ...]) -> None:
-        self._promised.update(dict.fromkeys(blobs))
+        self._promised.update(dict.fromkeys(blobs, self._step))
         self._desk.emit(*(Label(blob, self._job.residency) for blob in blobs))
         self._desk.emit(Answer(call, Done()))
 
-    def blob_arrived(self, digest: Digest) -> None:
+    def blob_arrived(self, digest: Digest, _now: float) -> None:
         """Answer who waits for it; forget it if it came too late to be of use."""
         for call, (missing, blobs) in list(self._keeping.items()):
             missing.discard(digest)
             if not missing:
                 del self._keeping[call]
                 self._kept(call, blobs)
-        value = self._value()
-        if value is not None and self._parameters.get(digest, value.round) < value.round - 1:
+        if self._parameters.get(digest, self._step) < self._step - 1:
             self._desk.emit(ForgetBlob(digest))
         if digest in self._returned:
             del self._returned[digest]
             self._desk.emit(ForgetBlob(digest))
 
-    def blob_missing(self, digest: Digest) -> None:
+    def blob_missing(self, digest: Digest, _now: float) -> None:
         """Tell the aggregators that wait for it; they ask again."""
         for call, (missing, _) in list(self._keeping.items()):
             if digest in missing:
@@ -126,23 +151,38 @@ class Custody:
             ):
                 if digest is not None and self._surroundings.is_held(digest):
                     self._parameters[digest] = max(round_, self._parameters.get(digest, -1))
+        self._step = max(self._parameters.values(), default=0)
         if value is not None:
             self.moved(value)
 
     def moved(self, value: JobValue) -> None:
-        """The register holds ``value``: parameters two rounds old serve nobody any more."""
+        """The register holds ``value``: parameters before the last ones serve nobody any more."""
+        if value.parameters is not None and self._parameters.get(value.parameters) != self._step:
+            self._step += 1
         for made in (value.parameters, value.carried):
             if made is not None:
-                self._parameters[made] = value.round
+                self._parameters[made] = self._step
                 self._desk.emit(Label(made, self._job.residency))
-        for digest, round_ in list(self._parameters.items()):
-            if round_ >= value.round - 1:
+        for digest, at in list(self._parameters.items()):
+            if at >= self._step - 1:
                 continue
             self._promised.pop(digest, None)
             if self._surroundings.is_held(digest):
                 self._desk.emit(ForgetBlob(digest))
-            if round_ < value.round - ROUNDS_REMEMBERED:
+            if at < self._step - STEPS_REMEMBERED:
                 del self._parameters[digest]
+
+    def settled(self, history: Collection[Digest]) -> None:
+        """``history`` is what every committed round names: what was promised for others, and is old, goes.
+
+        An aggregator that was overtaken had it kept.
+        """
+        value = self._value()
+        named = set() if value is None else value.blobs
+        for digest, at in list(self._promised.items()):
+            if at < self._step - 1 and digest not in named and digest not in history:
+                del self._promised[digest]
+                self._desk.emit(ForgetBlob(digest))
 
     # --- the aggregator's ------------------------------------------------------------------------
     def borrow(self, update: Digest) -> None:
@@ -156,7 +196,7 @@ class Custody:
 
     def promise(self, digest: Digest) -> None:
         """A small blob that a commit may name: it stays until the whole history is known."""
-        self._promised[digest] = None
+        self._promised[digest] = self._step
 
     def give_back(self) -> None:
         """The round is over here: forget borrowed updates, and results that were not committed."""

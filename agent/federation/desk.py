@@ -59,6 +59,18 @@ class Surroundings(Protocol):
         ...
 
 
+class BlobTaker(Protocol):
+    """A part of a machine that waits for blobs."""
+
+    def blob_arrived(self, digest: Digest, now: float, /) -> None:
+        """It is here."""
+        ...
+
+    def blob_missing(self, digest: Digest, now: float, /) -> None:
+        """It cannot be had just now."""
+        ...
+
+
 def sources(
     first: Iterable[SiteId], alive: Mapping[SiteId, float], me: SiteId
 ) -> tuple[SiteId, ...]:

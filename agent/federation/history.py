@@ -18,12 +18,16 @@ from agent.foundation.writes import Put, Scalar
 from agent.wire.documents import Job
 from agent.wire.schema import unpack
 
+NOT_METRICS = ("round", "region", "until")
+"""Words of a stored row beside those that are always there: what a site calls its metrics is its own affair."""
 RETRY_AFTER_S = 2.0
 RETRY_MAX_S = 8.0
 RETRY_MAX_OVER_S = 60.0
 """When the job is over nothing waits for it but people."""
 TRIES_CANCELLED_MAX = 5
-"""In a row: of a job that is cancelled nobody promises to keep the rounds, so the last may be nowhere."""
+"""Of a job that is cancelled nobody promises to keep the rounds, so the last may be nowhere."""
+TRIES_REGION_MAX = 10
+"""Five minutes. A region's rounds go with the whole job's, of which it may have left a tombstone elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,13 @@ class Counted:
         return (("accuracy", right / total), ("loss", lost / total), ("holdout", total))
 
 
+def tries_max(job: Job, *, is_region: bool) -> int | None:
+    """How often in a row a round of an ended job is sought; None: until it is found."""
+    if job.is_cancelled:
+        return TRIES_CANCELLED_MAX
+    return TRIES_REGION_MAX if is_region else None
+
+
 class History:
     """Follows the chain of contributions back to the first round."""
 
@@ -71,7 +82,7 @@ class History:
         self._sources, self._settled = sources, settled
         self._rounds: dict[int, Counted] = {}
         self._head: tuple[int, Digest] | None = None
-        self._complete = 0
+        self._complete = self._recoveries = 0
         self._unreadable: set[Digest] = set()
         self._seeking: Digest | None = None
         self._retry_at = NEVER
@@ -79,6 +90,8 @@ class History:
         self._tries_max: int | None = None
         self._retry_max_s = RETRY_MAX_S
         self.has_given_up = False
+        self._is_doubted = False
+        """The rounds here may be others than those that the register has come to."""
 
     @property
     def rounds(self) -> Mapping[int, Counted]:
@@ -103,28 +116,41 @@ class History:
 
     def follow(self, value: JobValue) -> None:
         """The register names ``value.contributions``: have it, and every round before it."""
+        if value.recoveries > self._recoveries:
+            self._recovered(value)
         if value.contributions is not None and (self._head is None or value.round > self._head[0]):
             self._head = value.round, value.contributions
         self._seek_gap()
+
+    def _recovered(self, value: JobValue) -> None:
+        """Rounds that only the lost members knew are made anew: what is known here is to be read again."""
+        self._recoveries = value.recoveries
+        for number in [number for number in self._rounds if number > value.round]:
+            del self._rounds[number]
+        self._head, self._complete, self._seeking = None, 0, None
+        self._is_doubted, self._retry_at = True, NEVER
 
     def give_up(self) -> None:
         """Nobody keeps the rounds that are missing."""
         self._head = self._seeking = None
         self._retry_at, self.has_given_up = NEVER, True
 
-    def end(self, *, is_cancelled: bool) -> None:
-        """The job is over."""
+    def end(self, tries_max: int | None = None) -> None:
+        """The job is over; after so many tries in a row what is missing is given up."""
         self._retry_max_s = RETRY_MAX_OVER_S
-        self._tries_max = TRIES_CANCELLED_MAX if is_cancelled else None
+        self._tries_max = tries_max
+        if tries_max is not None and self._tries >= tries_max:
+            self.give_up()
 
     def record(self, digest: Digest, content: Contributions, now: float) -> None:
         """A round's counted set has become known (also called by the aggregator that made it)."""
-        if content.round in self._rounds:
+        known = self._rounds.get(content.round)
+        if known is not None and known.contributions == digest:
             return
         self._rounds[content.round] = Counted(digest, content)
         counted = [
             {
-                **dict(e.metrics),
+                **{name: figure for name, figure in e.metrics if name not in NOT_METRICS},
                 "site": e.site.hex(),
                 "update": e.update.hex(),
                 "samples": e.samples,
@@ -142,7 +168,7 @@ class History:
         self._settled(content)
         self._seek_gap()
 
-    def blob_arrived(self, digest: Digest) -> None:
+    def blob_arrived(self, digest: Digest, _now: float) -> None:
         """Go on when the sought contributions are here."""
         if digest == self._seeking:
             self._desk.emit(ReadBlob(digest))
@@ -189,19 +215,20 @@ class History:
 
     def _seek_gap(self) -> None:
         """Seek the newest round that is missing; one at a time, since each names the one before."""
-        while self._complete + 1 in self._rounds:
+        while not self._is_doubted and self._complete + 1 in self._rounds:
             self._complete += 1
         if self._seeking is not None or self._head is None:
             return
         round_, digest = self._head
         while round_ > self._complete and digest not in self._unreadable:
             known = self._rounds.get(round_)
-            if known is None:
+            if known is None or known.contributions != digest:
                 self._seek(digest)
                 return
             if known.content.previous is None:
-                return
+                break
             round_, digest = round_ - 1, known.content.previous
+        self._is_doubted = False
 
     def _seek(self, digest: Digest) -> None:
         self._seeking = digest

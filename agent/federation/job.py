@@ -18,7 +18,7 @@ from agent.federation.aggregator import Aggregation
 from agent.federation.burial import ended
 from agent.federation.claims import Claims
 from agent.federation.custody import Custody
-from agent.federation.desk import Desk, Surroundings, sources
+from agent.federation.desk import BlobTaker, Desk, Surroundings, sources
 from agent.federation.events import (
     Answer,
     AttemptEnded,
@@ -47,7 +47,7 @@ from agent.federation.events import (
     WorkFailed,
     finished,
 )
-from agent.federation.history import History
+from agent.federation.history import History, tries_max
 from agent.federation.offering import Ears
 from agent.federation.participant import Participant
 from agent.federation.region import Place, region_of
@@ -120,7 +120,8 @@ class JobMachine:
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
         ears = Ears(self._collect, self._refresh)
         region = region_of(job, place.region)
-        self.whole = None if place.parent is None else Whole(job, place.parent, desk)
+        is_held = surroundings.is_held
+        self.whole = Whole(job, place.parent, desk, is_held) if place.parent else None
         """What the machine of a region knows of the whole job; None: this is no region's."""
         self.participant: Participant | Delegate
         if region is not None:
@@ -170,7 +171,7 @@ class JobMachine:
             self.history.follow(value)
         if self.is_over:
             self.participant.end(value)
-            self.history.end(is_cancelled=self.job.is_cancelled)
+            self.history.end(tries_max(self.job, is_region=self.whole is not None))
 
     # --- the machine -----------------------------------------------------------------------------
     def step(self, event: JobEvent, now: float) -> list[JobEffect]:  # noqa: C901, PLR0912 - one case an event
@@ -184,9 +185,11 @@ class JobMachine:
                 if not self.is_over:
                     self._view_changed(now)
             case BlobArrived(digest):
-                self._blob_arrived(digest, now)
+                for part in self._takers:
+                    part.blob_arrived(digest, now)
             case BlobMissing(digest, _):
-                self._blob_missing(digest, now)
+                for part in self._takers:
+                    part.blob_missing(digest, now)
             case BlobRead(digest, data):
                 self.history.blob_read(digest, data, now)
             case Trained():
@@ -324,8 +327,7 @@ class JobMachine:
             self._look(now, quiet_s + self._rng.uniform(0, quiet_s))
             if isinstance(self.participant, Delegate):
                 self.participant.unreadable(now)
-            others = [site for site in self._surroundings.alive() if site != self._me]
-            if others:
+            if others := [site for site in self._surroundings.alive() if site != self._me]:
                 self.register.ask_who_holds_it(self._rng.choice(others))
         elif outcome.value is None:
             if not self._is_passive:
@@ -351,6 +353,7 @@ class JobMachine:
         self.summing.moved(value, now)
         self._watchers.answer(mesh.Done())
         self.history.follow(value)
+        self._prune()
         if self.aggregation is not None and self.aggregation.epoch != value.epoch:
             self._drop_aggregation()
         if self.aggregation is not None:
@@ -376,7 +379,7 @@ class JobMachine:
         if self._is_passive:
             return
         if value.aggregator != self._me:
-            self._watching.watch(value)
+            self._watching.watch(value, now)
             self._look_for(value, now)
         elif self.aggregation is None:
             self._claims.consider(value, now)  # an earlier process of this site held the epoch
@@ -393,7 +396,7 @@ class JobMachine:
         self._drop_aggregation()
         self._watchers.answer(mesh.Declined(ENDED_HERE))
         self.participant.end(self.value)
-        self.history.end(is_cancelled=self.job.is_cancelled)
+        self.history.end(tries_max(self.job, is_region=self.whole is not None))
         self._desk.emit(ReleaseTrainer(self.job), Progressed())
         if self.whole is None:
             self._desk.emit(finished(self.job, self.value))
@@ -422,6 +425,7 @@ class JobMachine:
         is_short = value is not None and value.contributions is not None and known < value.round
         if not is_short or self.history.has_given_up:
             self._has_tidied = True
+            self.participant.give_up()
             history = (counted.content for counted in self.history.rounds.values())
             self._custody.end(history, has_result=self.whole is None)
 
@@ -457,8 +461,14 @@ class JobMachine:
             if was_passive and not self._is_passive:
                 self._refresh(now)
 
+    def _prune(self) -> None:
+        known = [counted.contributions for counted in self.history.rounds.values()]
+        if self.value is not None and len(known) >= self.value.round and not self.is_over:
+            self._custody.settled(known)
+
     def _on_settled(self, _: Contributions) -> None:
         self.participant.settled()
+        self._prune()
         self._desk.emit(Progressed())
 
     # --- who aggregates --------------------------------------------------------------------------
@@ -513,7 +523,7 @@ class JobMachine:
 
     def _view_changed(self, now: float) -> None:
         if isinstance(self.participant, Delegate):
-            self.participant.tell()  # where the region may have the parameters from
+            self.participant.tell()  # of new sources
         if self.aggregation is not None:
             self.aggregation.view_changed(now)
             if self.value is not None:
@@ -536,14 +546,12 @@ class JobMachine:
             case mesh.Prepare() | mesh.Accept() | mesh.Read():
                 self._desk.emit(Answer(call, self.register.called(sender, message)))
             case mesh.Notice():
-                self._noticed(call, message, now)
+                self._noticed(call, sender, message, now)
             case mesh.Offer():
                 self._desk.emit(Answer(call, self._collect(sender, message, now)))
             case mesh.Withdraw():
                 self._withdrawing(call, sender, message, now)
-            case mesh.Keep() if (
-                self.is_over
-            ):  # a region's, whose aggregator has not heard of the end
+            case mesh.Keep() if self.is_over:  # its aggregator has not heard of the end
                 self._desk.emit(Answer(call, mesh.Declined(ENDED_HERE)))
             case mesh.Keep():
                 self._custody.keep(call, sender, message)
@@ -554,14 +562,15 @@ class JobMachine:
             case _:
                 self._desk.emit(Answer(call, mesh.Declined("not a call about a job")))
 
-    def _noticed(self, call: int, notice: mesh.Notice, now: float) -> None:
+    def _noticed(self, call: int, sender: SiteId, notice: mesh.Notice, now: float) -> None:
         reason = ENDED_HERE if self.is_over else self._surroundings.refusal(self.job)
         self._desk.emit(Answer(call, mesh.NoticeReply(not reason, reason)))
         if notice.members:
-            self.register.learn(Roster(notice.generation, notice.members, notice.others))
-        value, told = self.value, (notice.epoch, notice.round)
+            roster = Roster(notice.generation, notice.members, notice.others)
+            self.register.hear(sender, roster, now)
+        value, news = self.value, (notice.epoch, notice.round)
         known = (0, 0) if value is None else (value.epoch, value.round)
-        if told > known or (told == known and (value is None or value.is_between_rounds)):
+        if news > known or (news == known and (value is None or value.is_between_rounds)):
             self._refresh(now)
 
     def _withdrawing(self, call: int, sender: SiteId, message: mesh.Withdraw, now: float) -> None:
@@ -579,20 +588,10 @@ class JobMachine:
         else:
             self._desk.emit(Answer(call, reply))
 
-    def _blob_arrived(self, digest: Digest, now: float) -> None:
-        self._custody.blob_arrived(digest)
-        self.history.blob_arrived(digest)
-        self.summing.blob_arrived(digest, now)
-        for part in (self.participant, self.aggregation):
-            if part is not None:
-                part.blob_arrived(digest, now)
-
-    def _blob_missing(self, digest: Digest, now: float) -> None:
-        self._custody.blob_missing(digest)
-        self.summing.blob_missing(digest, now)
-        for part in (self.history, self.participant, self.aggregation):
-            if part is not None:
-                part.blob_missing(digest, now)
+    @property
+    def _takers(self) -> list[BlobTaker]:
+        extra = [self.aggregation] if self.aggregation else []
+        return [self._custody, self.history, self.summing, self.swaps, self.participant, *extra]
 
     def _sources(self) -> tuple[SiteId, ...]:
         """Where the job's blobs may be had: the aggregator, the committee, then everyone alive."""

@@ -20,6 +20,7 @@ from agent.federation.events import (
     Train,
     Trained,
 )
+from agent.federation.lateness import is_counted
 from agent.federation.offering import OFFER_TIMEOUT_S, RETRY_AFTER_S, Ears, Offering
 from agent.federation.value import Contributions, JobValue
 from agent.foundation.ids import Digest, SiteId
@@ -133,6 +134,11 @@ class Participant:
             self._close(update, "missed")
         else:
             self._review()
+
+    def give_up(self) -> None:
+        """The job is over, and all is known that will be of what it counted."""
+        if self.update is not None:
+            self._close(self.update, "missed")
 
     def follow(self, value: JobValue, now: float) -> None:
         """Do what ``value`` calls for: fetch, train, offer, or nothing."""
@@ -287,16 +293,16 @@ class Participant:
         """It has become known what a committed round counted: some update may have served."""
         self._review()
         for round_, update in list(self._earlier.items()):
-            is_counted = self._is_counted(update)
-            if is_counted is not None:
+            was_counted = self._is_counted(update)
+            if was_counted is not None:
                 del self._earlier[round_]
-            if is_counted:
+            if was_counted:
                 self._persist(update, "counted")
 
     def _review(self) -> None:
         update = self.update
-        if update is not None and (is_counted := self._is_counted(update)) is not None:
-            self._close(update, "counted" if is_counted else "missed")
+        if update is not None and (was_counted := self._is_counted(update)) is not None:
+            self._close(update, "counted" if was_counted else "missed")
 
     def _is_counted(self, update: Update) -> bool | None:
         """None: a round that may have counted it is not known, or not committed."""
@@ -308,10 +314,7 @@ class Participant:
             for number in range(update.round, until + 1)
             if (content := self._known(number)) is not None
         }
-        counted = (entry.update for content in rounds.values() for entry in content.entries)
-        if update.digest in counted:
-            return True
-        return False if len(rounds) == until + 1 - update.round else None
+        return is_counted(self._me, update.round, rounds, until)
 
     def woke(self, now: float) -> None:
         """Retry when due."""

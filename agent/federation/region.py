@@ -24,6 +24,8 @@ from agent.foundation.ids import Digest, JobId, SiteId
 from agent.wire.documents import Job, Region
 from agent.wire.mesh import Offer
 
+ID_CHARS_MAX = 80
+"""Of any job's id, in calls and in names of folders."""
 ROUNDS_MAX = 10_000
 """Of a region: as many as any job may have. It ends with the whole job."""
 
@@ -48,8 +50,11 @@ def region_of(job: Job, name: str) -> Region | None:
 def regional(job: Job, region: Region) -> Job:
     """The job that ``region`` runs for ``job``; every site derives the same."""
     mark = sha256(region.name.encode()).hexdigest()[:8]
+    name = f"{job.id}.{mark}"
+    if len(name) > ID_CHARS_MAX:
+        name = sha256(name.encode()).hexdigest()
     return replace(
-        job, id=JobId(f"{job.id}.{mark}"), committee=region.committee, rounds=ROUNDS_MAX, regions=(),
+        job, id=JobId(name), committee=region.committee, rounds=ROUNDS_MAX, regions=(),
         sites_min=job.region_sites_min, publish="", deploy_sites=(), outer="none",
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ Wraps the three election machines (acceptor, reader, proposer) and their convers
 very site's acceptor do not go through the network; its own vote counts when it is durable, not before.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -38,6 +38,11 @@ from agent.wire.documents import Job
 RegisterRow = Mapping[str, Scalar]
 ASK_TIMEOUT_S = 2.0
 CHANGES_REMEMBERED = 256
+TELLERS_MIN = 2
+ANSWERS_MIN = 20
+"""Half a minute at least in which no holder has answered."""
+HEARD_MAX = 8
+"""Words of which nobody was believed yet; honest ones differ by a change or two."""
 CONVERSATIONS_MAX = 8
 """A claim, a commit and a read, and as many again from an aggregation that was just replaced."""
 
@@ -90,6 +95,8 @@ class Register:
         except Corruption as fault:  # forgotten promises: as good as wiped, for this job
             self._acceptor, self._barred_because = Acceptor(job.id), str(fault)[:400]
         self._conversations: dict[int, tuple[Proposer | Reader, Then, float]] = {}
+        self._heard: dict[Roster | mesh.Buried, Counter[SiteId]] = {}
+        """Who has said so, and how often when it was asked."""
         self.lease = Lease()
         """Renewed by whatever a majority of the committee answers."""
         self.took_s: deque[float] = deque(maxlen=CHANGES_REMEMBERED)
@@ -114,7 +121,7 @@ class Register:
         return Voters(self._known.parts, self._me)
 
     def learn(self, roster: Roster | None) -> None:
-        """A committed value names ``roster`` as the holders, as this site has read, or others say."""
+        """A committed value names ``roster`` as the holders."""
         if roster is None or not roster.is_sound:
             return
         if roster.generation > self._known.roster.generation:
@@ -266,18 +273,52 @@ class Register:
     def ask_who_holds_it(self, site: SiteId) -> None:
         """Those who held the register are all gone, perhaps: any site may know who came after them."""
         self._desk.ask(
-            site, mesh.Read(self._job.id), ASK_TIMEOUT_S, lambda reply, _: self._told(reply)
-        )
+            site, mesh.Read(self._job.id), ASK_TIMEOUT_S,
+            lambda reply, now: self._told(site, reply, now, is_answer=True),
+        )  # fmt: skip
 
-    def _told(self, reply: mesh.Reply | None) -> None:
+    def _told(
+        self, site: SiteId, reply: mesh.Reply | None, now: float, *, is_answer: bool = False
+    ) -> None:
         if isinstance(reply, mesh.ReadReply) and reply.members:
-            self.learn(Roster(reply.generation, reply.members, reply.others))
+            roster = Roster(reply.generation, reply.members, reply.others)
+            self.hear(site, roster, now, is_answer=is_answer)
+        elif isinstance(reply, mesh.Buried) and reply.job == self._job.id:
+            self.hear(site, reply, now, is_answer=is_answer)
+
+    def hear(
+        self, teller: SiteId, word: Roster | mesh.Buried, now: float, *, is_answer: bool = False
+    ) -> None:
+        """A site says who holds the register by now, or how the job has ended.
+
+        A holder's word of the end is taken. Else it takes two that say the same: one that lies could name itself,
+        and then what it likes. Where only one is left to ask it has to say so for long, and no holder to answer.
+
+        Args:
+            teller: who says it.
+            word: what it says.
+            now: monotonic time, seconds.
+            is_answer: it was asked, since the holders did not answer.
+        """
+        if isinstance(word, Roster) and (
+            not word.is_sound or word.generation <= self._known.roster.generation
+        ):
+            return
+        tellers = self._heard.setdefault(word, Counter())
+        tellers[teller] += is_answer
+        is_holder = isinstance(word, mesh.Buried) and teller in self.voters().everyone
+        if is_holder or len(tellers) >= TELLERS_MIN or tellers[teller] >= ANSWERS_MIN:
+            self._heard.clear()
+            if isinstance(word, Roster):
+                self.learn(word)
+            else:
+                self._buried(word, now)
+        elif len(self._heard) > HEARD_MAX:
+            del self._heard[next(iter(self._heard))]
 
     def _replied(self, number: int, site: SiteId, reply: mesh.Reply | None, now: float) -> None:
-        self._told(reply)
+        self._told(site, reply, now)
         if isinstance(reply, mesh.Buried):
-            if site in self.voters().everyone and reply.job == self._job.id:
-                self._buried(reply, now)
             reply = None
         if (conversation := self._conversations.get(number)) is not None:
             self._perform(number, conversation[0].step(Replied(site, reply), now), now)
@@ -294,6 +335,7 @@ class Register:
             decoded = decode(value)
         except Malformed as error:
             return Unknown(f"the register's value is of another version: {error.what}")
+        self._heard.clear()  # the holders answer
         if decoded is not None:
             self.learn(decoded.roster)
         return Settled(decoded, is_ours)

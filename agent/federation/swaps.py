@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.election.roster import Known, Roster, Voters
-from agent.federation.desk import Desk, Surroundings
+from agent.federation.desk import Desk, Surroundings, sources
+from agent.federation.events import FetchBlob
 from agent.federation.register import Outcome, Register, Settled
 from agent.federation.value import (
     EPOCH_JUMP,
@@ -26,7 +27,7 @@ from agent.federation.value import (
     replace_member,
 )
 from agent.foundation.errors import Malformed
-from agent.foundation.ids import SiteId
+from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.documents import Job
 from agent.wire.mesh import Done, Keep, Read, ReadReply, Reply
@@ -67,6 +68,10 @@ class Swaps:
         self._retry_at = NEVER
         self._pause_s = RETRY_S
         self._again: Callable[[float], None] | None = None
+        self._sought: set[Digest] = set()
+        """By a recovery, which goes on with ``_then``."""
+        self._nowhere: set[Digest] = set()
+        self._then: Callable[[float], None] = lambda _: None
 
     # --- replacing -------------------------------------------------------------------------------
     def replace(self, swap: Swap, value: JobValue, now: float) -> None:
@@ -139,6 +144,7 @@ class Swaps:
         if self._is_busy:
             return
         self._is_busy, self.trouble = True, ""
+        self._nowhere.clear()  # who has it may be back
         answers: dict[SiteId, ReadReply] = {}
         others = [site for site in survivors if site != self._me]
 
@@ -177,18 +183,47 @@ class Swaps:
         if not known:
             self.trouble = "no survivor holds anything: submit the job anew"
             return
-        best = max(known, key=lambda one: one.progress)
         seen = max((one.accepted.number for one in answers if one.accepted), default=0)
-        if any(not self._surroundings.is_held(blob) for blob in best.blobs):
-            self.trouble = (
-                "this site does not hold what the register names: ask one that takes part"
-            )
+        best = self._best(known)
+        if best is None:
+            self.trouble = "this site does not hold what the register names, and nobody gives it: ask one that takes part"
             return
+        missing = {blob for blob in best.blobs if not self._surroundings.is_held(blob)}
+        if missing:
+            self._is_busy, self._sought = True, missing
+            self._then = lambda at: self._take_over(members, value, answers, at)
+            self.trouble = f"fetching what round {best.round} is made of"
+            around = sources(members, self._surroundings.alive(), self._me)
+            self._desk.emit(*(FetchBlob(blob, around) for blob in sorted(missing)))
+            return
+        self.trouble = ""
         holders = Known(Roster(0, members, ()))
-        change = recover(best, members, self._me, self._desk.operation())
+        nowhere = frozenset(self._nowhere)
+        change = recover(best, members, self._me, self._desk.operation(), nowhere)
         self._have_kept(
             members, best, now, lambda at: self._change(change, at, holders, seen + EPOCH_JUMP)
         )
+
+    def _best(self, known: list[JobValue]) -> JobValue | None:
+        """The furthest whose blobs can be had, as far as is known: others are as lost as those who had them."""
+        reachable = [one for one in known if not one.blobs & self._nowhere]
+        return max(reachable, key=lambda one: one.progress, default=None)
+
+    def blob_arrived(self, digest: Digest, now: float) -> None:
+        """Go on with a recovery when all is here, or known to be nowhere."""
+        if digest in self._sought:
+            self._sought.discard(digest)
+            if not self._sought:
+                self._is_busy = False
+                self._then(now)
+
+    def blob_missing(self, digest: Digest, now: float) -> None:
+        """No living site gives it."""
+        if digest in self._sought:
+            self._nowhere.add(digest)
+            self._sought.clear()  # what else that value names is of no use without it
+            self._is_busy = False
+            self._then(now)
 
     def _have_kept(
         self,

@@ -26,8 +26,12 @@ Plan = Literal["adopt", "collect", "alone", "wait"]
 class Whole:
     """What a region's machine knows of the whole job, and what its aggregator does next."""
 
-    def __init__(self, job: Job, parent: JobId, desk: Desk) -> None:
-        """``job``: the region's; ``parent``: the whole."""
+    def __init__(
+        self, job: Job, parent: JobId, desk: Desk,
+        is_held: Callable[[Digest], bool] = lambda _: False,
+    ) -> None:  # fmt: skip
+        """``job``: the region's; ``parent``: the whole; ``is_held``: whether a blob is here."""
+        self._is_held = is_held
         self._staleness_max, self._alone_max = job.staleness_max, job.local_rounds_max
         self._parent, self._desk = parent, desk
         self.news: FromWhole | None = None
@@ -69,14 +73,16 @@ class Whole:
         """
         above, whole = value.above, None if self.news is None else self.news.value
         if whole is not None and whole.parameters is not None and whole.state == "running":
-            ahead = (whole.recoveries, whole.round)
             if above is None:
                 return "adopt"
-            if ahead > (above.recoveries, above.round):
+            is_ahead = (whole.recoveries, whole.round) > (above.recoveries, above.round)
+            is_in_reach = now < self.alone_at(value) or self._is_held(whole.parameters)
+            if is_ahead and is_in_reach:
                 is_lost = whole.recoveries > above.recoveries or (
                     whole.round - above.round > self._staleness_max
                 )
-                if is_lost or (not value.alone and not is_collecting) or self._is_settled(value):
+                is_idle = not value.alone and not is_collecting
+                if is_lost or is_idle or self._is_settled(value) or self._is_past(value):
                     return "adopt"
         if above is None:
             return "wait"
@@ -89,6 +95,17 @@ class Whole:
         return (
             self.news is not None and self.news.settled_until >= value.round and bool(value.alone)
         )
+
+    def _is_past(self, value: JobValue) -> bool:
+        """Whether the whole job has counted the region up to a round whose parameters nobody has kept.
+
+        What came after that cannot be told from what was counted, and is lost.
+        """
+        above = value.above
+        if self.news is None or above is None or not value.is_waiting:
+            return False
+        counted = self.news.settled_until
+        return counted > above.after and counted not in (above.told_round, value.round)
 
     def alone_at(self, value: JobValue) -> float:
         """When the region goes on alone, should nothing be heard."""
@@ -119,7 +136,7 @@ class Delegate:
         self._job, self._name, self._desk = job, region.name, desk
         self._region_job = regional(job, region).id
         self._sources, self._known = sources, known
-        self._offering = Offering(me, desk, ears, self.follow)
+        self._offering = Offering(me, desk, ears, self._go_on)
         self.speaks = False
         self._value: JobValue | None = None
         self._region: JobValue | None = None
@@ -142,14 +159,17 @@ class Delegate:
         self._region, self.speaks, self._metrics = event.value, event.speaks, event.metrics
         self._is_here = event.is_here
         if self._value is not None:
-            self.follow(self._value, now)
+            self._go_on(self._value, now)
         else:
             self.tell()
 
     def follow(self, value: JobValue, now: float) -> None:
-        """The register of the whole job holds ``value``."""
+        """The register of the whole job was read, and holds ``value``."""
         self._value, self._silent_since = value, None
         self._offering.follow(value)
+        self._go_on(value, now)
+
+    def _go_on(self, value: JobValue, now: float) -> None:
         self.tell()
         if not self.speaks or value.state != "running" or self._offering.is_over:
             return
@@ -177,6 +197,9 @@ class Delegate:
         self._value = value if value is not None else self._value
         self._offering.end()
         self.say_that_it_is_over()
+
+    def give_up(self) -> None:
+        """It has made nothing itself."""
 
     def say_that_it_is_over(self) -> None:
         """The region's machine asks, or ought to know."""

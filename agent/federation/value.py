@@ -355,7 +355,13 @@ def release_member(kept: frozenset[Digest], operation: bytes) -> Change:
     return _known(operation, apply)
 
 
-def recover(best: JobValue, members: Members, me: SiteId, operation: bytes) -> Change:
+def recover(
+    best: JobValue,
+    members: Members,
+    me: SiteId,
+    operation: bytes,
+    nowhere: frozenset[Digest] = frozenset(),
+) -> Change:
     """Take the register over at ``members``, whatever they hold, from the best that is left.
 
     Args:
@@ -363,6 +369,7 @@ def recover(best: JobValue, members: Members, me: SiteId, operation: bytes) -> C
         members: the new holders; every survivor is among them.
         me: becomes the aggregator, until somebody claims the next epoch.
         operation: see ``JobValue.operations``.
+        nowhere: blobs that no living site has: a value that names one of them is as lost as its makers.
     """
 
     def change(value: bytes | None) -> bytes | Refusal:
@@ -371,12 +378,14 @@ def recover(best: JobValue, members: Members, me: SiteId, operation: bytes) -> C
             return encode_value(now)
         if now is not None and now.recoveries > best.recoveries:
             return Refusal("another recovery came first", value)
-        base = best if now is None or now.progress < best.progress else now
+        is_lost = now is not None and bool(now.blobs & nowhere)
+        base = best if now is None or is_lost or now.progress < best.progress else now
+        epoch = max(base.epoch, 0 if now is None else now.epoch)
         generation = 0 if base.roster is None else base.roster.generation
         roster = Roster((generation + EPOCH_JUMP) // 2 * 2, members, ())
         return encode_value(
             _with(
-                base, operation, roster=roster, aggregator=me, epoch=base.epoch + EPOCH_JUMP,
+                base, operation, roster=roster, aggregator=me, epoch=epoch + EPOCH_JUMP,
                 recoveries=base.recoveries + 1,
             )
         )  # fmt: skip

@@ -20,6 +20,8 @@ WATCH_TIMEOUT_S = 30.0
 """A watch is answered after 20 s at the latest, so one unanswered for 30 s is broken."""
 WATCHERS_MAX = 20_000
 """Twice the largest mesh: each site watches once, and once more after it was cut off."""
+HELD_LEAST_S = 1.0
+"""Who answers sooner that nothing has changed holds too many watches, or does not hold them."""
 PAUSE_S = 0.5
 PAUSE_MAX_S = 10.0
 NO_CHANGE = "no change yet"
@@ -73,10 +75,11 @@ class Watching:
         self._job, self._desk, self._value = job, desk, value
         self._look, self._doubt, self._resigned = look, doubt, resigned
         self._target: tuple[SiteId, int] | None = None
-        self._doubts = 0
+        self._doubts = self._hasty = 0
+        self._asked_at = 0.0
         self._told: Progress | None = None
 
-    def watch(self, value: JobValue) -> None:
+    def watch(self, value: JobValue, now: float) -> None:
         """Watch the aggregator of ``value``, once."""
         target = (value.aggregator, value.epoch)
         if self._target == target:
@@ -84,6 +87,7 @@ class Watching:
         if self._target is None or self._target[1] != value.epoch:
             self._target = target
         message = Watch(self._job.id, value.epoch, value.round)
+        self._asked_at = now
         self._desk.ask(
             value.aggregator, message, WATCH_TIMEOUT_S,
             lambda reply, now: self._answered(target, reply, now),
@@ -103,7 +107,12 @@ class Watching:
             return
         if isinstance(reply, Declined) and reply.reason == NO_CHANGE:
             self._doubts = 0
-            self.watch(value)
+            if now - self._asked_at >= HELD_LEAST_S:
+                self._hasty = 0
+                self.watch(value, now)
+            else:
+                self._look(now, min(PAUSE_S * 2**self._hasty, PAUSE_MAX_S))
+                self._hasty = min(self._hasty + 1, 16)
         elif isinstance(reply, Done) and self._told != value.progress:
             # Told twice of the same state there is nothing new to read: fall through and pause.
             self._doubts, self._told = 0, value.progress

@@ -196,12 +196,18 @@ def _fencing(evidence: Evidence) -> Iterator[str]:
 
 
 def _one_history(evidence: Evidence) -> Iterator[str]:
-    """Chosen values, in the order of their ballots, only move forward, one round at a time."""
+    """Chosen values, in the order of their ballots, only move forward, one round at a time.
+
+    But for a recovery: rounds whose parameters were lost with the majority are made anew.
+    """
     ordered = sorted(evidence.chosen, key=lambda choice: choice.ballot)
     last: JobValue | None = None
     results: dict[tuple[int, int], tuple[Digest | None, Digest | None]] = {}
     for choice in ordered:
         value = choice.value
+        if last is not None and value.recoveries > last.recoveries:
+            last = None
+            results.clear()
         if last is not None and (value.round, value.epoch) < (last.round, last.epoch):
             yield f"the register went back from round {last.round} to {value.round}"
         if last is not None and value.round == last.round and value.epoch < last.epoch:

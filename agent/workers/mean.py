@@ -35,6 +35,7 @@ from agent.foundation.errors import Malformed, UsageError
 from agent.training.ranges import cut
 from agent.wire.limits import CHUNK_BYTES
 from agent.workers.parameters import (
+    VALUE_MAX,
     Floats,
     Parameters,
     Row,
@@ -233,7 +234,7 @@ class Mean:
         if not guilty:
             return not_finite(name_at(self.like, at.start))
         block = self._counted[guilty[0]].values(at)
-        first = at.start + int(np.argmax(~np.isfinite(block)))
+        first = at.start + int(np.argmax(~(np.abs(block) <= VALUE_MAX)))
         return Spoiled(not_finite(name_at(self.like, first)), guilty)
 
 
@@ -251,10 +252,9 @@ class FloatMean(Mean):
             for one, share in zip(self._counted, shares, strict=True):
                 np.multiply(one.values(here), share, out=part)
                 np.add(total, part, out=total)
-        # A sum of so many numbers below 2^100 is finite; larger ones diverge all the same.
-        if not np.isfinite(np.add.reduce(out)):
-            sums = [np.add.reduce(one.values(at)) for one in self._counted]
-            raise self._spoiled(at, [not np.isfinite(one) for one in sums])
+        if largest_of(out) == np.inf:
+            found = [largest_of(one.values(at)) for one in self._counted]
+            raise self._spoiled(at, [one == np.inf for one in found])
 
 
 class Ranges:

@@ -18,10 +18,12 @@ from agent.foundation.errors import Malformed
 from agent.training.contract import Outer
 from agent.workers.parameters import (
     CONTROL,
+    VALUE_MAX,
     Floats,
     Parameters,
     Stored,
     check_like,
+    largest_of,
     name_at,
     not_finite,
 )
@@ -95,6 +97,8 @@ class Stepper:
             m += (one - keep) * d
             v = self._grown(second, d * d)
             self._after.values[second] = v
+            if not np.isfinite(v).all():
+                raise not_finite(name_at(self._base, at.start))
             root: Floats = np.sqrt(v)
             go = m / (root + np.float32(outer.floor))
         else:
@@ -103,7 +107,7 @@ class Stepper:
         self._after.values[at] = m
         go *= np.float32(outer.rate)
         go += base
-        if not (np.isfinite(go).all() and np.isfinite(m).all()):
+        if not (largest_of(go) <= VALUE_MAX and np.isfinite(m).all()):
             raise not_finite(name_at(self._base, at.start))
         mean[:] = go
 

@@ -37,6 +37,9 @@ CONTROL = "~control/"
 and in the order of what they are about."""
 LABEL = "atoll"
 LABEL_CHARS_MAX = 200
+VALUE_MAX = 1e18
+"""Larger ones have diverged: the square of a step between two of them would be no float32 any more, and what an outer
+optimizer carries on would be spoilt for good."""
 CHECK_ELEMENTS = 1 << 18
 """Looked at together: 1 MiB stays in the second-level cache."""
 _MADV_POPULATE_READ = 22
@@ -194,7 +197,7 @@ def largest(parameters: Parameters) -> dict[str, float]:
     """The largest magnitude in each tensor (0 if it is empty).
 
     Raises:
-        Malformed: a tensor holds NaN or infinity; it is named.
+        Malformed: a tensor holds NaN, infinity or what is as good as that; it is named.
     """
     found = {}
     for name, tensor in parameters.tensors.items():
@@ -207,9 +210,9 @@ def largest(parameters: Parameters) -> dict[str, float]:
 
 
 def largest_of(values: Floats) -> float:
-    """The largest magnitude of some values; infinity if any of them is no number."""
+    """The largest magnitude of some values; infinity if any of them is no number, or beyond ``VALUE_MAX``."""
     most = max(float(values.max()), -float(values.min()))  # NaN, if any is
-    return most if np.isfinite(most) else float("inf")
+    return most if most <= VALUE_MAX else float("inf")
 
 
 def not_finite(name: str) -> Malformed:

@@ -43,7 +43,7 @@ def test_a_keep_call_is_answered_when_everything_is_here() -> None:
     bench.around.held.add(digest("b"))
     bench.custody.keep(1, ANNA, Keep(JOB, (digest("a"), digest("b"))))
     assert [f.digest for f in of(bench.desk.take(), FetchBlob)] == [digest("a")]
-    bench.custody.blob_arrived(digest("a"))
+    bench.custody.blob_arrived(digest("a"), 1.0)
     effects = bench.desk.take()
     assert answered(effects) == Done()
     assert {label.digest for label in of(effects, Label)} == {digest("a"), digest("b")}
@@ -53,7 +53,7 @@ def test_a_keep_call_whose_blob_cannot_be_had_is_declined() -> None:
     bench = Bench()
     bench.custody.keep(1, ANNA, Keep(JOB, (digest("a"),)))
     bench.desk.take()
-    bench.custody.blob_missing(digest("a"))
+    bench.custody.blob_missing(digest("a"), 1.0)
     assert isinstance(answered(bench.desk.take()), Declined)
 
 
@@ -96,10 +96,10 @@ def test_the_parameters_of_this_round_and_the_last_stay() -> None:
 
 def test_old_parameters_that_arrive_late_are_forgotten() -> None:
     bench = Bench()
-    bench.move(value())
-    bench.move(value(round=2, parameters=digest("p2")))
+    for round_ in (0, 1, 2):
+        bench.move(value(round=round_, parameters=digest(f"p{round_}")))
     bench.around.held.add(digest("p0"))
-    bench.custody.blob_arrived(digest("p0"))
+    bench.custody.blob_arrived(digest("p0"), 1.0)
     assert bench.forgotten() == {digest("p0")}
 
 
@@ -119,7 +119,7 @@ def test_borrowed_updates_go_back_even_those_that_arrive_later() -> None:
     bench.custody.borrow(digest("u2"))
     bench.custody.give_back()
     assert bench.forgotten() == {digest("u1")}
-    bench.custody.blob_arrived(digest("u2"))
+    bench.custody.blob_arrived(digest("u2"), 1.0)
     assert bench.forgotten() == {digest("u2")}
 
 

@@ -29,7 +29,7 @@ class Bench:
             for fetch in of(effects, FetchBlob):
                 fetched.append(fetch.digest)
                 self.around.held.add(fetch.digest)
-                self.history.blob_arrived(fetch.digest)
+                self.history.blob_arrived(fetch.digest, 1.0)
             for read in of(effects, ReadBlob):
                 self.history.blob_read(read.digest, DATA[read.digest], 1.0)
         return fetched
@@ -77,14 +77,14 @@ def test_what_is_nowhere_is_asked_for_less_and_less_often() -> None:
         now = bench.history.wake_at()
         bench.history.woke(now)
         if len(pauses) == 4:
-            bench.history.end(is_cancelled=False)
+            bench.history.end()
     assert pauses == [2.0, 4.0, 8.0, 8.0, 32.0, 60.0, 60.0, 60.0, 60.0]
 
 
 def test_of_a_cancelled_job_what_is_nowhere_is_given_up() -> None:
     bench, now, tries = Bench(), 0.0, 0
     bench.history.follow(value(round=1, contributions=FIRST[0]))
-    bench.history.end(is_cancelled=True)
+    bench.history.end(TRIES_CANCELLED_MAX)
     while not bench.history.has_given_up:
         bench.history.blob_missing(FIRST[0], now)
         now, tries = bench.history.wake_at(), tries + 1

@@ -144,7 +144,7 @@ def test_a_change_that_refuses_an_empty_register_settles_on_nothing() -> None:
     assert bench.outcomes == [Settled(None, is_ours=False)]
 
 
-def test_a_site_tells_who_holds_the_register_by_now_and_believes_who_tells_it() -> None:
+def test_a_site_tells_who_holds_the_register_by_now_and_believes_two_who_tell_it() -> None:
     bench = Bench(ANNA, BERT)
     now_held = Roster(4, (BERT, ME), (ANNA, BERT))
     bench.register.learn(now_held)
@@ -155,6 +155,10 @@ def test_a_site_tells_who_holds_the_register_by_now_and_believes_who_tells_it() 
     other.register.ask_who_holds_it(BERT)
     (ask,) = asked(other.save(), Read)
     other.desk.replied(ask.call, told, 0.1)
+    assert other.register.roster.generation == 0, "one alone may lie"
+    other.register.hear(BERT, now_held, 0.2)
+    assert other.register.roster.generation == 0, "however often"
+    other.register.hear(ANNA, now_held, 0.3)
     assert other.register.roster == now_held
     other.register.learn(Roster(2, (ANNA,), ()))
     assert other.register.roster == now_held, "what is older is no news"

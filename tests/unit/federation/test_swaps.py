@@ -6,7 +6,7 @@ import pytest
 from federated_site import ANNA, BERT, CARL, ME, Around, asked, desk, digest, job, of, value
 
 from agent.election.roster import Roster
-from agent.federation.events import Ask, JobEffect, Persist
+from agent.federation.events import Ask, FetchBlob, JobEffect, Persist
 from agent.federation.register import Register
 from agent.federation.swaps import RETRY_S, Swap, Swaps
 from agent.federation.value import (
@@ -65,6 +65,14 @@ class Bench:
                 assert persist.token is not None
                 self.register.persisted(persist.token, 0.0)
             self._answer(effects)
+
+    def fetches(self) -> list[FetchBlob]:
+        """What is asked for once all have answered."""
+        found: list[FetchBlob] = []
+        while effects := self.desk.take():
+            found += of(effects, FetchBlob)
+            self._answer(effects)
+        return found
 
     def _answer(self, effects: list[JobEffect]) -> None:
         for ask in of(effects, Ask):
@@ -183,7 +191,9 @@ def test_a_recovery_needs_the_parameters_here_and_on_a_majority_of_the_new_commi
     bench = Bench(value())
     bench.around.held = set()
     bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)
-    bench.settle()
+    (fetch,) = bench.fetches()
+    assert "fetching" in bench.swaps.trouble
+    bench.swaps.blob_missing(fetch.digest, 1.0)
     assert "does not hold what the register names" in bench.swaps.trouble
     bench.around.held, bench.full = set(value().blobs), {ANNA, DORA}
     bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)

@@ -3,8 +3,10 @@ from federated_site import BERT, asked, desk, job, of, value
 from agent.federation.events import Answer
 from agent.federation.value import JobValue
 from agent.federation.watch import (
+    HELD_LEAST_S,
     NO_CHANGE,
     PAUSE_MAX_S,
+    PAUSE_S,
     WATCH_HOLD_S,
     Watchers,
     Watching,
@@ -30,12 +32,12 @@ class Bench:
 
     def watch(self) -> list[int]:
         assert self.value is not None
-        self.watching.watch(self.value)
+        self.watching.watch(self.value, 0.0)
         return [ask.call for ask in asked(self.desk.take(), Watch)]
 
-    def answer(self, reply: Reply | None) -> None:
+    def answer(self, reply: Reply | None, now: float = 0.0) -> None:
         (call,) = self.watch()
-        self.desk.replied(call, reply, 0.0)
+        self.desk.replied(call, reply, now)
 
 
 def test_an_aggregator_is_watched_once() -> None:
@@ -66,9 +68,19 @@ def test_pauses_double_while_nothing_works_and_end_at_a_bound() -> None:
 
 def test_a_held_watch_that_found_no_change_is_renewed_without_a_read() -> None:
     bench = Bench()
-    bench.answer(Declined(NO_CHANGE))
+    bench.answer(Declined(NO_CHANGE), WATCH_HOLD_S)
     assert bench.pauses == []
     assert len(asked(bench.desk.take(), Watch)) == 1
+
+
+def test_a_watch_that_is_answered_at_once_is_renewed_after_pauses_that_double() -> None:
+    """An aggregator with as many watchers as it may have, or one that is wrong."""
+    bench = Bench()
+    for _ in range(12):
+        bench.answer(Declined(NO_CHANGE), HELD_LEAST_S / 2)
+    assert bench.pauses[:3] == [PAUSE_S, 2 * PAUSE_S, 4 * PAUSE_S]
+    assert bench.pauses[-1] == PAUSE_MAX_S
+    assert bench.doubts == []
 
 
 def test_a_resignation_is_no_doubt() -> None:

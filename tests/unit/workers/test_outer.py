@@ -12,7 +12,7 @@ from agent.foundation.errors import Malformed
 from agent.training.contract import Outer
 from agent.workers.mean import BLOCK_VALUES
 from agent.workers.outer import Stepper, state_outline
-from agent.workers.parameters import Floats, Parameters, Stored, make, parse, read, write
+from agent.workers.parameters import VALUE_MAX, Floats, Parameters, Stored, make, parse, read, write
 
 RULES = ("momentum", "nesterov", "adam", "yogi")
 SIZE = 70_000
@@ -132,3 +132,17 @@ def test_what_another_optimizer_left_or_is_no_number_is_refused() -> None:
         stepped(outer("momentum"), base, base, left)
     with pytest.raises(Malformed, match="'w' is not finite"):
         stepped(outer("momentum", rate=100.0), base, base + np.float32(3e38), None)
+
+
+@pytest.mark.parametrize("name", ["adam", "yogi"])
+def test_no_round_leaves_what_none_can_go_on_from(name: str) -> None:
+    """A step of 1e20 is finite, its square is not; with the largest values that a mean can have it is."""
+    base = np.zeros(SIZE, np.float32)
+    wild = base.copy()
+    wild[7] = 1e20
+    with pytest.raises(Malformed, match="not finite"):
+        stepped(outer(name), base, wild, None)
+    wild[7] = VALUE_MAX
+    made, after = stepped(outer(name), base, wild, None)
+    assert np.isfinite(after.values).all()
+    stepped(outer(name), made, made + np.float32(0.01), after)
