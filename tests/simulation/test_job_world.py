@@ -507,7 +507,7 @@ def test_a_watch_that_asks_again_at_once_is_caught(monkeypatch: pytest.MonkeyPat
         if self._target == target:
             self._target = None
             if (value := self._value()) is not None:
-                self.watch(value) if isinstance(reply, Done) else self._look(now, 0.0)
+                self.watch(value, now) if isinstance(reply, Done) else self._look(now, 0.0)
 
     monkeypatch.setattr(Watching, "_answered", answered)
     assert first_violations(saying="without end")
