@@ -66,7 +66,7 @@ def choose_regions(job: JobId, wanted: Sequence[str], seats: Sequence[Seat]) -> 
         seats: live sites that may hold the job.
 
     Raises:
-        UsageError: a region has no such site, or there are more regions than a job may have.
+        UsageError: a region has no such site, ``*`` is none, or there are more regions than a job may have.
     """
     by_name: dict[str, list[Seat]] = defaultdict(list)
     for seat in seats:
@@ -74,6 +74,12 @@ def choose_regions(job: JobId, wanted: Sequence[str], seats: Sequence[Seat]) -> 
     names = set(wanted) - {EVERY_REGION}
     if EVERY_REGION in wanted:
         names |= {name for name, there in by_name.items() if len(there) > 1}
+        if not names:
+            raise UsageError(
+                "no region has two living sites that may hold the job",
+                why=f"regions = [{EVERY_REGION!r}] is every region that has",
+                mend="name regions, or submit the job without any",
+            )
     if missing := sorted(names - by_name.keys()):
         raise UsageError(
             f"no living site that may hold the job is in region {missing[0]!r}",

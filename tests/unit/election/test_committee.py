@@ -116,3 +116,10 @@ def test_a_region_without_sites_and_too_many_regions_are_refused() -> None:
     many = seats(*[f"r{number}" for number in range(REGIONS_MAX + 1)] * 2)
     with pytest.raises(UsageError, match="65 regions"):
         choose_regions(JOB, ["*"], many)
+
+
+def test_every_region_with_two_sites_is_an_error_where_there_is_none() -> None:
+    """A job without regions is not what was asked for."""
+    with pytest.raises(UsageError, match="no region has two living sites"):
+        choose_regions(JOB, ["*"], seats("north", "south"))
+    assert choose_regions(JOB, ["north", "*"], seats("north", "south"))[0].name == "north"
