@@ -1,6 +1,7 @@
 """Training on MNIST at eight sites (GOALS "Training"): Atoll beside the same work without a framework.
 
-Run: make bench-training      (or: python benchmarks/bench_training.py [--runs 3])
+Run: make bench-training      (or: python benchmarks/bench_training.py [--runs 3] [--peers nvflare] [--only-peers])
+Beside it the same work by other frameworks, and what becomes of them when one of their processes is killed.
 Writes benchmarks/results/training.json and renews the figures in docs/status.md.
 """
 
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,29 +28,66 @@ sys.path[:0] = [str(ROOT / "tests" / "process")]
 
 from daemon_cluster import Daemon, admit, found, running, scratch, submit_job, wait_for  # noqa: E402
 from rows import Row, commit, line, row  # noqa: E402
+from training_peer import AFTER_KILL_S, Peer  # noqa: E402
 from training_work import BATCH, RATE, ROUNDS, SITES, load, plain, write_sites  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "training.json"
+PEERS = ("flower", "nvflare", "p2pfl")
+PEER_ROUNDS = 4
+ROUND = "a round, 8 sites, TLS + sandbox + register"
 
 
 def main() -> int:
     """Measure, write, and print one line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--flower-rounds", type=int, default=4, help="0: not beside Flower")
+    parser.add_argument(
+        "--peers", type=_peers, default=PEERS, help="flower,nvflare,p2pfl; empty: none"
+    )
+    parser.add_argument("--only-peers", action="store_true", help="keep all other rows as they are")
     asked = parser.parse_args()
-    plains = [plain() for _ in range(asked.runs)]
+    if asked.only_peers:
+        rows = json.loads(RESULTS.read_text())
+    else:
+        here = commit()
+        rows = [one | {"commit": here} for one in ours(asked.runs)]
+        write(rows)
+    ours_s = next(one["value"] for one in rows if one["name"] == ROUND)
+    for name in asked.peers:
+        rows = with_peer(rows, name, ours_s)
+        write(rows)  # what is measured stays, whatever becomes of the next peer
+    for one in rows:
+        print(line(one))
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "status.py")], check=True)
+    return 0
+
+
+def write(rows: Sequence[Row]) -> None:
+    """Into the results file."""
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    if unknown := set(names) - set(PEERS):
+        raise argparse.ArgumentTypeError(f"no peer: {', '.join(sorted(unknown))}")
+    return names
+
+
+def ours(runs: int) -> list[Row]:
+    """Atoll, beside the same work without a framework."""
+    plains = [plain() for _ in range(runs)]
     plain_s = statistics.median(value for took, _ in plains for value in took[1:])
     found_: list[dict[str, Any]] = []
     with eight_sites() as sites:
-        found_ += [measured(sites, number) for number in range(asked.runs)]
+        found_ += [measured(sites, number) for number in range(runs)]
 
     def of(key: str) -> list[float]:
         return [float(one[key]) for one in found_]
 
     beside = "no framework, 2 processes"
-    rows = [
-        row("a round, 8 sites, TLS + sandbox + register", of("round_s"), "s", 2.1, peer=beside, peer_value=plain_s),
+    return [
+        row(ROUND, of("round_s"), "s", 2.1, peer=beside, peer_value=plain_s),
         row("a round over no framework", [value - plain_s for value in of("round_s")], "s", 0.5),
         row("accuracy on MNIST's 10,000 test images after 10 rounds", of("accuracy"), "", 0.950,
             is_least=True, peer=beside, peer_value=statistics.median(right for _, right in plains)),
@@ -58,35 +97,39 @@ def main() -> int:
         row("memory of control while training (PSS), greatest of 8", of("control_mib"), "MiB", 60.0),
         row("memory of a site while training (PSS), greatest of 8", of("site_mib"), "MiB", 550.0),
     ]  # fmt: skip
-    if asked.flower_rounds:
-        rows += beside_flower(asked.flower_rounds, rows[0]["value"])
+
+
+def with_peer(rows: list[Row], name: str, ours_s: float) -> list[Row]:
+    """The rows with those of a peer anew, in the place of its former ones."""
+    peer = import_module(f"training_{name}").PEER
     here = commit()
-    RESULTS.write_text(json.dumps([one | {"commit": here} for one in rows], indent=1) + "\n")
-    for one in rows:
-        print(line(one))
-    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "status.py")], check=True)
-    return 0
+    made = [one | {"commit": here} for one in peer_rows(peer, ours_s)]
+    return [one for one in rows if not peer.has(one["name"])] + made
 
 
-def beside_flower(rounds: int, ours_s: float) -> list[Row]:
-    """The same work by Flower, and what becomes of it when its server or a client is killed."""
-    from training_flower import AFTER_KILL_S, FLOWER, flower
+def peer_rows(peer: Peer, ours_s: float) -> list[Row]:
+    """The same work by another framework, and what becomes of it when one of its processes is killed."""
+    whole = peer.run(PEER_ROUNDS)
+    told, client = peer.told, peer.client
 
-    whole = flower(rounds)
-    lost_server, lost_client = flower(rounds, kill="server"), flower(rounds, kill="client")
-    told = f"{FLOWER}, 8 SuperNodes"
+    def one(value: float | None) -> list[float] | None:
+        return None if value is None else [value]
+
     rows = [
         row(f"{told}: a round", whole["round_s"], "s", None, peer="Atoll", peer_value=ours_s),
-        row(f"{told}: accuracy after {whole['rounds']} rounds", [whole["accuracy"]], ""),
-        row(f"{told}: memory of the server (RSS)", [whole["server_mib"]], "MiB"),
-        row(f"{told}: memory of a client (RSS), greatest of 8", [whole["client_mib"]], "MiB"),
+        row(f"{told}: accuracy after {whole['rounds']} rounds", one(whole["accuracy"]), ""),
+        row(f"{told}: memory of a {client} (RSS), greatest of 8", [whole["client_mib"]], "MiB"),
     ]  # fmt: skip
-    for who, found_ in (("server", lost_server), ("client", lost_client)):
-        after = found_["after_kill_s"]
+    if whole["server_mib"] is not None:
+        name = f"{told}: memory of the server (RSS)"
+        rows.insert(2, row(name, [whole["server_mib"]], "MiB"))
+    for who in peer.kills:
+        after = peer.run(PEER_ROUNDS, kill=who)["after_kill_s"]
         name = f"{told}: SIGKILL of {who} in mid-run to the next round"
         if after is None:
-            name += f" (none within {AFTER_KILL_S:.0f} s)"
-        rows.append(row(name, None if after is None else [after], "s"))
+            why = f": {peer.reason}" if peer.reason else ""
+            name += f" (none within {AFTER_KILL_S:.0f} s{why})"
+        rows.append(row(name, one(after), "s"))
     return rows
 
 
