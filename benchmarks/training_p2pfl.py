@@ -15,7 +15,7 @@ NEEDS = (
     "numpy<2", "datasets==2.15.0", "huggingface_hub<0.24", "pyarrow<20", "pandas<3", "grpcio<2",
     "grpcio-tools<2", "protobuf<6", "psutil<6", "pyyaml<7", "tqdm<5", "opendp<0.15",
 )  # fmt: skip
-"""What its nodes import; all that it asks for does not resolve with this PyTorch."""
+"""What its nodes import. Left out are Ray, the command line's, and Lightning with a torchvision of an older PyTorch."""
 APP = ROOT / "benchmarks" / "training_peers" / "p2pfl"
 PORT = 18_400
 

@@ -95,12 +95,12 @@ class Run:
             "PATH": f"{commands}:{os.environ['PATH']}", **variables,
         }  # fmt: skip
 
-    def start(self, name: str, *words: str, folder: Path | None = None) -> Process:
+    def start(self, name: str, *words: str) -> Process:
         """A process in a session of its own; what it prints goes to NAME.out."""
         with (self.work / f"{name}.out").open("ab") as out:
             made = subprocess.Popen(
                 words, env=self.environment, stdout=out, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, cwd=folder or self.work, start_new_session=True,
+                stdin=subprocess.DEVNULL, cwd=self.work, start_new_session=True,
             )  # fmt: skip
         self._started.append(made)
         return made

@@ -16,7 +16,8 @@ FOLDER = Path(sys.argv[4])
 Settings.general.DISABLE_RAY = True  # it simulates nodes in one machine; these are real
 Settings.general.LOG_DIR = str(FOLDER / f"logs-{SITE}")
 Settings.ssl.USE_SSL = False  # it brings no certificates
-# 5 s as it comes: then eight nodes on two busy cores take each other for dead, and no second round ends.
+# It comes with 5 s: eight nodes on two cores beside other work then took each other for dead, and no second
+# round ended (3 of 3 runs). What follows a kill waits for the aggregation's timeout, which is as it comes.
 Settings.heartbeat.TIMEOUT = 30.0
 
 import numpy as np  # noqa: E402 - what p2pfl imports looks at the settings
