@@ -48,6 +48,8 @@ class Custody:
         those of the whole job."""
         self._promised: dict[Digest, int] = {}
         """With the step at which it was."""
+        self._history: set[Digest] = set()
+        """Of what was promised, what committed rounds name: it stays."""
         self._guests: dict[Digest, None] = {}
         """Of these, what was asked for by sites that are not known to aggregate."""
         self._parameters: dict[Digest, int] = {}
@@ -66,7 +68,7 @@ class Custody:
                 is_recent and value.state in ("running", "exporting")
             ):
                 return True
-        return digest in self._promised or digest in self._borrowed
+        return digest in self._promised or digest in self._borrowed or digest in self._history
 
     def _named_by(self, value: JobValue) -> set[Digest]:
         """What the register names and is to stay."""
@@ -78,7 +80,7 @@ class Custody:
         """What a commit under way may name, or is made of."""
         recent = (digest for digest, at in self._parameters.items() if at >= self._step - 1)
         asked_for = (blob for _, blobs in self._keeping.values() for blob in blobs)
-        return {*self._promised, *self._borrowed, *self._made, *recent, *asked_for}
+        return {*self._promised, *self._history, *self._borrowed, *self._made, *recent, *asked_for}
 
     # --- Keep ------------------------------------------------------------------------------------
     def keep(self, call: int, sender: SiteId, message: Keep) -> None:
@@ -180,7 +182,10 @@ class Custody:
         value = self._value()
         named = set() if value is None else value.blobs
         for digest, at in list(self._promised.items()):
-            if at < self._step - 1 and digest not in named and digest not in history:
+            if digest in history:
+                del self._promised[digest]
+                self._history.add(digest)
+            elif at < self._step - 1 and digest not in named:
                 del self._promised[digest]
                 self._desk.emit(ForgetBlob(digest))
 
@@ -218,8 +223,9 @@ class Custody:
         value = self._value()
         if value is not None:
             named |= self._named_by(value)
-        for digest in (*self._parameters, *self._promised):
+        for digest in (*self._parameters, *self._promised, *self._history):
             if digest not in named and self._surroundings.is_held(digest):
                 self._desk.emit(ForgetBlob(digest))
         self._promised.clear()
+        self._history.clear()
         self._parameters.clear()

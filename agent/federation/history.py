@@ -81,6 +81,8 @@ class History:
         self._job, self._desk, self._surroundings = job, desk, surroundings
         self._sources, self._settled = sources, settled
         self._rounds: dict[int, Counted] = {}
+        self.names: set[Digest] = set()
+        """Of the contributions of all rounds known here."""
         self._head: tuple[int, Digest] | None = None
         self._complete = self._recoveries = 0
         self._unreadable: set[Digest] = set()
@@ -113,6 +115,7 @@ class History:
     def restore(self, counted: Counted) -> None:
         """A round read back from this site's database at start."""
         self._rounds[counted.content.round] = counted
+        self.names.add(counted.contributions)
 
     def follow(self, value: JobValue) -> None:
         """The register names ``value.contributions``: have it, and every round before it."""
@@ -126,7 +129,7 @@ class History:
         """Rounds that only the lost members knew are made anew: what is known here is to be read again."""
         self._recoveries = value.recoveries
         for number in [number for number in self._rounds if number > value.round]:
-            del self._rounds[number]
+            self.names.discard(self._rounds.pop(number).contributions)
         self._head, self._complete, self._seeking = None, 0, None
         self._is_doubted, self._retry_at = True, NEVER
 
@@ -147,7 +150,10 @@ class History:
         known = self._rounds.get(content.round)
         if known is not None and known.contributions == digest:
             return
+        if known is not None:
+            self.names.discard(known.contributions)
         self._rounds[content.round] = Counted(digest, content)
+        self.names.add(digest)
         counted = [
             {
                 **{name: figure for name, figure in e.metrics if name not in NOT_METRICS},

@@ -462,9 +462,9 @@ class JobMachine:
                 self._refresh(now)
 
     def _prune(self) -> None:
-        known = [counted.contributions for counted in self.history.rounds.values()]
-        if self.value is not None and len(known) >= self.value.round and not self.is_over:
-            self._custody.settled(known)
+        names, value = self.history.names, self.value
+        if value is not None and len(names) >= value.round and not self.is_over:
+            self._custody.settled(names)
 
     def _on_settled(self, _: Contributions) -> None:
         self.participant.settled()
