@@ -558,7 +558,7 @@ class JobMachine:
             case mesh.Watch():
                 self._watched(call, message, now)
             case mesh.SumRange():
-                self.summing.called(call, message, now)
+                self.summing.called(call, sender, message, now)
             case _:
                 self._desk.emit(Answer(call, mesh.Declined("not a call about a job")))
 

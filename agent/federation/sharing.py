@@ -160,7 +160,7 @@ class Sharing:
                 self._answered(one, site, reply, at)
 
         if site == self._me:
-            self._summing.sum(wanted, answered, now)
+            self._summing.sum(self._me, wanted, answered, now)
         else:
             self._desk.ask(site, wanted, SUM_TIMEOUT_S, answered)
 

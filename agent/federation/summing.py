@@ -67,12 +67,15 @@ class Summing:
         return results.union(*(one.inputs | {one.wanted.base} for one in self._works))
 
     # --- asked -----------------------------------------------------------------------------------
-    def called(self, call: int, wanted: SumRange, now: float) -> None:
+    def called(self, call: int, sender: SiteId, wanted: SumRange, now: float) -> None:
         """The aggregator asks."""
-        self.sum(wanted, lambda reply, _: self._desk.emit(Answer(call, reply)), now)
+        self.sum(sender, wanted, lambda reply, _: self._desk.emit(Answer(call, reply)), now)
 
-    def sum(self, wanted: SumRange, then: Then, now: float) -> None:
-        """``then`` takes what comes of it: ``RangeSummed``, ``RangeNotSummed`` or ``Declined``."""
+    def sum(self, sender: SiteId, wanted: SumRange, then: Then, now: float) -> None:
+        """``then`` takes what comes of it: ``RangeSummed``, ``RangeNotSummed`` or ``Declined``.
+
+        ``sender`` has the parameters that the round started from.
+        """
         if reason := self._refusal(wanted):
             then(Declined(reason), now)
             return
@@ -85,7 +88,7 @@ class Summing:
             inputs = (blob for one in wanted.summands for blob in (one.part, one.started_from))
             work = _Work(wanted, frozenset(blob for blob in inputs if blob is not None), [then])
             self._works.append(work)
-            self._begin(work, now)
+            self._begin(work, sender, now)
         elif work.result is not None:
             then(RangeSummed(work.result), now)
         else:
@@ -104,11 +107,9 @@ class Summing:
             return "the job's residency does not allow it here"
         return "" if self._surroundings.can_aggregate() else "this site does not aggregate"
 
-    def _begin(self, work: _Work, now: float) -> None:
-        summands, base = work.wanted.summands, work.wanted.base
-        # Whoever trained for the round has what it started from.
-        trained = next((one.site for one in summands if one.site != self._me), self._me)
-        sources = {base: trained}
+    def _begin(self, work: _Work, sender: SiteId, now: float) -> None:
+        summands = work.wanted.summands
+        sources = {work.wanted.base: sender}
         sources |= {one.started_from: one.site for one in summands if one.started_from is not None}
         sources |= {one.part: one.site for one in summands}
         for digest, site in sources.items():

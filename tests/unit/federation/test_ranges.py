@@ -62,7 +62,7 @@ class Site:
 
     def ask(self, message: SumRange) -> list[Digest]:
         """What it fetches for it."""
-        self.summing.sum(message, lambda reply, _: self.replies.append(reply), 0.0)
+        self.summing.sum(CARL, message, lambda reply, _: self.replies.append(reply), 0.0)
         return [one.digest for one in of(self.desk.take(), FetchBlob)]
 
     def serve(self, *blobs: Digest) -> None:
@@ -128,7 +128,7 @@ def test_what_cannot_be_had_or_counted_is_named() -> None:
     token = site.work().token
     site.summing.work_failed(token, "not finite", (parts_of("anna")[0],), 2.0)
     assert site.replies[-1] == RangeNotSummed((), (parts_of("anna")[0],), "not finite")
-    site.summing.sum(wanted(0), lambda reply, _: site.replies.append(reply), 2.0)
+    site.summing.sum(CARL, wanted(0), lambda reply, _: site.replies.append(reply), 2.0)
     site.summing.work_failed(site.work().token, "killed", (), 2.0)
     told: list[Reply] = [*site.replies]
     assert told[-1] == Declined("killed")
@@ -139,9 +139,13 @@ def test_older_parameters_and_the_rounds_own_are_fetched_too() -> None:
     site.around.held.clear()
     late = Summand(parts_of("bert")[0], BERT, 3, digest("old"))
     message = SumRange(JOB, 1, 1, digest("p0"), 0, PARTS, (late,))
-    site.summing.sum(message, lambda reply, _: site.replies.append(reply), 0.0)
+    site.summing.sum(CARL, message, lambda reply, _: site.replies.append(reply), 0.0)
     fetches = {one.digest: one.sources for one in of(site.desk.take(), FetchBlob)}
-    assert fetches == dict.fromkeys((digest("p0"), digest("old"), parts_of("bert")[0]), (BERT,))
+    assert fetches == {
+        digest("p0"): (CARL,),
+        digest("old"): (BERT,),
+        parts_of("bert")[0]: (BERT,),
+    }
     site.serve(parts_of("bert")[0], digest("old"))
     site.summing.blob_missing(digest("p0"), 1.0)
     assert site.replies == [Declined("the parameters of the round could not be had")]
