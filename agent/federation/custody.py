@@ -161,6 +161,8 @@ class Custody:
         """The register holds ``value``: parameters before the last ones serve nobody any more."""
         if value.parameters is not None and self._parameters.get(value.parameters) != self._step:
             self._step += 1
+        for blob in value.blobs:
+            self._guests.pop(blob, None)  # whoever asked has come to aggregate
         for made in (value.parameters, value.carried):
             if made is not None:
                 self._parameters[made] = self._step

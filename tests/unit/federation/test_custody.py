@@ -1,5 +1,7 @@
 from federated_site import (
     ANNA,
+    BERT,
+    CARL,
     JOB,
     ME,
     Around,
@@ -12,7 +14,7 @@ from federated_site import (
     value,
 )
 
-from agent.federation.custody import KEEPING_MAX, Custody
+from agent.federation.custody import GUESTS_MAX, KEEPING_MAX, Custody
 from agent.federation.events import FetchBlob, ForgetBlob, Label
 from agent.federation.value import JobValue
 from agent.wire.mesh import Declined, Done, Keep
@@ -131,3 +133,23 @@ def test_a_result_that_was_committed_is_not_given_back() -> None:
     bench.value = value(round=1, parameters=digest("p1"))
     bench.custody.give_back()
     assert bench.forgotten() == {digest("lost")}
+
+
+def test_what_an_aggregator_had_kept_before_it_was_known_stays() -> None:
+    """Its claim was decided by others; many more ask in vain afterwards."""
+    bench = Bench()
+    kept = Keep(JOB, (digest("p1"), digest("c1")))
+    bench.around.held |= set(kept.blobs)
+    bench.custody.keep(1, BERT, kept)
+    bench.move(
+        value(
+            round=1, epoch=2, aggregator=BERT, parameters=digest("p1"), contributions=digest("c1")
+        )
+    )
+    for call in range(2, 30):
+        blobs = tuple(digest(f"junk {call} {n}") for n in range(8))
+        bench.around.held |= set(blobs)
+        bench.custody.keep(call, CARL, Keep(JOB, blobs))
+    bench.forgotten()
+    assert {digest("p1"), digest("c1")} <= bench.around.held
+    assert sum(bench.custody.needs(blob) for blob in bench.around.held) <= GUESTS_MAX + 3
