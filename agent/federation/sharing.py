@@ -26,6 +26,8 @@ JOINS_MAX = 180
 """An hour: for a thousand updates of 1 GiB."""
 TURNS_MAX = 3
 """Times that each site is asked for one range; then something is wrong that no site can mend."""
+TICK_S = 1.0
+"""A call that took so much less than it may has not timed out but failed."""
 NEXT_S = 0.01
 PAUSE_S = 0.5
 
@@ -106,8 +108,10 @@ class Sharing:
         helpers = () if is_alone else (*others[turn:], *others[:turn])
         self._order = (*(site for site in helpers if self._may_help(site)), self._me)
         self._ranges = [_Range(part) for part in range(parts)]
+        number = self._number
         for one in self._ranges:
-            self._assign(one, now)
+            if number == self._number:  # else what this site had made already has ended it
+                self._assign(one, now)
 
     def _may_help(self, site: SiteId) -> bool:
         return self._surroundings.may_hold(self._job, site)
@@ -186,7 +190,7 @@ class Sharing:
                     now,
                 )  # fmt: skip
             case None if (
-                now - one.asked_at >= SUM_TIMEOUT_S
+                now - one.asked_at >= SUM_TIMEOUT_S - TICK_S
                 and site in self._surroundings.alive()
                 and one.joins < JOINS_MAX
             ):
