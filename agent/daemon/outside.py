@@ -250,7 +250,7 @@ class Outside:
             event: job.JobEvent = job.Trained(
                 effect.round, effect.base, digest, trained.samples, trained.metrics, parts
             )
-        except AtollError as error:
+        except (AtollError, OSError) as error:
             event = job.AttemptEnded(effect.round, str(error))
         self._feed(JobEnded(the_job.id, event))
 
@@ -259,19 +259,30 @@ class Outside:
         most = parts_of(the_job)
         if most == 1:
             return await self._store(path), ()
-        wanted = cut((await asyncio.to_thread(path.stat)).st_size, most)
-        parts = tuple([await self._store(path, chunks) for chunks in wanted])
-        digest = await self._blobs.put_bytes(pack(Cut(parts)))
-        self._feed(BlobStored(digest))
-        return digest, parts
+        stored: list[Digest] = []
+        try:
+            for chunks in cut((await asyncio.to_thread(path.stat)).st_size, most):
+                stored.append(await self._blobs.put_file(path, chunks))  # noqa: PERF401 - one may fail
+            digest = await self._blobs.put_bytes(pack(Cut(tuple(stored))))
+        except (AtollError, OSError):
+            for part in stored:  # of no use without the others
+                await self._forget(part)
+            raise
+        for blob in (*stored, digest):
+            self._feed(BlobStored(blob))
+        return digest, tuple(stored)
 
     async def _work(self, effect: Work) -> None:
         culprits: tuple[Digest, ...] = ()
         try:
             path, left = await self._made(effect)
-            carried = None if left is None else await self._store(left)
-            size = path.stat().st_size
-            digest = await self._store(path)
+            try:
+                carried = None if left is None else await self._store(left)
+                size = path.stat().st_size
+                digest = await self._store(path)
+            finally:
+                if isinstance(effect, (job.Aggregate, job.AggregateRange, job.Join)):
+                    await asyncio.to_thread(_unlink, path, left)
             event: job.JobEvent = job.WorkDone(effect.token, digest, size, carried)
         except (AtollError, OSError) as error:
             if isinstance(effect, (job.Aggregate, job.AggregateRange)):
@@ -321,8 +332,8 @@ class Outside:
     def _weighed(self, one: job.Counting) -> Weighed:
         return Weighed(self._blobs.path(one.update), one.weight, self._path(one.started_from))
 
-    async def _store(self, path: Path, chunks: range | None = None) -> Digest:
-        digest = await self._blobs.put_file(path, chunks)
+    async def _store(self, path: Path) -> Digest:
+        digest = await self._blobs.put_file(path)
         self._feed(BlobStored(digest))
         return digest
 
@@ -353,6 +364,13 @@ class Outside:
             told()
         if self.inference is not None:
             self.inference.view_changed()
+
+
+def _unlink(*paths: Path | None) -> None:
+    """What is in the store by now, or never will be."""
+    for path in paths:
+        if path is not None:
+            path.unlink(missing_ok=True)
 
 
 def _culprits(

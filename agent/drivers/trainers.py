@@ -49,6 +49,8 @@ from agent.wire.documents import Job
 TRAINERS_MAX = 8
 """Warm at once; about 300 MiB each. The one unused longest makes room."""
 SAMPLES_MAX = 2**40
+ROUND_SAMPLES_MAX = 2**36
+"""As ``agent.workers.mean``."""
 PREPARE_S_MAX = 120.0
 """Reading a dataset of 1 GiB from a slow disk."""
 EXPORT_S_MAX = 300.0
@@ -239,9 +241,10 @@ class Trainers:
             UpdatesRejected: names updates that cannot be counted; call again without them.
             AttemptFailed: there is no update, or the process failed.
         """
-        name = f"mean-{round}"
+        name = self._name(round)
         async with self._begun(job, base) as worker:
-            included = await _included(worker, updates)
+            order = sorted(range(len(updates)), key=lambda index: updates[index].update.name)
+            included = await _included(worker, updates, order)
             with self._results(job, name, carried) as results:
                 await _finished(worker, Finish(_outer(job)), results, included)
             return self._aggregated(job, name)
@@ -259,17 +262,16 @@ class Trainers:
         Args:
             job: whose folder takes the result.
             round: names the result.
-            updates: files of the same part of each update.
+            updates: files of the same part of each update; added in this order.
             base: parameters that all must resemble.
             part: which, and of how many (``agent.training.ranges``).
 
         Raises:
             UpdatesRejected, AttemptFailed: as ``aggregate``.
         """
-        number, _ = part
-        unfinished = self._folder(job.id) / f"mean-{round}-{number}.part"
+        unfinished = self._folder(job.id) / f"{self._name(round)}.part"
         async with self._begun(job, base, part) as worker:
-            included = await _included(worker, updates)
+            included = await _included(worker, updates, range(len(updates)))
             with _created(unfinished) as out:
                 await _finished(worker, FinishRange(), [out], included)
             return unfinished.rename(unfinished.with_suffix(".range"))
@@ -287,7 +289,7 @@ class Trainers:
         Raises:
             AttemptFailed: they are not all of one mean, or the process failed.
         """
-        name = f"mean-{round}"
+        name = self._name(round)
         async with self._begun(job, base) as worker:
             for path in ranges:
                 with _opened(path) as one:
@@ -296,9 +298,14 @@ class Trainers:
                 await _finished(worker, Join(_outer(job)), results, [])
             return self._aggregated(job, name)
 
+    def _name(self, round_: int) -> str:
+        """Of a result's files: no other has it, so that none is taken for another. The caller removes them."""
+        self._uses += 1
+        return f"mean-{round_}-{self._uses}"
+
     @contextlib.asynccontextmanager
     async def _begun(
-        self, job: Job, base: Path | None, part: tuple[int, int] = (0, 1)
+        self, job: Job, base: Path | None, part: tuple[int, int] = (0, 0)
     ) -> AsyncIterator[WorkerProcess]:
         """The process that makes means, for this caller alone, with a new one begun."""
         self._folder(job.id)
@@ -507,28 +514,45 @@ def _folders(parent: Path) -> list[str]:
     return [path.name for path in parent.iterdir()] if parent.is_dir() else []
 
 
-async def _included(worker: WorkerProcess, updates: Sequence[Weighed]) -> list[int]:
-    """Count them all; their numbers in the order in which they are added."""
+async def _included(
+    worker: WorkerProcess, updates: Sequence[Weighed], order: Sequence[int]
+) -> Sequence[int]:
+    """Count them all, in this order, which is returned."""
     if not updates:
         raise AttemptFailed("a round without updates has no mean")
-    rejected: list[tuple[int, str]] = []
-    order = sorted(range(len(updates)), key=lambda index: updates[index].update.name)
+    rejected = _too_heavy(updates)
     for index in order:
         one = updates[index]
-        if not 0 < one.weight < SAMPLES_MAX:
-            rejected.append((index, f"{one.weight} samples are no weight"))
+        if any(index == number for number, _ in rejected):
             continue
         try:
             with contextlib.ExitStack() as files:
                 given = [files.enter_context(_opened(path)) for path in _files(one)]
                 await worker.ask(Include(one.weight), given, expect=Included, timeout_s=STEP_S_MAX)
         except AttemptFailed as error:
-            if not worker.is_alive:
+            if not worker.is_alive and not worker.ended_by_itself:
                 raise
             rejected.append((index, str(error)))
+            if not worker.is_alive:
+                break
     if rejected:
         raise UpdatesRejected(tuple(sorted(rejected)))
     return order
+
+
+def _too_heavy(updates: Sequence[Weighed]) -> list[tuple[int, str]]:
+    """Those whose samples are none, and the heaviest of the others as long as a round cannot hold them all."""
+    rejected = [
+        (index, f"{one.weight} samples are no weight")
+        for index, one in enumerate(updates)
+        if not 0 < one.weight < SAMPLES_MAX
+    ]
+    bad = {index for index, _ in rejected}
+    left = sorted((one.weight, index) for index, one in enumerate(updates) if index not in bad)
+    while left and sum(weight for weight, _ in left) >= ROUND_SAMPLES_MAX:
+        weight, index = left.pop()
+        rejected.append((index, f"{weight} samples: more than 2^36 samples in one round"))
+    return rejected
 
 
 async def _finished(

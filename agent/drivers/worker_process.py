@@ -119,6 +119,12 @@ class WorkerProcess:
         """Whether it can still be asked."""
         return not self._is_ended and self._process.returncode is None
 
+    @property
+    def ended_by_itself(self) -> bool:
+        """Whether what it was asked has ended it: no signal that others send, and no time-out."""
+        status = self._process.returncode
+        return status is not None and -status not in (0, signal.SIGKILL, signal.SIGTERM)
+
     async def ask(
         self,
         request: object,

@@ -11,7 +11,6 @@ withdraws or fails after that changes nothing in it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Literal
 
 from agent.election.roster import Roster
@@ -22,7 +21,7 @@ from agent.federation.cohort import (
     Cohort,
     Entry,
 )
-from agent.federation.counting import Pairs, contributions, counted, countings
+from agent.federation.counting import Pairs, contributions, counted, countings, pairs
 from agent.federation.custody import Custody
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import (
@@ -96,14 +95,14 @@ class Aggregation:
     ) -> None:
         """``value`` is what the claim was decided with; ``adopt`` takes every newer one.
 
-        ``summing``: this site's. ``whole``: this is a region's, whose rounds start from parameters of the whole job.
+        ``summing``: this site's. ``whole``: this is a region's.
         """
         self._job, self._me, self._desk = job, me, desk
         self._surroundings, self._register, self._custody = surroundings, register, custody
         self._sources, self._adopt, self._history = sources, adopt, history
         self._whole = whole
         self._cohort = Cohort(job, me, desk, surroundings, custody, history.content)
-        self._sharing = Sharing(job, me, desk, surroundings, summing, self._shared)
+        self._sharing = Sharing(job, me, desk, surroundings, summing, custody.borrow, self._shared)
         self.epoch = value.epoch
         self.phase: Phase = "collecting"
         self.waiting_for = ""
@@ -115,6 +114,7 @@ class Aggregation:
         self._work: Callable[[], None] | None = None
         self._failures = self._resignations = 0
         self._counted: Pairs = ()
+        self._all_counted: Pairs = ()
         self._made: tuple[Digest, Contributions] | None = None
         self._securing = Securing(job, me, desk, register, self._secured)
         self._then: Change | None = None
@@ -376,20 +376,17 @@ class Aggregation:
     # --- work ------------------------------------------------------------------------------------
     def _average(self, sites: tuple[SiteId, ...], now: float) -> None:
         self.waiting_for = ""
-        self._counted = tuple(
-            (replace(entry), entry.offer)
-            for site in sites
-            if (entry := self.entries[site]).offer is not None
-        )
+        self._counted = self._all_counted = pairs(self.entries, sites)
         if self._counted[0][1].parts:
             self._share(now)
             return
-        updates = countings(self._counted)
         base, round_, carried = self._value.parameters, self._value.round + 1, self._value.carried
         assert base is not None, "a round has parameters to start from"
         self._start(
             "averaging",
-            lambda: Aggregate(self._token, self._job, round_, base, updates, carried),
+            lambda: Aggregate(
+                self._token, self._job, round_, base, countings(self._counted), carried
+            ),
         )
 
     # --- a mean that several sites make ----------------------------------------------------------
@@ -409,12 +406,13 @@ class Aggregation:
         base, round_, carried = self._value.parameters, self._value.round + 1, self._value.carried
         if ended.ranges:
             assert base is not None, "a round has parameters to start from"
-            for digest in ended.ranges:
-                self._custody.made(digest)
             self._start(
                 "averaging",
                 lambda: Join(self._token, self._job, round_, base, ended.ranges, carried),
             )
+        elif not self._is_alone and not ended.is_ours:
+            self._is_alone = True  # a helper says so, who may be cut off, or lie
+            self._share(now)
         elif ended.missing or ended.spoiled:
             self._cohort.unreachable(ended.missing, now)
             self._cohort.refuse(ended.spoiled, ended.reason)
@@ -508,6 +506,11 @@ class Aggregation:
     def _work_again(self) -> None:
         if self._failures >= FAILURES_MAX:
             self._failures, self.waiting_for = 0, ""
+            # Nobody is blamed, and yet it fails: one after the other is left out.
+            every = self._all_counted
+            if self._counted and len(every) > max(1, self._job.sites_min):
+                one = (self._resignations - 1) % len(every)
+                self._counted = every[:one] + every[one + 1 :]
         if self._work is not None:
             self._work()
 
@@ -590,10 +593,5 @@ class Aggregation:
 
     def wake_at(self) -> float:
         """When the next put-off thing is due."""
-        return min(
-            [
-                self._cohort.wake_at(),
-                self._sharing.wake_at(),
-                *(at for at, _ in self._timers.values()),
-            ]
-        )
+        parts = (self._cohort, self._sharing, self._securing)
+        return min(*(p.wake_at() for p in parts), *(at for at, _ in self._timers.values()))

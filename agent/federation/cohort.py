@@ -132,9 +132,14 @@ class Cohort:
 
     def cut_otherwise(self, places: Collection[SiteId]) -> set[Digest]:
         """Updates of these that are cut into other parts than most: their files are of another size."""
-        offers = [offer for place in places if (offer := self.entries[place].offer) is not None]
-        ((usual, _),) = Counter(len(offer.parts) for offer in offers).most_common(1)
-        return {offer.update for offer in offers if len(offer.parts) != usual}
+        offers = {p: offer for p in places if (offer := self.entries[p].offer) is not None}
+        own = offers.get(self._me)
+        counts = Counter(len(offer.parts) for offer in offers.values())
+        # This site's own is right; of as many the larger: nobody can cut a file finer than it goes.
+        usual = (
+            max(counts, key=lambda parts: (counts[parts], parts)) if own is None else len(own.parts)
+        )
+        return {offer.update for offer in offers.values() if len(offer.parts) != usual}
 
     # --- updates ---------------------------------------------------------------------------------
     def collect(

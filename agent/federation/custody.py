@@ -96,20 +96,23 @@ class Custody:
             self._desk.emit(Answer(call, Declined(f"{KEEPING_MAX} calls to keep are under way")))
         else:
             self._keeping[call] = missing, message.blobs
-            # Not to be forgotten between its arrival and the answer.
-            self._promised.update(dict.fromkeys(message.blobs, self._step))
+            residency = self._job.residency
+            self._desk.emit(*(Label(blob, residency) for blob in sorted(missing)))
             self._desk.emit(*(FetchBlob(blob, (sender,)) for blob in sorted(missing)))
 
     def _take_in(self, sender: SiteId, blobs: tuple[Digest, ...]) -> None:
         """Whoever is not known to aggregate may be about to: but for few of them there is room."""
         value = self._value()
+        # From now on, not to be forgotten between its arrival and the answer.
+        fresh = [blob for blob in blobs if blob not in self._promised]
+        self._promised.update(dict.fromkeys(blobs, self._step))
         if value is not None and value.aggregator == sender:
             for blob in blobs:
                 self._guests.pop(blob, None)
             return
         named = set() if value is None else value.blobs
         for blob in blobs:
-            if blob not in named and (blob in self._guests or blob not in self._promised):
+            if blob not in named and (blob in self._guests or blob in fresh):
                 self._guests[blob] = self._guests.pop(blob, None)
         while len(self._guests) > GUESTS_MAX:
             oldest = next(iter(self._guests))
@@ -118,7 +121,10 @@ class Custody:
             self._desk.emit(ForgetBlob(oldest))
 
     def _kept(self, call: int, blobs: tuple[Digest, ...]) -> None:
-        self._promised.update(dict.fromkeys(blobs, self._step))
+        if any(blob not in self._promised for blob in blobs):
+            self._desk.emit(*(ForgetBlob(blob) for blob in blobs))
+            self._desk.emit(Answer(call, Declined("others have asked for too much since")))
+            return
         self._desk.emit(*(Label(blob, self._job.residency) for blob in blobs))
         self._desk.emit(Answer(call, Done()))
 
@@ -196,6 +202,7 @@ class Custody:
         """What an update that is to be counted consists of stays until the round is over here."""
         self._borrowed[update] = None
         self._returned.pop(update, None)
+        self._desk.emit(Label(update, self._job.residency))
 
     def made(self, digest: Digest) -> None:
         """Parameters or a model of this site's own making, which a commit may name."""

@@ -101,8 +101,8 @@ class History:
         return self._rounds
 
     def content(self, round_: int) -> Contributions | None:
-        """What that round counted, if it is known here."""
-        counted = self._rounds.get(round_)
+        """What that round counted, if it is known here, and not only what it had counted before a recovery."""
+        counted = None if self._is_doubted else self._rounds.get(round_)
         return None if counted is None else counted.content
 
     def sought(self) -> set[Digest]:

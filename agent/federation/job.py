@@ -161,15 +161,16 @@ class JobMachine:
         if update is not None and isinstance(self.participant, Participant):
             self.participant.restore(update)
         # What others may still fetch here; labels are not stored.
-        blobs = [counted.contributions for counted in restored.rounds]
-        blobs += self.participant.kept
+        blobs = [*(one.contributions for one in restored.rounds), *self.participant.kept]
         if value is not None:
             blobs += sorted(value.blobs)
         self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
         self._custody.restore(value, (counted.content for counted in restored.rounds))
         if value is not None:
+            self.summing.moved(value, self._began_at)
             self.history.follow(value)
         if self.is_over:
+            self.summing.end(self._began_at)
             self.participant.end(value)
             self.history.end(tries_max(self.job, is_region=self.whole is not None))
 

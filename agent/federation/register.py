@@ -4,7 +4,7 @@ Wraps the three election machines (acceptor, reader, proposer) and their convers
 very site's acceptor do not go through the network; its own vote counts when it is durable, not before.
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -41,8 +41,8 @@ CHANGES_REMEMBERED = 256
 TELLERS_MIN = 2
 ANSWERS_MIN = 20
 """Half a minute at least in which no holder has answered."""
-HEARD_MAX = 8
-"""Words of which nobody was believed yet; honest ones differ by a change or two."""
+HEARD_MAX = 64
+"""Sites of which none was believed yet."""
 CONVERSATIONS_MAX = 8
 """A claim, a commit and a read, and as many again from an aggregation that was just replaced."""
 
@@ -95,8 +95,8 @@ class Register:
         except Corruption as fault:  # forgotten promises: as good as wiped, for this job
             self._acceptor, self._barred_because = Acceptor(job.id), str(fault)[:400]
         self._conversations: dict[int, tuple[Proposer | Reader, Then, float]] = {}
-        self._heard: dict[Roster | mesh.Buried, Counter[SiteId]] = {}
-        """Who has said so, and how often when it was asked."""
+        self._heard: dict[SiteId, tuple[Roster | mesh.Buried, int]] = {}
+        """What each has said last, and how often in a row when it was asked."""
         self.lease = Lease()
         """Renewed by whatever a majority of the committee answers."""
         self.took_s: deque[float] = deque(maxlen=CHANGES_REMEMBERED)
@@ -304,10 +304,12 @@ class Register:
             not word.is_sound or word.generation <= self._known.roster.generation
         ):
             return
-        tellers = self._heard.setdefault(word, Counter())
-        tellers[teller] += is_answer
+        last, answers = self._heard.pop(teller, (word, 0))
+        answers = is_answer + (answers if last == word else 0)
+        self._heard[teller] = word, answers
+        alike = sum(one == word for one, _ in self._heard.values())
         is_holder = isinstance(word, mesh.Buried) and teller in self.voters().everyone
-        if is_holder or len(tellers) >= TELLERS_MIN or tellers[teller] >= ANSWERS_MIN:
+        if is_holder or alike >= TELLERS_MIN or answers >= ANSWERS_MIN:
             self._heard.clear()
             if isinstance(word, Roster):
                 self.learn(word)

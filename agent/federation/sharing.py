@@ -22,8 +22,6 @@ from agent.wire.mesh import Offer, RangeNotSummed, RangeSummed, Reply, Summand, 
 
 SUM_TIMEOUT_S = 20.0
 """Whoever needs longer goes on; the next call joins that work."""
-JOINS_MAX = 180
-"""An hour: for a thousand updates of 1 GiB."""
 TURNS_MAX = 3
 """Times that each site is asked for one range; then something is wrong that no site can mend."""
 TICK_S = 1.0
@@ -53,6 +51,8 @@ class Ended:
     spoiled: frozenset[Digest] = frozenset()
     """Updates that cannot be counted."""
     reason: str = ""
+    is_ours: bool = True
+    """This site's own work came to that, not what a helper says."""
 
 
 @dataclass(slots=True)
@@ -62,6 +62,8 @@ class _Range:
     asks: int = 0
     """Sites that were asked for it so far."""
     joins: int = 0
+    began_at: float = 0.0
+    """When this site was asked first."""
     asked_at: float = 0.0
     again_at: float = NEVER
     result: Digest | None = None
@@ -78,9 +80,14 @@ class Sharing:
         desk: Desk,
         surroundings: Surroundings,
         summing: Summing,
+        borrow: Callable[[Digest], None],
         ended: Callable[[Ended, float], None],
     ) -> None:
-        """``summing``: this site's own; ``ended`` takes what comes of what was begun."""
+        """``summing``: this site's own; ``borrow`` keeps a range until the round is over here.
+
+        ``ended`` takes what comes of what was begun.
+        """
+        self._borrow = borrow
         self._job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
         self._summing, self._ended = summing, ended
         self._ranges: list[_Range] = []
@@ -99,7 +106,8 @@ class Sharing:
         ``is_alone``: this site makes every range itself.
         """
         self.stop()
-        self._counted = tuple(counted)
+        # In one order everywhere: where floats are summed it is part of the result.
+        self._counted = tuple(sorted(counted, key=lambda one: one.offer.update))
         parts = len(self._counted[0].offer.parts)
         self._wanted = SumRange(self._job.id, epoch, round_, base, 0, parts, ())
         others = sorted({one.site for one in self._counted} - {self._me})
@@ -139,6 +147,7 @@ class Sharing:
             site = self._order[(one.part + one.asks) % len(self._order)]
             one.asks += 1
             if site == self._me or site in alive:
+                one.began_at = now
                 self._ask(one, site, now)
                 return
 
@@ -172,32 +181,36 @@ class Sharing:
         match reply:
             case RangeSummed(digest):
                 one.result = digest
+                self._borrow(digest)
                 if self._surroundings.is_held(digest):
                     one.state = "here"
                     self._end_if_all_here(now)
                 else:
                     one.state = "fetching"
                     self._desk.emit(FetchBlob(digest, (site,)))
-            case RangeNotSummed(missing, spoiled, reason) if missing or spoiled:
-                whole = {
-                    counted.offer.parts[one.part]: counted.offer.update for counted in self._counted
-                }
+            case RangeNotSummed(missing, spoiled, reason) if self._names(one, missing, spoiled):
                 self._fail(
                     Ended(
-                        (), frozenset(whole[part] for part in missing if part in whole),
-                        frozenset(whole[part] for part in spoiled if part in whole), reason,
+                        (), self._names(one, missing), self._names(one, spoiled), reason,
+                        site == self._me,
                     ),
                     now,
                 )  # fmt: skip
             case None if (
                 now - one.asked_at >= SUM_TIMEOUT_S - TICK_S
                 and site in self._surroundings.alive()
-                and one.joins < JOINS_MAX
+                and now - one.began_at
+                < max(self._job.round_timeout_s - SUM_TIMEOUT_S, SUM_TIMEOUT_S)
             ):
                 one.joins += 1
                 self._ask(one, site, now)
             case _:
                 self._put_off(one, now)
+
+    def _names(self, one: _Range, *parts: tuple[Digest, ...]) -> frozenset[Digest]:
+        """The updates of which these are parts; what nobody asked for is none."""
+        whole = {counted.offer.parts[one.part]: counted.offer.update for counted in self._counted}
+        return frozenset(whole[part] for some in parts for part in some if part in whole)
 
     def _put_off(self, one: _Range, now: float) -> None:
         """The next site soon; after a whole turn with a pause, since that may be everybody's fault."""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from agent.federation.desk import Desk, Surroundings
+from agent.federation.desk import SOURCES_MAX, Desk, Surroundings
 from agent.federation.events import AggregateRange, Answer, Counting, FetchBlob, ForgetBlob, Label
 from agent.federation.value import JobValue
 from agent.foundation.ids import Digest, SiteId
@@ -35,7 +35,7 @@ class _Work:
     inputs: frozenset[Digest]
     """Parts, and older parameters that late ones started from."""
     asking: list[Then]
-    to_fetch: deque[tuple[Digest, SiteId]] = field(default_factory=deque)
+    to_fetch: deque[tuple[Digest, tuple[SiteId, ...]]] = field(default_factory=deque)
     under_way: set[Digest] = field(default_factory=set)
     missing: set[Digest] = field(default_factory=set)
     token: int = -1
@@ -76,7 +76,7 @@ class Summing:
 
         ``sender`` has the parameters that the round started from.
         """
-        if reason := self._refusal(wanted):
+        if reason := self._refusal(sender, wanted):
             then(Declined(reason), now)
             return
         # Of which epoch it is changes nothing: a new aggregator finds what the last one had made.
@@ -95,12 +95,14 @@ class Summing:
             # Who asks again has given up the call before; two aggregators at most ask at a time.
             work.asking = [*work.asking[-1:], then]
 
-    def _refusal(self, wanted: SumRange) -> str:
+    def _refusal(self, sender: SiteId, wanted: SumRange) -> str:
         value = self._value
         if self._is_over:
             return "the job has ended here"
-        if value is not None and (wanted.epoch < value.epoch or wanted.round <= value.round):
-            return "the job has moved on"
+        if value is None or sender != value.aggregator or wanted.epoch != value.epoch:
+            return "not the aggregator, as far as is known here"
+        if wanted.round != value.round + 1:
+            return "not the round that is open, as far as is known here"
         if not wanted.part < wanted.parts or not wanted.summands:
             return "there is no such part"
         if not self._surroundings.may_hold(self._job, self._me):
@@ -109,20 +111,22 @@ class Summing:
 
     def _begin(self, work: _Work, sender: SiteId, now: float) -> None:
         summands = work.wanted.summands
-        sources = {work.wanted.base: sender}
-        sources |= {one.started_from: one.site for one in summands if one.started_from is not None}
-        sources |= {one.part: one.site for one in summands}
-        for digest, site in sources.items():
+        sources: dict[Digest, list[SiteId]] = {work.wanted.base: [sender]}
+        for one in summands:
+            sources.setdefault(one.part, []).append(one.site)
+            if one.started_from is not None:
+                sources.setdefault(one.started_from, []).append(one.site)
+        for digest, sites in sources.items():
             if not self._surroundings.is_held(digest):
-                work.to_fetch.append((digest, site))
+                work.to_fetch.append((digest, tuple(sites[:SOURCES_MAX])))
         self._go_on(work, now)
 
     def _go_on(self, work: _Work, now: float) -> None:
         while work.to_fetch and len(work.under_way) < FETCHES_MAX:
-            digest, site = work.to_fetch.popleft()
+            digest, sites = work.to_fetch.popleft()
             work.under_way.add(digest)
             self._unwanted.pop(digest, None)
-            self._desk.emit(FetchBlob(digest, (site,)))
+            self._desk.emit(Label(digest, self._job.residency), FetchBlob(digest, sites))
         if work.to_fetch or work.under_way:
             return
         if work.missing:
@@ -171,7 +175,8 @@ class Summing:
         if work is None:
             return False
         work.token, work.result = -1, digest
-        self._desk.emit(Label(digest, self._job.residency))
+        if digest not in work.inputs:  # the mean of one update is that one, whose label is set
+            self._desk.emit(Label(digest, self._job.residency))
         self._answer(work, RangeSummed(digest), now)
         return True
 

@@ -255,9 +255,12 @@ class Holdings:
         return self.labels.pop(digest, None)
 
     def label(self, effect: job.Label) -> None:
-        """A job says where a blob may go."""
-        self.labels[effect.digest] = effect.residency
-        self._emit(effect)  # told at once: an offer of it may follow
+        """A job says where a blob may go: the first that does, as long as it is here.
+
+        Else a call about one job would open what belongs to another.
+        """
+        residency = self.labels.setdefault(effect.digest, effect.residency)
+        self._emit(job.Label(effect.digest, residency))  # told at once: an offer of it may follow
 
     def forget(self, digest: Digest) -> None:
         """Remove a job's blob, unless a model or another job needs the same bytes."""

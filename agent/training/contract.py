@@ -135,8 +135,8 @@ class Begin:
     is_float: bool = False
     """Sum in float32, in the order in which updates are included; else in integers, which have none."""
     part: Annotated[int, Range(0, RANGES_MAX - 1)] = 0
-    parts: Annotated[int, Range(1, RANGES_MAX)] = 1
-    """More than one: of this part of the file only, and the updates are files of the same part."""
+    parts: Annotated[int, Range(0, RANGES_MAX)] = 0
+    """Not 0: of this part of the file only, of so many, and the updates are files of the same part."""
     has_controls: bool = False
     """Updates hold control variates beside the parameters."""
 

@@ -103,7 +103,7 @@ class Aggregation:
             case Begin() as begin, base:
                 self._base, self._ranges = read(base[0]) if base else None, []
                 self._has_controls = begin.has_controls
-                self._chunks = None if begin.parts == 1 else self._chunks_of(begin)
+                self._chunks = self._chunks_of(begin) if begin.parts else None
                 self._mean = (FloatMean if begin.is_float else Mean)(self._base, self._like())
             case Include(samples=samples), [update, *older]:
                 mean, started_from = self._current(), read(older[0]) if older else None

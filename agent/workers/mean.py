@@ -96,6 +96,10 @@ class Blocks(Protocol):
         """These values are wanted next."""
         ...
 
+    def blamed(self, at: slice, fault: Malformed) -> Malformed:
+        """``fault``, which what was made of the block ``at`` came to, and whose it is if that is known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
@@ -229,6 +233,12 @@ class Mean:
         np.ldexp(real, -scale, out=real)
         np.copyto(out, real, casting="same_kind")
 
+    def blamed(self, at: slice, fault: Malformed) -> Malformed:
+        """Whoever is furthest from the others pulled the mean there."""
+        middle = np.median([one.values(at) for one in self._counted], axis=0)
+        far = [float(np.abs(one.values(at) - middle).max()) for one in self._counted]
+        return Spoiled(fault, (int(np.argmax(far)),))
+
     def _spoiled(self, at: slice, are_bad: Sequence[bool]) -> Malformed:
         guilty = tuple(number for number, is_bad in enumerate(are_bad) if is_bad)
         if not guilty:
@@ -252,7 +262,9 @@ class FloatMean(Mean):
             for one, share in zip(self._counted, shares, strict=True):
                 np.multiply(one.values(here), share, out=part)
                 np.add(total, part, out=total)
-        if largest_of(out) == np.inf:
+        if (
+            not float(np.abs(out).max()) <= 2 * VALUE_MAX
+        ):  # shares are rounded: beyond the bound by a little
             found = [largest_of(one.values(at)) for one in self._counted]
             raise self._spoiled(at, [one == np.inf for one in found])
 
@@ -282,6 +294,10 @@ class Ranges:
 
     def expect(self, at: slice) -> None:
         """Each value is read once."""
+
+    def blamed(self, at: slice, fault: Malformed) -> Malformed:  # noqa: ARG002 - as all of them
+        """Nobody knows here."""
+        return fault
 
     def mean(self, at: slice, out: Floats, room: Room) -> None:  # noqa: ARG002 - as all of them
         """Write the values ``at`` (a block) to ``out``.
@@ -338,7 +354,10 @@ def make_all(of: Blocks, wanted: Iterator[slice], take: Taker, threads: int) -> 
             for at in some:
                 block = room.mean[: at.stop - at.start]
                 of.mean(at, block, room)
-                take(at, block)
+                try:
+                    take(at, block)
+                except Malformed as fault:
+                    raise of.blamed(at, fault) from None
         finally:
             rooms.append(room)
 

@@ -18,7 +18,6 @@ from agent.foundation.errors import Malformed
 from agent.training.contract import Outer
 from agent.workers.parameters import (
     CONTROL,
-    VALUE_MAX,
     Floats,
     Parameters,
     Stored,
@@ -107,7 +106,7 @@ class Stepper:
         self._after.values[at] = m
         go *= np.float32(outer.rate)
         go += base
-        if not (largest_of(go) <= VALUE_MAX and np.isfinite(m).all()):
+        if not (largest_of(go) < np.inf and largest_of(m) < np.inf):
             raise not_finite(name_at(self._base, at.start))
         mean[:] = go
 

@@ -27,8 +27,8 @@ from agent.foundation.errors import Malformed
 
 Floats: TypeAlias = NDArray[np.float32]
 
-HEADER_BYTES_MAX = 1 << 20
-"""About 10,000 tensors of 100 bytes of header each."""
+HEADER_BYTES_MAX = 4 << 20
+"""About 10,000 tensors of 100 bytes of header each; with control variates and an optimizer's state four times as many."""
 FILE_BYTES_MAX = 8 << 30
 """Two billion parameters: beyond it one aggregator's memory is the wrong place for a round."""
 DIMENSIONS_MAX = 8
@@ -37,9 +37,9 @@ CONTROL = "~control/"
 and in the order of what they are about."""
 LABEL = "atoll"
 LABEL_CHARS_MAX = 200
-VALUE_MAX = 1e18
-"""Larger ones have diverged: the square of a step between two of them would be no float32 any more, and what an outer
-optimizer carries on would be spoilt for good."""
+VALUE_MAX = 1e15
+"""Larger ones have diverged: soon the square of a step between two of them would be no float32 any more, and what an
+outer optimizer carries on would be spoilt for good."""
 CHECK_ELEMENTS = 1 << 18
 """Looked at together: 1 MiB stays in the second-level cache."""
 _MADV_POPULATE_READ = 22
@@ -285,9 +285,11 @@ def _checked(name: str, place: Mapping[str, object], start: int) -> tuple[tuple[
             pass
         case _:
             raise Malformed(f"tensor {name[:80]!r} is not float32")
-    if len(shape) > DIMENSIONS_MAX or not all(
+    sizes_are_sound = len(shape) <= DIMENSIONS_MAX and all(
         type(size) is int and 0 <= size <= FILE_BYTES_MAX for size in shape
-    ):
+    )
+    # An empty tensor has sides, too, and numpy multiplies them.
+    if not sizes_are_sound or prod(size for size in shape if size) > FILE_BYTES_MAX:
         raise Malformed(f"tensor {name[:80]!r} has an impossible shape")
     if begin != start or end - start != 4 * prod(shape):
         raise Malformed(f"tensor {name[:80]!r} overlaps another, leaves a gap, or misses bytes")

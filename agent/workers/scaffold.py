@@ -55,13 +55,15 @@ def correction(like: Parameters, carried: Parameters | None, own: Parameters | N
     Args:
         like: the parameters.
         carried: what the round before has left; None in the first.
-        own: the site's control variate, if it has one.
+        own: the site's control variate, if it has one; of other parameters is as good as none.
 
     Raises:
-        Malformed: one of them is of other parameters, or no number.
+        Malformed: what was left is of other parameters, or no number.
     """
     mean = _zeros(like) if carried is None else _controls(carried, like)
-    return Correction(mean if own is None else _checked(own, like), mean)
+    if own is not None and own.outline() == like.outline():
+        return Correction({n: torch.from_numpy(one.copy()) for n, one in own.tensors.items()}, mean)
+    return Correction(mean, mean)
 
 
 def with_own(parameters: Parameters, controls: Controls) -> Parameters:
@@ -76,13 +78,21 @@ def newest(folder: Path, round_: int) -> Parameters | None:
     if not kept:
         return None
     try:
-        return parse((folder / _name(max(kept))).read_bytes())
+        found = parse((folder / _name(max(kept))).read_bytes())
+        largest(found)
     except Malformed:
-        return None  # torn by a crash: as good as lost
+        return None  # torn by a crash, or of a round that went astray: as good as lost
+    return found
 
 
 def keep(folder: Path, round_: int, label: str, controls: Controls) -> None:
-    """Keep the site's control variate for the rounds to come."""
+    """Keep the site's control variate for the rounds to come.
+
+    Those of later rounds are of before a recovery.
+    """
+    for number in _rounds(folder):
+        if number > round_:
+            (folder / _name(number)).unlink(missing_ok=True)
     unfinished = folder / f"{_name(round_)}.part"
     with unfinished.open("wb") as file:
         write(Parameters(label, {name: one.numpy() for name, one in controls.items()}), file)

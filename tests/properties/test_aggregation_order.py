@@ -14,10 +14,11 @@ from hypothesis.extra import numpy as arrays
 from agent.foundation.errors import Malformed
 from agent.wire.limits import CHUNK_BYTES
 from agent.workers.mean import Mean, make_range
-from agent.workers.parameters import Parameters, parse, write
+from agent.workers.parameters import VALUE_MAX, Parameters, parse, write
 
 shapes = st.lists(st.integers(0, 5), min_size=0, max_size=3).map(tuple)
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+MOST = float(np.nextafter(np.float32(VALUE_MAX), np.float32(0)))
+finite = st.floats(-MOST, MOST, width=32)
 
 
 def content(parameters: Parameters) -> bytes:

@@ -163,7 +163,8 @@ async def test_a_full_or_forbidden_folder_is_told(trainers: Trainers, tmp_path: 
     with pytest.raises(AttemptFailed, match="cannot make"):
         await trainers.aggregate(JOB, 1, updates)
     (tmp_path / "jobs").unlink()
-    (tmp_path / "jobs" / JOB.id / "mean-1.part").mkdir(parents=True)
+    for number in range(9):
+        (tmp_path / "jobs" / JOB.id / f"mean-1-{number}.part").mkdir(parents=True)
     with pytest.raises(AttemptFailed, match="cannot write"):
         await trainers.aggregate(JOB, 1, updates)
 

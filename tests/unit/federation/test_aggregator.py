@@ -69,9 +69,14 @@ class Bench:
         self.aggregation = Aggregation(
             self.job, ME, self.desk, self.around, self.register, custody, lambda: (ANNA,),
             lambda v, _: self.adopted.append(v), self.history, self.value,
-            Summing(self.job, ME, self.desk, self.around),
+            self._summing(),
         )  # fmt: skip
         self.aggregation.begin(self.value, 0.0)
+
+    def _summing(self) -> Summing:
+        made = Summing(self.job, ME, self.desk, self.around)
+        made.moved(self.value, 0.0)
+        return made
 
     def phase(self) -> str:
         """Read anew each time: it changes under the calls between two looks."""

@@ -96,7 +96,7 @@ def test_those_of_two_rounds_are_kept_and_an_attempt_made_again_has_the_same(
 
 # --- the mean ------------------------------------------------------------------------------------
 class Worker:
-    def __init__(self, folder: Path, *, part: int = 0, parts: int = 1) -> None:
+    def __init__(self, folder: Path, *, part: int = 0, parts: int = 0) -> None:
         self.folder, self.worker = folder, Aggregation(2)
         base = self.file("base", content(params(0)))
         self.worker.answer(Begin(part=part, parts=parts, has_controls=True), [base])

@@ -58,11 +58,13 @@ class Site:
         self.desk, self.around = desk(), Around(ANNA, BERT, CARL)
         self.around.held.add(digest("p0"))
         self.summing = Summing(job(ranges=PARTS), ME, self.desk, self.around)
+        self.summing.moved(value(aggregator=CARL), 0.0)
         self.replies: list[Reply] = []
+        self.aggregator = CARL
 
     def ask(self, message: SumRange) -> list[Digest]:
         """What it fetches for it."""
-        self.summing.sum(CARL, message, lambda reply, _: self.replies.append(reply), 0.0)
+        self.summing.sum(self.aggregator, message, lambda reply, _: self.replies.append(reply), 0.0)
         return [one.digest for one in of(self.desk.take(), FetchBlob)]
 
     def serve(self, *blobs: Digest) -> None:
@@ -96,11 +98,13 @@ def test_whoever_asks_again_joins_and_so_does_the_next_aggregator() -> None:
     site = Site()
     site.ask(wanted(0))
     assert site.ask(wanted(0)) == []
+    site.summing.moved(value(epoch=2, aggregator=BERT), 1.0)
+    site.aggregator = BERT
     assert site.ask(wanted(0, epoch=2)) == []
     site.serve(parts_of("anna")[0], parts_of("bert")[0])
     site.summing.work_done(site.work().token, digest("range"), 2.0)
     assert site.replies == [RangeSummed(digest("range"))] * 2, "the first call was given up"
-    site.ask(wanted(0, epoch=3))
+    site.ask(wanted(0, epoch=2))
     assert site.replies[-1] == RangeSummed(digest("range"))
 
 
@@ -169,7 +173,10 @@ def test_nothing_is_made_for_a_round_that_is_over_and_what_was_made_goes() -> No
     assert site.forgotten() == {parts_of("anna")[1]}, "it was under way"
     assert not site.summing.needs(parts_of("anna")[1])
     assert site.ask(wanted(0)) == []
-    assert site.replies[-1] == Declined("the job has moved on")
+    assert site.replies[-1] == Declined("not the aggregator, as far as is known here")
+    site.aggregator = ANNA
+    assert site.ask(wanted(0)) == []
+    assert site.replies[-1] == Declined("not the round that is open, as far as is known here")
 
 
 def test_who_may_not_or_cannot_says_so() -> None:
@@ -189,8 +196,9 @@ def test_who_may_not_or_cannot_says_so() -> None:
 
 def test_an_aggregator_that_asks_for_ever_new_ranges_fills_no_memory() -> None:
     site = Site()
-    for round_ in range(1, WORKS_MAX + 3):
-        site.ask(wanted(0, round=round_))
+    for number in range(WORKS_MAX + 2):
+        summand = Summand(digest(f"x{number}"), ANNA, 5, None)
+        site.ask(SumRange(JOB, 1, 1, digest("p0"), 0, PARTS, (summand,)))
     assert site.replies == [Declined("other ranges came")] * 2
 
 
@@ -203,15 +211,13 @@ class Aggregator:
         self.around.held.update((digest("p0"), *parts_of("me")))
         wanted_job = job(ranges=PARTS)
         self.summing = Summing(wanted_job, ME, self.desk, self.around)
+        self.summing.moved(value(aggregator=ME, round=1), 0.0)
+        self.borrowed: list[Digest] = []
         self.ended: list[Ended] = []
         self.sharing = Sharing(
-            wanted_job,
-            ME,
-            self.desk,
-            self.around,
-            self.summing,
+            wanted_job, ME, self.desk, self.around, self.summing, self.borrowed.append,
             lambda one, _: self.ended.append(one),
-        )
+        )  # fmt: skip
         sites = {"anna": ANNA, "bert": BERT, "me": ME}
         self.counted = [
             Counted(offer(name), sites[name], 5, False) for name in names or ("anna", "bert", "me")
@@ -247,7 +253,10 @@ def test_each_range_is_made_by_another_site_and_all_come_here() -> None:
     first, second = sorted((ANNA, BERT))
     assert bench.begin() == {0: first, 1: second}, "the third is this site's own"
     for message in bench.messages():
-        assert [one.site for one in message.summands] == [ANNA, BERT, ME]
+        assert {one.site for one in message.summands} == {ANNA, BERT, ME}
+        updates = [blob_digest(pack(Cut(parts_of(name)))) for name in ("anna", "bert", "me")]
+        sites = dict(zip(updates, (ANNA, BERT, ME), strict=True))
+        assert [one.site for one in message.summands] == [sites[one] for one in sorted(updates)]
     bench.answer(0, RangeSummed(digest("r0")))
     bench.answer(1, RangeSummed(digest("r1")))
     assert [one.digest for one in of(bench.desk.take(), FetchBlob)] == [digest("r0"), digest("r1")]
@@ -313,7 +322,7 @@ def test_updates_that_cannot_be_had_or_counted_end_it_with_their_names() -> None
         update = frozenset({offer("anna").update})
         none = frozenset[Digest]()
         assert bench.ended == [
-            Ended((), update if is_missing else none, none if is_missing else update, "x")
+            Ended((), update if is_missing else none, none if is_missing else update, "x", False)
         ]
         assert bench.sharing.wake_at() == NEVER
         bench.answer(1, RangeSummed(digest("r1")))
@@ -368,9 +377,12 @@ def test_an_update_that_is_cut_otherwise_than_the_job_says_is_not_taken() -> Non
     assert Round().take(Offer(JOB, 1, 1, digest("p0"), digest("u"), 5, ())) == "elsewhere"
     assert Round(ranges=1).take(offer("anna")) == "elsewhere"
     bench = Round()
-    for site, count in ((ANNA, 3), (BERT, 3), (ME, 2)):
+    for site, count in ((ANNA, 3), (BERT, 3), (CARL, 2)):
         bench.take(offer(site.hex(), count), site)
-    assert bench.cohort.cut_otherwise((ANNA, BERT, ME)) == {offer(ME.hex(), 2).update}
+    assert bench.cohort.cut_otherwise((ANNA, BERT, CARL)) == {offer(CARL.hex(), 2).update}
+    bench.take(offer(ME.hex(), 2), ME)
+    others = {offer(site.hex(), 3).update for site in (ANNA, BERT)}
+    assert bench.cohort.cut_otherwise((ANNA, BERT, CARL, ME)) == others, "its own is right"
 
 
 def test_an_update_that_could_not_be_had_waits_until_its_site_is_seen() -> None:
