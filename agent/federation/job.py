@@ -103,18 +103,15 @@ class JobMachine:
 
         ``place``: what the machine is, where the job has regions.
         """
-        place = place if place is not None else Place()
+        place = place or Place()
         self.job, self._me, self._desk, self._surroundings = job, me, desk, surroundings
         self._rng, self._began_at = rng, now
         self.value: JobValue | None = restored.value
-        self.is_over = (
-            job.is_cancelled
-            or place.is_over
-            or (restored.value is not None and restored.value.state in ENDED)
-        )
+        has_ended = restored.value is not None and restored.value.state in ENDED
+        self.is_over = job.is_cancelled or place.is_over or has_ended
         self.register = Register(
             job, me, boot_epoch, desk, rng, restored.register, restored.barred_because,
-            self._on_buried,
+            self._on_buried, self._adopt,
         )  # fmt: skip
         self._custody = Custody(job, me, desk, surroundings, lambda: self.value)
         self.history = History(job, desk, surroundings, self._sources, self._on_settled)
@@ -156,8 +153,8 @@ class JobMachine:
     def _restore(self, restored: Restored) -> None:
         """Pick up what the last process left; effects go out with the first step."""
         value, update = restored.value, restored.update
-        for counted in restored.rounds:
-            self.history.restore(counted)
+        for one in restored.rounds:
+            self.history.restore(one)
         if update is not None and isinstance(self.participant, Participant):
             self.participant.restore(update)
         # What others may still fetch here; labels are not stored.
@@ -170,9 +167,7 @@ class JobMachine:
             self.summing.moved(value, self._began_at)
             self.history.follow(value)
         if self.is_over:
-            self.summing.end(self._began_at)
-            self.participant.end(value)
-            self.history.end(tries_max(self.job, is_region=self.whole is not None))
+            self._end_parts(self._began_at)
 
     # --- the machine -----------------------------------------------------------------------------
     def step(self, event: JobEvent, now: float) -> list[JobEffect]:  # noqa: C901, PLR0912 - one case an event
@@ -389,18 +384,21 @@ class JobMachine:
         if self.is_over:
             return
         self.is_over = True
-        self.summing.end(now)
         self._refresh_at = NEVER
         self._claims.stop()
         self.swaps.stop()
-        self.register.hush()
         self._drop_aggregation()
         self._watchers.answer(mesh.Declined(ENDED_HERE))
-        self.participant.end(self.value)
-        self.history.end(tries_max(self.job, is_region=self.whole is not None))
+        self._end_parts(now)
         self._desk.emit(ReleaseTrainer(self.job), Progressed())
         if self.whole is None:
             self._desk.emit(finished(self.job, self.value))
+
+    def _end_parts(self, now: float) -> None:
+        self.register.hush(self.value)
+        self.summing.end(now)
+        self.participant.end(self.value)
+        self.history.end(tries_max(self.job, is_region=self.whole is not None))
 
     @property
     def is_settled(self) -> bool:
@@ -591,8 +589,8 @@ class JobMachine:
 
     @property
     def _takers(self) -> list[BlobTaker]:
-        extra = [self.aggregation] if self.aggregation else []
-        return [self._custody, self.history, self.summing, self.swaps, self.participant, *extra]
+        more = [self.aggregation] if self.aggregation else []
+        return [self._custody, self.history, self.summing, self.swaps, self.participant, *more]
 
     def _sources(self) -> tuple[SiteId, ...]:
         """Where the job's blobs may be had: the aggregator, the committee, then everyone alive."""

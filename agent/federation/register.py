@@ -4,6 +4,7 @@ Wraps the three election machines (acceptor, reader, proposer) and their convers
 very site's acceptor do not go through the network; its own vote counts when it is durable, not before.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from agent.election.reader import Reader
 from agent.election.roster import Known, Roster, Voters, pinned
 from agent.federation.desk import Desk
 from agent.federation.events import Persist
-from agent.federation.value import Change, JobValue, decode, roster_of
+from agent.federation.value import Change, JobValue, decode, encode_value, roster_of
 from agent.foundation.errors import Corruption, Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER, Woke
@@ -35,6 +36,9 @@ from agent.foundation.writes import Scalar
 from agent.wire import mesh
 from agent.wire.documents import Job
 
+ENDS = ("finished", "failed")
+Word = Roster | mesh.Buried | JobValue
+"""What others say: who holds the register, or how the job has ended."""
 RegisterRow = Mapping[str, Scalar]
 ASK_TIMEOUT_S = 2.0
 CHANGES_REMEMBERED = 256
@@ -79,13 +83,14 @@ class Register:
         row: RegisterRow | None,
         barred_because: str = "",
         buried: Callable[[mesh.Buried, float], None] = lambda _told, _now: None,
+        ended: Callable[[JobValue, float], None] = lambda _value, _now: None,
     ) -> None:
         """``row``: this site's durable acceptor state, None if it never voted for the job.
 
         ``barred_because``: why this site may not vote at all (it may have forgotten a promise).
-        ``buried``: takes the word of a holder that the job is over.
+        ``buried``, ``ended``: take the word that the job is over, and all that is left of it, or its last value.
         """
-        self._buried = buried
+        self._buried, self._ended = buried, ended
         self._barred_because = barred_because[:400]
         self._known = pinned(job.committee)
         self._job, self._me, self._boot_epoch = job, me, boot_epoch
@@ -95,7 +100,8 @@ class Register:
         except Corruption as fault:  # forgotten promises: as good as wiped, for this job
             self._acceptor, self._barred_because = Acceptor(job.id), str(fault)[:400]
         self._conversations: dict[int, tuple[Proposer | Reader, Then, float]] = {}
-        self._heard: dict[SiteId, tuple[Roster | mesh.Buried, int]] = {}
+        self._end: bytes | None = None
+        self._heard: dict[SiteId, tuple[Word, int]] = {}
         """What each has said last, and how often in a row when it was asked."""
         self.lease = Lease()
         """Renewed by whatever a majority of the committee answers."""
@@ -186,13 +192,12 @@ class Register:
         answer = self._acceptor.step(call, sender)
         if answer.writes:
             self._save(answer)
-        known = self._known.roster
-        if isinstance(answer.reply, mesh.ReadReply) and known.generation:
-            return replace(
-                answer.reply, generation=known.generation, members=known.members,
-                others=known.others,
-            )  # fmt: skip
-        return answer.reply
+        known, reply = self._known.roster, answer.reply
+        if isinstance(reply, mesh.ReadReply) and known.generation:
+            reply = replace(
+                reply, generation=known.generation, members=known.members, others=known.others
+            )
+        return replace(reply, end=self._end) if isinstance(reply, mesh.ReadReply) else reply
 
     def _save(self, answer: AcceptorAnswer) -> int:
         token = self._desk.number()
@@ -231,8 +236,10 @@ class Register:
         """Vote and propose no more: another process votes and proposes under this identity too."""
         self._barred_because = self._mute = reason[:400]
 
-    def hush(self) -> None:
-        """The job is over: let go of every conversation; this site goes on voting."""
+    def hush(self, value: JobValue | None) -> None:
+        """The job is over, with ``value``: let go of every conversation; this site goes on voting."""
+        if value is not None and value.state in ENDS:
+            self._end = encode_value(value)
         self._conversations.clear()
         self._own_votes.clear()
 
@@ -280,15 +287,17 @@ class Register:
     def _told(
         self, site: SiteId, reply: mesh.Reply | None, now: float, *, is_answer: bool = False
     ) -> None:
-        if isinstance(reply, mesh.ReadReply) and reply.members:
+        if isinstance(reply, mesh.ReadReply) and reply.end is not None:
+            with contextlib.suppress(Malformed):  # a newer version's
+                if (end := decode(reply.end)) is not None and end.state in ENDS:
+                    self.hear(site, end, now, is_answer=is_answer)
+        elif isinstance(reply, mesh.ReadReply) and reply.members:
             roster = Roster(reply.generation, reply.members, reply.others)
             self.hear(site, roster, now, is_answer=is_answer)
         elif isinstance(reply, mesh.Buried) and reply.job == self._job.id:
             self.hear(site, reply, now, is_answer=is_answer)
 
-    def hear(
-        self, teller: SiteId, word: Roster | mesh.Buried, now: float, *, is_answer: bool = False
-    ) -> None:
+    def hear(self, teller: SiteId, word: Word, now: float, *, is_answer: bool = False) -> None:
         """A site says who holds the register by now, or how the job has ended.
 
         A holder's word of the end is taken. Else it takes two that say the same: one that lies could name itself,
@@ -308,13 +317,15 @@ class Register:
         answers = is_answer + (answers if last == word else 0)
         self._heard[teller] = word, answers
         alike = sum(one == word for one, _ in self._heard.values())
-        is_holder = isinstance(word, mesh.Buried) and teller in self.voters().everyone
+        is_holder = not isinstance(word, Roster) and teller in self.voters().everyone
         if is_holder or alike >= TELLERS_MIN or answers >= ANSWERS_MIN:
             self._heard.clear()
             if isinstance(word, Roster):
                 self.learn(word)
-            else:
+            elif isinstance(word, mesh.Buried):
                 self._buried(word, now)
+            else:
+                self._ended(word, now)
         elif len(self._heard) > HEARD_MAX:
             del self._heard[next(iter(self._heard))]
 

@@ -57,6 +57,9 @@ def scenario_of(seed: int) -> Scenario:
         sites_min=rng.choice((1, 2, 2)), staleness_max=rng.choice((0, 0, 1, 3)),
         outer=rng.choice(("none", "none", "momentum")), ranges=rng.choice((1, 1, 2, 4)),
     )  # fmt: skip
+    may_recover = committee > 1 and not turnover and not gone and not scenario.cancel
+    if may_recover and sites >= 2 * committee and rng.random() < 0.2:  # noqa: PLR2004 - a share
+        scenario = replace(scenario, recover=True)
     if turnover or gone or rng.random() < 0.5:  # noqa: PLR2004 - a share
         is_corrected = not scenario.staleness_max and rng.random() < 0.3  # noqa: PLR2004 - a share
         return replace(scenario, correction="scaffold" if is_corrected else "none")

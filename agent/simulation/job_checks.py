@@ -202,7 +202,7 @@ def _one_history(evidence: Evidence) -> Iterator[str]:
     """
     ordered = sorted(evidence.chosen, key=lambda choice: choice.ballot)
     last: JobValue | None = None
-    results: dict[tuple[int, int], tuple[Digest | None, Digest | None]] = {}
+    results: dict[tuple[int, ...], tuple[Digest | None, Digest | None]] = {}
     for choice in ordered:
         value = choice.value
         if last is not None and value.recoveries > last.recoveries:
@@ -214,8 +214,9 @@ def _one_history(evidence: Evidence) -> Iterator[str]:
             yield f"the epoch went back from {last.epoch} to {value.epoch}"
         result = (value.parameters, value.contributions)
         if value.parameters is not None:
-            above = -1 if value.above is None else value.above.round
-            known = results.setdefault((value.round, above), result)
+            up = value.above
+            above = () if up is None else (up.recoveries, up.round)
+            known = results.setdefault((value.round, *above), result)
             if known != result:
                 yield f"round {value.round} was committed twice, with different results"
         if value.round > evidence.rounds:

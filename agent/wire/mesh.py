@@ -201,6 +201,8 @@ class ReadReply:
     """Of the holders that this site knows to be the last ones that were put in place, or are to be."""
     members: Annotated[tuple[Site, ...], AtMost(5)] = omitted(())
     others: Annotated[tuple[Site, ...], AtMost(5)] = omitted(())
+    end: Value | None = omitted(None)
+    """The job's last value, if this site has read that it was committed; whether it held the register or not."""
 
 
 # --- rounds --------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ def test_there_was_trouble_of_every_kind(lives: list[Ending]) -> None:
     scenarios = [scenario_of(seed) for seed in range(1, SEEDS + 1)]
     assert {scenario.committee for scenario in scenarios} == {1, 3, 5}
     assert any(scenario.gone for scenario in scenarios)
+    assert sum(scenario.recover for scenario in scenarios) > SEEDS / 50
+    assert sum(scenario.correction == "scaffold" for scenario in scenarios) > SEEDS / 50
+    assert sum(scenario.ranges > 1 for scenario in scenarios) > SEEDS / 10
     for ending, scenario in zip(lives, scenarios, strict=True):
         assert ending.is_cancelled or ending.rounds == ending.counted == scenario.rounds
 

@@ -1,17 +1,32 @@
 from random import Random
 
 import pytest
-from federated_site import ANNA, BERT, CARL, ME, OPERATION, asked, desk, digest, job, of
+from federated_site import (
+    ANNA,
+    BERT,
+    CARL,
+    ME,
+    OPERATION,
+    asked,
+    desk,
+    digest,
+    job,
+    of,
+    site_id,
+    value,
+)
 
 from agent.election.proposer import Refusal
 from agent.election.roster import Roster
 from agent.federation.desk import Desk
 from agent.federation.events import JobEffect, Persist
 from agent.federation.register import CONVERSATIONS_MAX, Outcome, Register, Settled, Unknown
-from agent.federation.value import claim, initialise
+from agent.federation.value import JobValue, claim, encode_value, initialise
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.mesh import Ballot, Declined, Prepare, Promise, Read, ReadReply
+
+DORA = site_id("dora")
 
 
 class Bench:
@@ -108,7 +123,7 @@ def test_a_hushed_register_starts_nothing_and_still_votes() -> None:
     bench = Bench(ANNA, BERT, ME)
     bench.register.read(0.0, bench.then)
     reads = asked(bench.save(), Read)
-    bench.register.hush()
+    bench.register.hush(None)
     assert bench.register.wake_at() == NEVER
     bench.desk.replied(reads[0].call, ReadReply(None, None), 0.1)
     assert bench.outcomes == []
@@ -183,3 +198,27 @@ def test_holders_that_no_change_has_made_are_not_believed(
     bench = Bench(ANNA, BERT, CARL)
     bench.register.learn(Roster(generation, members, others))
     assert bench.register.roster.generation == 0
+
+
+def test_the_last_value_is_told_to_who_asks_and_believed_of_a_holder_or_of_two() -> None:
+    """Whoever knows that the job is over says so; the committee may be gone by then."""
+    end = value(round=3, state="finished", exported=digest("model"))
+    knows = Bench(ANNA, BERT)
+    knows.register.hush(end)
+    told = knows.register.called(CARL, Read(job().id))
+    assert isinstance(told, ReadReply)
+    assert told.end == encode_value(end)
+    running = Bench(ANNA, BERT)
+    running.register.hush(value(round=3))
+    assert running.register.called(CARL, Read(job().id)) == ReadReply(None, None)
+    for tellers, is_believed in (((ANNA,), True), ((CARL,), False), ((CARL, DORA), True)):
+        heard: list[JobValue] = []
+
+        def ended(found: JobValue, _: float, heard: list[JobValue] = heard) -> None:
+            heard.append(found)
+
+        committee = job(committee=(ANNA, BERT))
+        site = Register(committee, ME, 1, desk(), Random(1), None, ended=ended)
+        for teller in tellers:
+            site.hear(teller, end, 1.0)
+        assert heard == ([end] if is_believed else []), tellers
