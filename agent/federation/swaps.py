@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from agent.election.roster import Known, Roster, Voters
 from agent.federation.desk import Desk, Surroundings, sources
-from agent.federation.events import FetchBlob
+from agent.federation.events import FetchBlob, Label
 from agent.federation.register import Outcome, Register, Settled
 from agent.federation.value import (
     EPOCH_JUMP,
@@ -197,6 +197,8 @@ class Swaps:
             self._desk.emit(*(FetchBlob(blob, around) for blob in sorted(missing)))
             return
         self.trouble = ""
+        # A value that was accepted here and never read is no reason yet to give its blobs to anybody.
+        self._desk.emit(*(Label(blob, self._job.residency) for blob in sorted(best.blobs)))
         holders = Known(Roster(0, members, ()))
         nowhere = frozenset(self._nowhere)
         change = recover(best, members, self._me, self._desk.operation(), nowhere)

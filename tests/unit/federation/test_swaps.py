@@ -6,7 +6,7 @@ import pytest
 from federated_site import ANNA, BERT, CARL, ME, Around, asked, desk, digest, job, of, value
 
 from agent.election.roster import Roster
-from agent.federation.events import Ask, FetchBlob, JobEffect, Persist
+from agent.federation.events import Ask, FetchBlob, JobEffect, Label, Persist
 from agent.federation.register import Register
 from agent.federation.swaps import RETRY_S, Swap, Swaps
 from agent.federation.value import (
@@ -286,3 +286,18 @@ def test_a_change_that_was_prepared_when_the_job_ended_is_not_made() -> None:
     bench.desk.replied(keep.call, Done(), 1.0)
     assert bench.desk.take() == []
     assert bench.swaps.wake_at() == NEVER
+
+
+def test_a_recovery_gives_what_it_goes_on_from_to_the_new_committee() -> None:
+    """This site had accepted the value and never read it, and was restarted: its blobs bear no label."""
+    far = value(aggregator=BERT, round=1, parameters=digest("p1"), contributions=digest("c1"))
+    bench = Bench(far)
+    bench.around.held = set(far.blobs)
+    bench.swaps.recover((ME, ANNA), (ME, ANNA, DORA), value(), 0.0)
+    labels: set[bytes] = set()
+    while effects := bench.desk.take():
+        labels |= {one.digest for one in of(effects, Label)}
+        keeps = [one for one in of(effects, Ask) if isinstance(one.message, Keep)]
+        assert not keeps or labels == far.blobs, "before anybody is asked to fetch them"
+        bench._answer(effects)
+    assert labels == far.blobs
