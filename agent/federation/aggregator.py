@@ -431,7 +431,7 @@ class Aggregation:
         self._token, self._failures = -1, 0
         operation = self._desk.operation()
         self._custody.made(digest)
-        self._desk.emit(Label(digest, self._job.residency))
+        self._desk.emit(Label(digest, self._job.residency, self.phase == "initialising"))
         if self.phase == "initialising":
             self._secure((digest,), initialise(digest, self.epoch, operation), now)
         elif self.phase == "exporting":

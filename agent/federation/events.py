@@ -224,6 +224,8 @@ class Label:
 
     digest: Digest
     residency: tuple[str, ...]
+    is_own: bool = False
+    """Made here of nothing that came from elsewhere: two jobs may make the same bytes (of one seed), each by right."""
 
 
 @dataclass(frozen=True, slots=True)

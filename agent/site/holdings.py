@@ -257,9 +257,14 @@ class Holdings:
     def label(self, effect: job.Label) -> None:
         """A job says where a blob may go: the first that does, as long as it is here.
 
-        Else a call about one job would open what belongs to another.
+        Else a call about one job would open what belongs to another. What a job has made itself may go where either
+        of two allows it.
         """
-        residency = self.labels.setdefault(effect.digest, effect.residency)
+        known, wanted = self.labels.get(effect.digest), effect.residency
+        residency = wanted if known is None else known
+        if known is not None and effect.is_own:
+            residency = tuple(sorted({*known, *wanted})) if known and wanted else ()
+        self.labels[effect.digest] = residency
         self._emit(job.Label(effect.digest, residency))  # told at once: an offer of it may follow
 
     def forget(self, digest: Digest) -> None:

@@ -25,3 +25,17 @@ def test_a_call_to_keep_does_not_take_away_anothers_label() -> None:
     one.others.clear()
     world.feed(one, CallReceived(7, other.site.me, Keep(JobId("open-00000001"), (secret,))))
     assert one.site.labels[secret] == ("DE",)
+
+
+def test_what_two_jobs_make_of_one_seed_may_go_where_either_allows() -> None:
+    world = World()
+    one = world.add("DE")
+    holdings = one.site.holdings
+    first = blob_digest(b"parameters of one seed")
+    holdings.label(job.Label(first, ("DE",)))
+    holdings.label(job.Label(first, ("FR",)))
+    assert one.site.labels[first] == ("DE",)
+    holdings.label(job.Label(first, ("FR",), is_own=True))
+    assert one.site.labels[first] == ("DE", "FR")
+    holdings.label(job.Label(first, (), is_own=True))
+    assert one.site.labels[first] == ()
