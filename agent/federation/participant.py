@@ -231,9 +231,7 @@ class Participant:
                 self._desk.emit(*(ForgetBlob(blob) for blob in self._blobs_of(old)))
             self._persist(update, "open")
             self.update = update
-            self._desk.emit(
-                *(Label(blob, self._job.residency, is_own=True) for blob in update.blobs)
-            )
+            self._desk.emit(*(Label(blob, self._job.residency) for blob in update.blobs))
             self._desk.emit(Progressed())
         if value is not None:
             self.follow(value, now)
