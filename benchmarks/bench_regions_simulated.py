@@ -67,7 +67,7 @@ class RealMeans(Outside):
         for number, one in enumerate(effect.updates):
             mean.include(ARRAYS[number % len(ARRAYS)], one.weight)
         chunks = cut(len(ARRAYS[0].content), parts)[part]
-        make_all(mean, blocks(ARRAYS[0], chunks), lambda _at, _block: None, 1)
+        make_all(mean, blocks(ARRAYS[0], chunks), 1)
         return time.perf_counter() - began
 
     def size(self, digest: Digest) -> float:

@@ -32,12 +32,14 @@ from agent.workers.mean import (
     Blocks,
     FloatMean,
     Mean,
+    Place,
     Ranges,
     Spoiled,
+    Taker,
     blocks,
-    into,
     make_all,
     make_range,
+    within,
 )
 from agent.workers.outer import Stepper, state_outline
 from agent.workers.parameters import (
@@ -140,7 +142,8 @@ class Aggregation:
     def _finish(self, mean: Blocks, outer: Outer | None, out: int, state: list[int]) -> Averaged:
         base = self._base
         made = make(mean.like if base is None else base, out)
-        take = into(made.values)
+        place: Place | None = within(made.values)
+        take: Taker | None = None
         if outer is not None or self._has_controls:
             assert base is not None, "a step starts from the round's parameters"
             outline = state_outline(outer, base, has_controls=self._has_controls)
@@ -148,8 +151,11 @@ class Aggregation:
             after = make(outline, carried)
             left = read(before[0]) if before else None
             stepper = None if outer is None else Stepper(outer, base, left, after)
-            take = Ending(made, after, stepper).take
-        make_all(mean, blocks(mean.like), take, self._threads)
+            if self._has_controls:  # blocks of both have no place in one file
+                place, take = None, Ending(made, after, stepper).take
+            elif stepper is not None:
+                take = stepper.step
+        make_all(mean, blocks(mean.like), self._threads, place=place, take=take)
         return Averaged(len(made.content))
 
     def _chunks_of(self, begin: Begin) -> range:

@@ -330,17 +330,23 @@ def blocks(like: Parameters, chunks: range | None = None) -> Iterator[slice]:
 
 
 Taker = Callable[[slice, Floats], None]
-"""Takes the mean of a block, in memory that is used again."""
+"""Takes the mean of a block; in memory that is used again, unless it has a place."""
+Place = Callable[[slice], Floats]
+"""Where the mean of a block is to be."""
 
 
-def make_all(of: Blocks, wanted: Iterator[slice], take: Taker, threads: int) -> None:
+def make_all(
+    of: Blocks, wanted: Iterator[slice], threads: int, *, place: Place | None = None,
+    take: Taker | None = None,
+) -> None:  # fmt: skip
     """Have every block of ``wanted``, in several threads.
 
     Args:
         of: makes them.
         wanted: as ``blocks`` tells.
-        take: called with each block, in no order.
         threads: at once.
+        place: where each is to be; None: in memory of this function's own.
+        take: called with each block, in no order.
 
     Raises:
         Malformed: what one of them raised first.
@@ -352,12 +358,10 @@ def make_all(of: Blocks, wanted: Iterator[slice], take: Taker, threads: int) -> 
         try:
             of.expect(slice(some[0].start, some[-1].stop))
             for at in some:
-                block = room.mean[: at.stop - at.start]
+                block = room.mean[: at.stop - at.start] if place is None else place(at)
                 of.mean(at, block, room)
-                try:
-                    take(at, block)
-                except Malformed as fault:
-                    raise of.blamed(at, fault) from None
+                if take is not None:
+                    _given(of, take, at, block)
         finally:
             rooms.append(room)
 
@@ -368,13 +372,16 @@ def make_all(of: Blocks, wanted: Iterator[slice], take: Taker, threads: int) -> 
             pass
 
 
-def into(values: Floats, start: int = 0) -> Taker:
-    """Keeps blocks in ``values``, whose first is value ``start``."""
+def _given(of: Blocks, take: Taker, at: slice, block: Floats) -> None:
+    try:
+        take(at, block)
+    except Malformed as fault:
+        raise of.blamed(at, fault) from None
 
-    def take(at: slice, block: Floats) -> None:
-        values[at.start - start : at.stop - start] = block
 
-    return take
+def within(values: Floats, start: int = 0) -> Place:
+    """Blocks are to be in ``values``, whose first is value ``start``."""
+    return lambda at: values[at.start - start : at.stop - start]
 
 
 def make_range(of: Blocks, chunks: range, descriptor: int, threads: int) -> int:
@@ -391,6 +398,6 @@ def make_range(of: Blocks, chunks: range, descriptor: int, threads: int) -> int:
     before = head[start:stop]
     content[: len(before)] = before
     values = np.frombuffer(content[len(before) :], "<f4")
-    take = into(values, max(0, start - len(head)) // 4)
-    make_all(of, blocks(of.like, chunks), take, threads)
+    place = within(values, max(0, start - len(head)) // 4)
+    make_all(of, blocks(of.like, chunks), threads, place=place)
     return stop - start

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agent.workers.mean import Blocks, Mean, blocks, into, make_all
+from agent.workers.mean import Blocks, Mean, blocks, make_all, within
 from agent.workers.parameters import Floats, Parameters, Stored, parse, write
 
 
@@ -34,6 +34,6 @@ def mean_of(
         of.include(update, samples)
     wanted = list(blocks(of.like))
     values: Floats = np.full(sum(at.stop - at.start for at in wanted), np.nan, np.float32)
-    make_all(of, iter(wanted), into(values), threads)
+    make_all(of, iter(wanted), threads, place=within(values))
     head = content(of.like)[: -values.nbytes or None]
     return parse(head + values.tobytes())
