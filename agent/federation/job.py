@@ -324,7 +324,7 @@ class JobMachine:
             if isinstance(self.participant, Delegate):
                 self.participant.unreadable(now)
             if others := [site for site in self._surroundings.alive() if site != self._me]:
-                self.register.ask_who_holds_it(self._rng.choice(others))
+                self.register.ask_who_holds_it(self._rng.choice(others), now)
         elif outcome.value is None:
             if not self._is_passive:
                 self._claims.consider(None, now)

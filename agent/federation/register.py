@@ -192,12 +192,19 @@ class Register:
         answer = self._acceptor.step(call, sender)
         if answer.writes:
             self._save(answer)
-        known, reply = self._known.roster, answer.reply
+        known, reply = self._newest(), answer.reply
         if isinstance(reply, mesh.ReadReply) and known.generation:
             reply = replace(
                 reply, generation=known.generation, members=known.members, others=known.others
             )
         return replace(reply, end=self._end) if isinstance(reply, mesh.ReadReply) else reply
+
+    def _newest(self) -> Roster:
+        """The last holders that this site has read of, or was asked to vote for as an acceptor."""
+        known, value = self._known.roster, self._acceptor.state.value
+        voted = None if value is None else roster_of(value)
+        is_newer = voted is not None and voted.is_sound and voted.generation > known.generation
+        return voted if voted is not None and is_newer else known
 
     def _save(self, answer: AcceptorAnswer) -> int:
         token = self._desk.number()
@@ -277,8 +284,9 @@ class Register:
     def _taker(self, number: int, site: SiteId) -> Callable[[mesh.Reply | None, float], None]:
         return lambda reply, now: self._replied(number, site, reply, now)
 
-    def ask_who_holds_it(self, site: SiteId) -> None:
+    def ask_who_holds_it(self, site: SiteId, now: float) -> None:
         """Those who held the register are all gone, perhaps: any site may know who came after them."""
+        self.hear(self._me, self._newest(), now)
         self._desk.ask(
             site, mesh.Read(self._job.id), ASK_TIMEOUT_S,
             lambda reply, now: self._told(site, reply, now, is_answer=True),

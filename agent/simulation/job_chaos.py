@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 
+from agent.federation.value import EPOCH_JUMP
 from agent.simulation.job_fleet import Scenario
 from agent.simulation.job_world import simulate
 
@@ -97,8 +98,8 @@ def told(endings: Iterable[Ending]) -> Counter[str]:
         totals["cancelled"] += ending.is_cancelled
         totals["regions"] += ending.regions
         totals["rounds"] += ending.rounds
-        totals["epochs"] += ending.epochs
-        totals["members replaced"] += ending.generation // 2
+        totals["epochs"] += ending.epochs % EPOCH_JUMP  # beside those that a recovery leaves out
+        totals["members replaced"] += ending.generation % EPOCH_JUMP // 2
     return totals
 
 

@@ -24,7 +24,7 @@ from agent.federation.register import CONVERSATIONS_MAX, Outcome, Register, Sett
 from agent.federation.value import JobValue, claim, encode_value, initialise
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
-from agent.wire.mesh import Ballot, Declined, Prepare, Promise, Read, ReadReply
+from agent.wire.mesh import Accept, Ballot, Declined, Prepare, Promise, Read, ReadReply
 
 DORA = site_id("dora")
 
@@ -167,7 +167,7 @@ def test_a_site_tells_who_holds_the_register_by_now_and_believes_two_who_tell_it
     assert isinstance(told, ReadReply)
     assert (told.generation, told.members, told.others) == (4, (BERT, ME), (ANNA, BERT))
     other = Bench(ANNA, BERT)
-    other.register.ask_who_holds_it(BERT)
+    other.register.ask_who_holds_it(BERT, 0.0)
     (ask,) = asked(other.save(), Read)
     other.desk.replied(ask.call, told, 0.1)
     assert other.register.roster.generation == 0, "one alone may lie"
@@ -222,3 +222,22 @@ def test_the_last_value_is_told_to_who_asks_and_believed_of_a_holder_or_of_two()
         for teller in tellers:
             site.hear(teller, end, 1.0)
         assert heard == ([end] if is_believed else []), tellers
+
+
+def test_an_acceptor_tells_who_holds_the_register_by_the_value_that_it_voted_for() -> None:
+    """After a recovery the new holders have the value, and have read nothing yet."""
+    after = Roster(2**20, (ME, CARL, DORA), ())
+    bench = Bench(ANNA, BERT)
+    data = encode_value(value(roster=after))
+    bench.register.called(CARL, Prepare(job().id, Ballot(7, CARL + bytes(16))))
+    bench.save()
+    bench.register.called(CARL, Accept(job().id, Ballot(7, CARL + bytes(16)), data))
+    bench.save()
+    told = bench.register.called(DORA, Read(job().id))
+    assert isinstance(told, ReadReply)
+    assert (told.generation, told.members) == (2**20, after.members)
+    assert bench.register.roster.generation == 0, "it has read nothing yet"
+    bench.register.ask_who_holds_it(CARL, 1.0)
+    (ask,) = asked(bench.save(), Read)
+    bench.desk.replied(ask.call, ReadReply(None, None, 2**20, after.members), 1.1)
+    assert bench.register.roster == after, "its own vote, and another's word"
