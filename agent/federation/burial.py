@@ -16,7 +16,7 @@ from typing import Final
 
 import msgpack
 
-from agent.federation.value import JobValue
+from agent.federation.value import ENDED, JobValue
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import ID_BYTES, Digest, JobId, SiteId
 from agent.foundation.writes import Delete, Put, Scalar, Write
@@ -62,7 +62,7 @@ def of(value: JobValue | None, *, is_cancelled: bool) -> Tombstone:
     """What is to stay of a job whose register holds ``value``."""
     if value is None:
         return Tombstone("cancelled", 0, None, 0)
-    has_ended = value.state in ("finished", "failed")
+    has_ended = value.state in ENDED
     assert has_ended or is_cancelled, "a job that runs is not buried"
     end: End = "cancelled"
     if has_ended:

@@ -1,7 +1,8 @@
 """The sites, and regions, of one round as its aggregator knows them: who is waited for, whose update is here.
 
 Rule: what is counted is here. An update that is to be counted is fetched first, with the parameters that it
-started from if those are not the round's own; both stay until the round is over.
+started from if those are not the round's own; both stay until the round is over. An update that is cut into
+parts is the exception: who makes the mean of a range fetches the parts of it, and says so.
 """
 
 from collections import Counter
@@ -246,9 +247,7 @@ class Cohort:
     def _fetched(self, place: SiteId, entry: Entry, now: float) -> None:
         entry.state = "fetched"
         was_counted_on = bool(entry.fetches and not entry.blobs)
-        if (
-            not entry.late_by and not was_counted_on
-        ):  # else it says nothing of how long this round takes
+        if not (entry.late_by or was_counted_on):  # those say nothing of how long this round takes
             self._arrived_s.append(now - self._opened_at)
             self._paces.arrived(place, now - self._opened_at)
         self._desk.emit(Progressed())

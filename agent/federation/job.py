@@ -56,9 +56,8 @@ from agent.federation.restored import References, Restored, references
 from agent.federation.summing import Summing
 from agent.federation.swaps import Swap, Swaps
 from agent.federation.ties import Delegate, Whole
-from agent.federation.value import Contributions, JobValue
+from agent.federation.value import ENDED, Contributions, JobValue
 from agent.federation.watch import (
-    ENDED,
     ENDED_HERE,
     NOT_THE_AGGREGATOR,
     RESIGNED,

@@ -28,7 +28,7 @@ from agent.election.reader import Reader
 from agent.election.roster import Known, Roster, Voters, pinned
 from agent.federation.desk import Desk
 from agent.federation.events import Persist
-from agent.federation.value import Change, JobValue, decode, encode_value, roster_of
+from agent.federation.value import ENDED, Change, JobValue, decode, encode_value, roster_of
 from agent.foundation.errors import Corruption, Malformed
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER, Woke
@@ -36,7 +36,6 @@ from agent.foundation.writes import Scalar
 from agent.wire import mesh
 from agent.wire.documents import Job
 
-ENDS = ("finished", "failed")
 Word = Roster | mesh.Buried | JobValue
 """What others say: who holds the register, or how the job has ended."""
 RegisterRow = Mapping[str, Scalar]
@@ -245,7 +244,7 @@ class Register:
 
     def hush(self, value: JobValue | None) -> None:
         """The job is over, with ``value``: let go of every conversation; this site goes on voting."""
-        if value is not None and value.state in ENDS:
+        if value is not None and value.state in ENDED:
             self._end = encode_value(value)
         self._conversations.clear()
         self._own_votes.clear()
@@ -297,7 +296,7 @@ class Register:
     ) -> None:
         if isinstance(reply, mesh.ReadReply) and reply.end is not None:
             with contextlib.suppress(Malformed):  # a newer version's
-                if (end := decode(reply.end)) is not None and end.state in ENDS:
+                if (end := decode(reply.end)) is not None and end.state in ENDED:
                     self.hear(site, end, now, is_answer=is_answer)
         elif isinstance(reply, mesh.ReadReply) and reply.members:
             roster = Roster(reply.generation, reply.members, reply.others)

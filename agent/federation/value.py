@@ -9,7 +9,7 @@ A value moves only forward: ``progress`` is a total order along any register's h
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from agent.distribution.manifest import build, digest_of, encode
 from agent.election.proposer import Refusal
@@ -32,6 +32,7 @@ ONE_FIELD = b"\x91"
 
 Operation = Annotated[bytes, AtMost(48)]
 State = Literal["running", "exporting", "finished", "failed"]
+ENDED: Final[tuple[State, ...]] = ("finished", "failed")
 _RANK: dict[str, int] = {"running": 0, "exporting": 1, "finished": 2, "failed": 2}
 
 
@@ -215,7 +216,7 @@ def claim(job: Job, me: SiteId, expected_epoch: int, operation: bytes) -> Change
             )
         if operation in now.operations:
             return encode_value(now)
-        if now.state in ("finished", "failed"):
+        if now.state in ENDED:
             return Refusal(f"the job has {now.state}", value)
         if now.epoch != expected_epoch:
             return Refusal(f"epoch is {now.epoch}, not {expected_epoch}", value)
@@ -314,7 +315,7 @@ def fail(reason: str, epoch: int, operation: bytes) -> Change:
     """End the job without a result."""
 
     def apply(now: JobValue) -> JobValue | str:
-        if now.state in ("finished", "failed"):
+        if now.state in ENDED:
             return f"the job has {now.state}"
         return _with(now, operation, state="failed", reason=reason[:400])
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from agent.federation.desk import Desk
 from agent.federation.events import Answer
-from agent.federation.value import JobValue
+from agent.federation.value import ENDED, JobValue
 from agent.foundation.ids import SiteId
 from agent.foundation.machine import NEVER
 from agent.wire.documents import Job
@@ -26,7 +26,6 @@ PAUSE_S = 0.5
 PAUSE_MAX_S = 10.0
 NO_CHANGE = "no change yet"
 RESIGNED = "resigned"
-ENDED = ("finished", "failed")
 ENDED_HERE = "the job has ended here"
 NOT_THE_AGGREGATOR = "not the aggregator"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from agent.federation import events as job_events
 from agent.federation.burial import TABLE
 from agent.federation.events import JobEffect
-from agent.federation.value import JobValue, decode
+from agent.federation.value import ENDED, JobValue, decode
 from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.writes import Put
 from agent.simulation.job_checks import ASKS_PER_SECOND_MAX, Dropped
@@ -93,7 +93,7 @@ class Spy:
             value = unpack(JobValue, row["value"])
             told = book.told if row["note"] else book.believed
             told.append((site.index, value))
-            if value.state in ("finished", "failed"):
+            if value.state in ENDED:
                 site.read.update(dict.fromkeys(self._fleet.books, ALL_ROUNDS))  # its region's, too
             site.read[job] = max(site.read[job], value.round)
         elif write.table == "rounds":

@@ -290,8 +290,8 @@ def test_older_parameters_that_several_sites_have_are_asked_of_more_than_one() -
     assert set(fetches[digest("old")]) == {ANNA, BERT}, "ANNA's update is left out for BERT's sake"
 
 
-def test_a_range_that_is_here_is_wanted_until_all_are() -> None:
-    """Nothing names it: after an hour (``distribution.retention``) it goes, while the last one is still made."""
+def with_a_range_here() -> AggBench:
+    """A bench that has the first range of three updates, and waits for the others."""
     bench = AggBench(ranges=PARTS, sites_min=2)
     bench.around.held.update(parts_of("me"))
     bench.register.lease.renewed(1e9)
@@ -301,20 +301,18 @@ def test_a_range_that_is_here_is_wanted_until_all_are() -> None:
     bench.desk.replied(ask.call, RangeSummed(digest("r0")), 2.0)
     bench.around.held.add(digest("r0"))
     bench.aggregation.blob_arrived(digest("r0"), 2.0)
+    return bench
+
+
+def test_a_range_that_is_here_is_wanted_until_all_are() -> None:
+    """Nothing names it: after an hour (``distribution.retention``) it goes, while the last one is still made."""
+    bench = with_a_range_here()
     custody, summing = bench.aggregation._custody, bench.aggregation._sharing._summing
     assert digest("r0") in custody.kept() | summing.kept
 
 
 def test_a_range_that_came_does_not_stay_when_the_epoch_is_over() -> None:
-    bench = AggBench(ranges=PARTS, sites_min=2)
-    bench.around.held.update(parts_of("me"))
-    bench.register.lease.renewed(1e9)
-    for name, site in (("anna", ANNA), ("bert", BERT), ("me", ME)):
-        bench.aggregation.collect(site, offer(name), 1.0)
-    ask = asked(bench.desk.take(), SumRange)[0]
-    bench.desk.replied(ask.call, RangeSummed(digest("r0")), 2.0)
-    bench.around.held.add(digest("r0"))
-    bench.aggregation.blob_arrived(digest("r0"), 2.0)
+    bench = with_a_range_here()
     bench.aggregation.close()
     assert digest("r0") in {one.digest for one in of(bench.desk.take(), ForgetBlob)}
 
