@@ -19,7 +19,11 @@ def read_text(path: Path, bytes_max: int) -> str:
             with path.open("rb") as file:
                 data = file.read(bytes_max + 1)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read", why=error.strerror or str(error)) from None
+        raise UsageError(
+            f"{path} cannot be read",
+            why=error.strerror or str(error),
+            mend="name a file that is there and that you may read",
+        ) from None
     if len(data) > bytes_max:
         raise UsageError(f"{path} is too long", why=f"the bound is {bytes_max:,} bytes")
     try:
