@@ -16,6 +16,7 @@ from agent.foundation.errors import AtollError, Unreachable
 from agent.gateway.members import MemberAnswer, Members, NotConnected
 from agent.gateway.site import SiteState
 from agent.routing.budget import Budget
+from agent.routing.outlook import expected
 from agent.routing.policy import Question, Verdict, judge_remote
 from agent.routing.score import Prediction, predict
 from agent.serving.failures import DeadlineExceeded
@@ -135,7 +136,7 @@ class Elsewhere:
         assert self._members is not None
         assert verdict.remote is not None
         outlook, site, begun_s = self._outlook, verdict.site, monotonic_s()
-        idle_ms = predict(verdict, local_wait_ms=0.0, under_way=0).idle_ms
+        sent = expected(verdict, self._members.under_way.get(site, 0))
         outlook.sent(site, begun_s)
         try:
             answer = await self._members.call(
@@ -148,11 +149,11 @@ class Elsewhere:
             raise
         except (DeadlineExceeded, asyncio.CancelledError):
             now_s = monotonic_s()
-            outlook.given_up(site, key, idle_ms, (now_s - begun_s) * 1000, now_s)
+            outlook.given_up(site, key, sent, (now_s - begun_s) * 1000, now_s)
             raise
         now_s = monotonic_s()
         if answer.status == OK and method == "POST" and not answer.is_cold:
-            outlook.answered(site, key, idle_ms, (now_s - begun_s) * 1000, now_s)
+            outlook.answered(site, key, sent, (now_s - begun_s) * 1000, now_s)
         else:
             outlook.reached(site)
         after = answer.headers.get(RETRY_HEADER, "")

@@ -126,7 +126,9 @@ def _candidate(
     prediction = (
         predict(verdict, local_wait_ms=local_wait_ms, under_way=0)
         if late is None
-        else predict_late(verdict, 0, late.late_ms, late.weight)
+        else predict_late(
+            verdict, 0, late_ms=late.late_ms, weight=late.weight, service_ms=late.service_ms
+        )
     )
     if trouble is None:
         return Candidate(verdict, prediction)

@@ -7,7 +7,9 @@ Pure: time (monotonic seconds) and randomness are passed in.
   little (Finagle's peak EWMA; that goes by one answer, which on a network that loses 1 % keeps senders away
   from the right site: an answer of ten packets is late one time in ten). Gossip says what a
   site thinks of itself; this says what a request met, so while it is new it stands in the place of the
-  gossiped queue, and fades into it.
+  gossiped queue, and fades into it. What this sender's own requests before it took is not lateness (they
+  are counted anyway), nor is what was measured against a run time that turned out to be another: a model
+  whose cost depends on what it is given is known by its warm-up only until requests have shown better.
 - **Breaker** of a site: closed; open for a while after a failure to connect or ``FAILURES_MAX``
   broken answers in a row, longer each time; then half-open: one request tries it. A site whose
   breaker is not closed is asked after all others, not never: it may be the only one that may answer.
@@ -44,6 +46,8 @@ RETRY_AFTER_S_MAX: Final = 30.0
 NEWS: Final = 0.1
 """Weight of a timely answer that follows a late one at once."""
 LATER_SHARE: Final = 0.05
+ANOTHER_TIMES: Final = 2.0
+"""A run time so many times longer or shorter than before is another one; less is told by lateness."""
 HEDGE_MS_MIN: Final = 20.0
 """Below this, a second request would be asked because of a scheduler's whim."""
 PATIENCE_UNKNOWN_MS: Final = 500.0
@@ -61,6 +65,17 @@ TOLD: Final = 0.05
 Breaker = Literal["closed", "open", "half-open"]
 
 
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """When a request's answer was expected as it was sent, milliseconds."""
+
+    idle_ms: float
+    """Round trip and service time."""
+    service_ms: float
+    own_ms: float = 0.0
+    """The run times of this sender's requests that were under way to the same site."""
+
+
 @dataclass(slots=True)
 class _Lateness:
     late_ms: float
@@ -69,6 +84,8 @@ class _Lateness:
     at_s: float
     most_ms: float
     """An estimate of the lateness that one answer in twenty exceeds."""
+    service_ms: float
+    """The run time that it was measured against."""
 
     def weight(self, now_s: float) -> float:
         return math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
@@ -85,14 +102,36 @@ class _Trouble:
     busy_until_s: float = 0.0
 
 
-def predict_late(verdict: Verdict, under_way: int, late_ms: float, weight: float) -> Prediction:
-    """The prediction for a site that was late; ``weight``: 1 if just now, 0 if long ago."""
+def expected(verdict: Verdict, under_way: int) -> Expected:
+    """What a request that goes to this site now, after ``under_way`` others, is measured against."""
+    plain = predict(verdict, local_wait_ms=0.0, under_way=0)
+    return Expected(plain.idle_ms, plain.service_ms, under_way * plain.service_ms)
+
+
+def predict_late(
+    verdict: Verdict, under_way: int, *, late_ms: float, weight: float, service_ms: float
+) -> Prediction:
+    """The prediction for a site that was late.
+
+    Args:
+        verdict: the site.
+        under_way: requests sent from here to that site and not answered.
+        late_ms: how late.
+        weight: 1 if just now, 0 if long ago.
+        service_ms: the run time that ``late_ms`` was measured against.
+    """
     plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
+    if _is_another(plain.service_ms, service_ms):
+        return plain
     own_ms = under_way * plain.service_ms
     gossiped_ms = plain.queue_ms - own_ms
     queue_ms = gossiped_ms + weight * (late_ms - gossiped_ms)
     rtt_ms = max(plain.rtt_ms + min(queue_ms, 0.0), 0.0)  # the way is shorter than was thought
     return replace(plain, rtt_ms=rtt_ms, queue_ms=max(queue_ms, 0.0) + own_ms)
+
+
+def _is_another(now_ms: float, then_ms: float) -> bool:
+    return max(now_ms, then_ms) > ANOTHER_TIMES * min(now_ms, then_ms)
 
 
 def is_clear_gain(home_ms: float, best_ms: float) -> bool:
@@ -131,7 +170,13 @@ class Outlook:
         found = self._lateness.get((verdict.site, key))
         if found is None:
             return predict(verdict, local_wait_ms=0.0, under_way=under_way)
-        return predict_late(verdict, under_way, found.late_ms, found.weight(now_s))
+        return predict_late(
+            verdict,
+            under_way,
+            late_ms=found.late_ms,
+            weight=found.weight(now_s),
+            service_ms=found.service_ms,
+        )
 
     def is_better_away(self, key: bytes, home_ms: float, best_ms: float | None) -> bool:
         """Whether a request that this site could answer goes to the best other site.
@@ -187,7 +232,7 @@ class Outlook:
             if not self.is_trusted(site, now_s)
         ]
         pairs = [
-            PairKnown(site, key, found.late_ms, round(found.weight(now_s), 2))
+            PairKnown(site, key, found.late_ms, round(found.weight(now_s), 2), found.service_ms)
             for (site, key), found in self._lateness.items()
             if found.weight(now_s) >= TOLD
         ]
@@ -200,11 +245,11 @@ class Outlook:
             self._troubles[site].is_tried = True
 
     def answered(
-        self, site: SiteId, key: bytes, idle_ms: float, took_ms: float, now_s: float
+        self, site: SiteId, key: bytes, sent: Expected, took_ms: float, now_s: float
     ) -> None:
-        """It answered ``took_ms`` after it was asked; ``idle_ms`` are round trip and service."""
+        """It answered ``took_ms`` after it was asked."""
         self.reached(site)
-        self._late(site, key, idle_ms, took_ms - idle_ms, now_s)
+        self._late(site, key, sent, took_ms, now_s)
 
     def reached(self, site: SiteId) -> None:
         """It answered, whatever it said: its breaker closes; a rest that it asked for goes on."""
@@ -227,31 +272,37 @@ class Outlook:
         return True
 
     def given_up(
-        self, site: SiteId, key: bytes, idle_ms: float, waited_ms: float, now_s: float
+        self, site: SiteId, key: bytes, sent: Expected, waited_ms: float, now_s: float
     ) -> None:
-        """The sender waited no longer: it would have been at least so late."""
+        """The sender waited no longer than ``waited_ms``: it would have been at least so late."""
         if (found := self._troubles.get(site)) is not None:
             found.is_tried = False
-        if waited_ms > idle_ms:
-            self._late(site, key, idle_ms, waited_ms - idle_ms, now_s)
+        if waited_ms > sent.idle_ms:
+            self._late(site, key, sent, waited_ms, now_s)
 
     def rests(self, site: SiteId, retry_after_s: float, now_s: float) -> None:
         """It has no room and names when to ask again."""
         wait_s = min(max(retry_after_s, 0.0), RETRY_AFTER_S_MAX)
         self._trouble(site).busy_until_s = now_s + wait_s
 
-    def _late(self, site: SiteId, key: bytes, idle_ms: float, told_ms: float, now_s: float) -> None:
+    def _late(self, site: SiteId, key: bytes, sent: Expected, took_ms: float, now_s: float) -> None:
+        idle_ms = sent.idle_ms
+        whole_ms = took_ms - idle_ms
+        # a site that runs several at once answers sooner than its queue says: that makes no negative wait
+        told_ms = whole_ms - min(sent.own_ms, max(whole_ms, 0.0))
         found = self._lateness.pop((site, key), None)
+        if found is not None and _is_another(sent.service_ms, found.service_ms):
+            found = None
         former_ms = (0.0,) if found is None else found.told_ms  # a new one begins as if timely
         all_told_ms = (*former_ms, told_ms)[-LATE_IN_A_ROW:]
         late_ms = min(all_told_ms)  # a late answer among timely ones was a packet that got lost
-        most_ms = max(told_ms, idle_ms)
+        most_ms = max(whole_ms, idle_ms)
         if found is not None:
             if late_ms < found.late_ms:
                 late_ms += found.weight(now_s) * (1 - NEWS) * (found.late_ms - late_ms)
             step_ms = NEWS * max(idle_ms, 1.0)
-            most_ms = found.most_ms + step_ms * ((told_ms > found.most_ms) - LATER_SHARE)
-        self._lateness[site, key] = _Lateness(late_ms, all_told_ms, now_s, most_ms)
+            most_ms = found.most_ms + step_ms * ((whole_ms > found.most_ms) - LATER_SHARE)
+        self._lateness[site, key] = _Lateness(late_ms, all_told_ms, now_s, most_ms, sent.service_ms)
         if len(self._lateness) > LATENESS_MAX:
             del self._lateness[next(iter(self._lateness))]
 

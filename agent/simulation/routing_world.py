@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from agent.foundation.ids import SiteId
-from agent.routing.outlook import Outlook
+from agent.routing.outlook import Expected, Outlook
 from agent.routing.policy import ALLOWED, Verdict
 from agent.routing.score import QUEUE_AT_FULL
 from agent.wire.inside import RemoteSite
@@ -40,6 +40,8 @@ class _Request:
     service_s: float
     site: int
     """Where it is answered."""
+    own_before: int = 0
+    """Requests of its home that were under way there as it was sent."""
 
 
 class World:
@@ -107,7 +109,8 @@ class World:
             self._arrive(request.begun_s, request)
             return
         name, under_way = self._names[request.site], self._under_way[request.home]
-        under_way[name] = under_way.get(name, 0) + 1
+        request.own_before = under_way.get(name, 0)
+        under_way[name] = request.own_before + 1
         half_s = self._trips_s[request.home][request.site] / 2
         self._push(request.begun_s + half_s, request, is_answer=False)
 
@@ -157,8 +160,10 @@ class World:
         took_s = now_s - request.begun_s
         self._done_s.append(took_s)
         if site != home:
-            name, idle_s = self._names[site], self._trips_s[home][site] + SERVICE_S
-            self._outlooks[home].answered(name, KEY, idle_s * 1000, took_s * 1000, now_s)
+            name, service_ms = self._names[site], SERVICE_S * 1000
+            idle_ms = self._trips_s[home][site] * 1000 + service_ms
+            sent = Expected(idle_ms, service_ms, request.own_before * service_ms)
+            self._outlooks[home].answered(name, KEY, sent, took_s * 1000, now_s)
             self._under_way[home][name] -= 1
 
 

@@ -152,11 +152,14 @@ class Holdings:
 
     def serving_changed(self, now: float) -> None:
         """Announce what is ready and what is refused here."""
+        self._tell(LocalChanged(serving=self._serving()), now)
+        self._emit(GatewayChanged())
+
+    def _serving(self) -> tuple[Served, ...]:
         items = sorted(self.shelf.items.items())
         serving = [Served(key, item.service_us) for key, item in items if item.stage == "ready"]
         serving += [Served(key, 0, True) for key, item in items if item.stage == "refused"]
-        self._tell(LocalChanged(serving=tuple(serving[:SERVING_PER_RECORD_MAX])), now)
-        self._emit(GatewayChanged())
+        return tuple(serving[:SERVING_PER_RECORD_MAX])
 
     # --- what is decided here --------------------------------------------------------------------
     def check_loadable(self, name: str, version: str) -> list[ModelVersion]:
@@ -223,7 +226,7 @@ class Holdings:
             self.rollouts_moved(now)
         for key, item in self.shelf.items.items():
             item.service_us = service_us.get(key, item.service_us)
-        self._tell(LocalChanged(load=load), now)
+        self._tell(LocalChanged(load=load, serving=self._serving()), now)
 
     def power_measured(self, free_w: float | None, now: float) -> None:
         """So much of the supply is free: models that ask for some may come or have to go."""

@@ -305,6 +305,8 @@ class PairKnown:
     """Beyond round trip and service time."""
     weight: Annotated[float, Range(0.0, 1.0)]
     """1: just now; 0: long ago."""
+    service_ms: Annotated[float, Range(0.0, 1e9)]
+    """The run time that the lateness was measured against."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ from onnx import TensorProto, helper
 from serving_site import save_model
 from wan_switch import WideNetwork, why_not
 
+from agent.site.view import RTT_MS_UNKNOWN
+
 WHY_NOT = why_not()
 MUST_RUN = os.environ.get("ATOLL_REQUIRE_ALL") == "1"
 pytestmark = [
@@ -30,6 +32,7 @@ pytestmark = [
 ]
 
 NAMES = ("asking", "edge", "near", "far")
+SERVING = ("edge", "near", "far")
 TRIPS_S = {("edge", "near"): 0.004, ("edge", "far"): 0.05, ("near", "far"): 0.05,
            ("asking", "edge"): 0.002, ("asking", "near"): 0.004, ("asking", "far"): 0.05}  # fmt: skip
 SETTINGS = """
@@ -56,10 +59,17 @@ class Cluster:
         site = self.sites[name]
         return ask_within(site.within, site.host, asks, at_once=at_once)
 
-    def explained(self, at: str) -> list[str]:
-        """Who would be asked, best first."""
+    def explained(self, at: str) -> dict[str, dict[str, float]]:
+        """Who would be asked, best first, and how fast that site is as far as is known."""
         rows = self.sites[at].get("/1/route/explain", model="slow")["candidates"]
-        return [row["name"] for row in rows]
+        return {row["name"]: row for row in rows}
+
+    def is_known_well(self, at: str) -> bool:
+        """Whether the site at ``at`` knows how far all are that serve, and how long a question takes."""
+        known = self.explained(at)
+        return set(known) == set(SERVING) and all(
+            row["rtt_ms"] < RTT_MS_UNKNOWN and row["service_ms"] > 1.0 for row in known.values()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +99,13 @@ def cluster() -> Iterator[Cluster]:
             )  # fmt: skip
             model = slow_echo(folder / "slow.onnx")
             founder.cli("model", "push", str(model), "--name", "slow", "--version", "1",
-                        "--sites", "edge,near,far")  # fmt: skip
+                        "--sites", ",".join(SERVING))  # fmt: skip
             made = Cluster(network, sites)
-            wait_for(lambda: set(made.explained("asking")) == {"edge", "near", "far"}, 30, "known")
+            for name in SERVING:
+                wait_for(lambda: name in made.explained(name), 30, f"{name} serves")  # noqa: B023
+                who(made.ask(name, questions(5)))
+            for at in ("asking", "edge"):
+                wait_for(lambda: made.is_known_well(at), 60, f"{at} knows the others")  # noqa: B023
             yield made
 
 
@@ -196,7 +210,7 @@ def test_what_an_edge_site_cannot_bear_goes_to_a_regional_one_and_stays_at_home_
 
 
 def test_others_avoid_the_nearest_site_while_it_is_busy_and_come_back(cluster: Cluster) -> None:
-    nearest = cluster.explained("asking")[0]
+    nearest, *_ = cluster.explained("asking")
     wait_for(
         lambda: who(cluster.ask("asking", questions(5))).get("edge", 0) >= 4, 30, "the edge is near"
     )

@@ -61,7 +61,9 @@ def test_the_whole_decision_is_told() -> None:
 def test_what_was_learned_of_other_sites_is_told() -> None:
     paris = VIEW.sites[0].site
     open_ = PeerKnown(paris, "open", 2.5)
-    told = explain(VIEW, "m", peers=[open_], pairs=[PairKnown(paris, KEY, 30.0, 1.0)]).as_dict()
+    told = explain(
+        VIEW, "m", peers=[open_], pairs=[PairKnown(paris, KEY, 30.0, 1.0, 2.0)]
+    ).as_dict()
     assert [one["breaker"] for one in told["candidates"]] == ["closed", "open"]
     assert told["candidates"][1]["held"] == "asked last for 2.5 s"
     assert (told["candidates"][1]["queue_ms"], told["candidates"][1]["predicted_ms"]) == (30, 37)
@@ -73,7 +75,7 @@ def test_a_queue_at_home_sends_away_unless_the_other_has_trouble() -> None:
     assert explain(VIEW, "m", local_wait_ms=200.0).chosen == "paris"
     for trouble in (PeerKnown(paris, "open", 2.5), PeerKnown(paris, "half-open", 0.0)):
         assert explain(VIEW, "m", local_wait_ms=200.0, peers=[trouble]).chosen == "home"
-    late = PairKnown(paris, KEY, 300.0, 1.0)
+    late = PairKnown(paris, KEY, 300.0, 1.0, 2.0)
     assert explain(VIEW, "m", local_wait_ms=200.0, pairs=[late]).chosen == "home"
 
 

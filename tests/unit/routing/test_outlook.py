@@ -14,7 +14,9 @@ from agent.routing.outlook import (
     OPEN_S,
     OPEN_S_MAX,
     RETRY_AFTER_S_MAX,
+    Expected,
     Outlook,
+    expected,
 )
 from agent.routing.policy import ALLOWED, Removal, Verdict
 from agent.wire.inside import PairKnown, PeerKnown, RemoteSite
@@ -42,10 +44,14 @@ def order(outlook: Outlook, now_s: float, *verdicts: Verdict) -> list[str]:
     return [one.name for one, _ in outlook.order(KEY, verdicts or (ONE, TWO), {}, now_s)]
 
 
+def sent(idle_ms: float, own_ms: float = 0.0, service_ms: float = 10.0) -> Expected:
+    return Expected(idle_ms, service_ms, own_ms)
+
+
 def late(outlook: Outlook, took_ms: float) -> None:
     """So many late answers of the first site that it is no chance."""
     for _ in range(LATE_IN_A_ROW):
-        outlook.answered(ONE.site, KEY, 15.0, took_ms, 0)
+        outlook.answered(ONE.site, KEY, sent(15.0), took_ms, 0)
 
 
 def test_late_answers_in_a_row_count_at_once_and_fade(outlook: Outlook) -> None:
@@ -58,23 +64,23 @@ def test_late_answers_in_a_row_count_at_once_and_fade(outlook: Outlook) -> None:
 def test_a_late_answer_or_two_among_timely_ones_are_chance_and_more_are_not(
     outlook: Outlook,
 ) -> None:
-    outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
+    outlook.answered(ONE.site, KEY, sent(15.0), 15.0, 0)
     for took_ms in (500.0, 400.0):
-        outlook.answered(ONE.site, KEY, 15.0, took_ms, 0)
+        outlook.answered(ONE.site, KEY, sent(15.0), took_ms, 0)
         assert order(outlook, 0) == ["s1", "s2"]
-    outlook.given_up(ONE.site, KEY, 15.0, 600.0, 0)
+    outlook.given_up(ONE.site, KEY, sent(15.0), 600.0, 0)
     assert order(outlook, 0) == ["s2", "s1"]
     assert outlook.predict(KEY, ONE, 0, 0).queue_ms == 385.0, "the least of them"
 
 
 def test_the_first_answer_of_a_site_may_be_late_by_chance_too(outlook: Outlook) -> None:
-    outlook.answered(ONE.site, KEY, 15.0, 500.0, 0)
+    outlook.answered(ONE.site, KEY, sent(15.0), 500.0, 0)
     assert order(outlook, 0) == ["s1", "s2"]
 
 
 def test_one_timely_answer_does_not_wipe_out_a_late_one(outlook: Outlook) -> None:
     late(outlook, 1015.0)
-    outlook.answered(ONE.site, KEY, 15.0, 15.0, 0)
+    outlook.answered(ONE.site, KEY, sent(15.0), 15.0, 0)
     assert 800 < outlook.predict(KEY, ONE, 0, 0).queue_ms < 1000
 
 
@@ -111,7 +117,7 @@ def test_a_failed_try_opens_it_for_twice_as_long_up_to_a_bound(outlook: Outlook)
 def test_a_try_that_was_given_up_leaves_room_for_the_next(outlook: Outlook) -> None:
     outlook.failed(ONE.site, 0, is_connected=False)
     outlook.sent(ONE.site, OPEN_S)
-    outlook.given_up(ONE.site, KEY, 15.0, 1.0, OPEN_S)
+    outlook.given_up(ONE.site, KEY, sent(15.0), 1.0, OPEN_S)
     assert order(outlook, OPEN_S) == ["s1", "s2"]
 
 
@@ -155,7 +161,7 @@ def test_lateness_stands_in_the_place_of_the_gossiped_queue_and_fades_into_it(
 
 
 def test_a_site_that_answers_sooner_than_its_distance_is_nearer(outlook: Outlook) -> None:
-    outlook.answered(TWO.site, KEY, 60.0, 20.0, 0)
+    outlook.answered(TWO.site, KEY, sent(60.0), 20.0, 0)
     prediction = outlook.predict(KEY, TWO, 0, 0)
     assert (prediction.rtt_ms, prediction.queue_ms) == (10.0, 0.0)
 
@@ -172,7 +178,7 @@ def test_memory_is_bounded(outlook: Outlook, monkeypatch: pytest.MonkeyPatch) ->
     rng = Random(7)
     for step in range(2000):
         site, key = SiteId(rng.randbytes(32)), rng.randbytes(32)
-        outlook.answered(site, key, 1.0, 2.0, step)
+        outlook.answered(site, key, sent(1.0), 2.0, step)
         outlook.failed(site, step, is_connected=rng.random() < 0.5)
         outlook.rests(site, 1.0, step)
         outlook.is_better_away(key, 100.0, 1.0)
@@ -182,7 +188,7 @@ def test_memory_is_bounded(outlook: Outlook, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_sender_that_waited_in_vain_turns_to_another(outlook: Outlook) -> None:
     for _ in range(LATE_IN_A_ROW):
-        outlook.given_up(ONE.site, KEY, 15.0, 400.0, 0)
+        outlook.given_up(ONE.site, KEY, sent(15.0), 400.0, 0)
     assert order(outlook, 0) == ["s2", "s1"]
 
 
@@ -190,7 +196,7 @@ def test_patience_is_what_nineteen_of_twenty_answers_need(outlook: Outlook) -> N
     assert outlook.patience_ms(KEY, ONE, 0) == 15.0 + module.PATIENCE_UNKNOWN_MS
     rng = Random(3)
     for step in range(5000):
-        outlook.answered(ONE.site, KEY, 15.0, 15.0 + rng.uniform(0, 100), step / 10)
+        outlook.answered(ONE.site, KEY, sent(15.0), 15.0 + rng.uniform(0, 100), step / 10)
     assert 100 < outlook.patience_ms(KEY, ONE, 0) < 120
 
 
@@ -201,7 +207,33 @@ def test_what_was_learned_can_be_told_and_is_worth_telling_only_for_a_while(
     outlook.failed(TWO.site, 0, is_connected=False)
     assert outlook.known(1.0) == (
         (PeerKnown(TWO.site, "open", OPEN_S - 1.0),),
-        (PairKnown(ONE.site, KEY, 500.0, 0.9),),
+        (PairKnown(ONE.site, KEY, 500.0, 0.9, 10.0),),
     )
     outlook.reached(TWO.site)
     assert outlook.known(100.0) == ((), ())
+
+
+def test_what_the_senders_own_requests_take_before_one_is_not_lateness(outlook: Outlook) -> None:
+    for before in range(12):
+        took_ms = 15.0 + 10.0 * before
+        outlook.answered(ONE.site, KEY, expected(ONE, before), took_ms, 0)
+    assert outlook.predict(KEY, ONE, 0, 0).queue_ms == 0.0
+    assert order(outlook, 0) == ["s1", "s2"]
+
+
+def test_a_site_that_runs_several_at_once_is_not_nearer_for_it(outlook: Outlook) -> None:
+    for before in range(12):
+        outlook.answered(ONE.site, KEY, expected(ONE, before), 15.0, 0)
+    assert outlook.predict(KEY, ONE, 0, 0).rtt_ms == 5.0
+
+
+def test_what_was_measured_against_another_run_time_says_nothing(outlook: Outlook) -> None:
+    by_warm_up = replace(ONE, service_us=8)
+    for before in range(12):
+        sent_ = expected(by_warm_up, before)
+        outlook.answered(ONE.site, KEY, sent_, 5.0 + 10.0 * (before + 1), 0)
+    assert outlook.predict(KEY, by_warm_up, 0, 0).queue_ms > 90.0
+    assert order(outlook, 0, by_warm_up, TWO) == ["s2", "s1"]
+    assert order(outlook, 0, ONE, TWO) == ["s1", "s2"]
+    outlook.answered(ONE.site, KEY, expected(ONE, 0), 15.0, 0)
+    assert outlook.predict(KEY, ONE, 0, 0).queue_ms == 0.0

@@ -23,11 +23,13 @@ from agent.site.events import (
     BlobStored,
     CallReceived,
     LeaveRequested,
+    LoadMeasured,
     PowerMeasured,
     WallClock,
 )
 from agent.site.exchange import DOCUMENTS_PER_MESSAGE_MAX
 from agent.site.stored import COORDINATE_KEY
+from agent.wire.inside import model_key
 from agent.wire.mesh import Ballot, Declined, Have, HaveReply, Prepare, Promise, Push, SyncRequest
 
 
@@ -98,6 +100,20 @@ def test_a_deployed_model_is_fetched_loaded_and_told(world: World) -> None:
     assert one.stage() == ""
     (served,) = one.site.swim.members()[other.site.me].record.serving
     assert not served.is_refused
+
+
+def test_how_long_a_model_runs_is_told_once_requests_have_shown_it(world: World) -> None:
+    one, other = pair(world)
+    world.feed(one, BlobStored(model().manifest))
+    world.submit(one, model(), deployment(sites=("site-2",)))
+    world.run(5)
+    told = one.site.swim.members()[other.site.me]
+    (by_warm_up,) = told.record.serving
+    measured_us = 1000 * (by_warm_up.service_us + 1)
+    world.feed(other, LoadMeasured(0.0, {model_key("m", "1"): measured_us}, {}))
+    world.run(6)
+    (served,) = one.site.swim.members()[other.site.me].record.serving
+    assert served.service_us == measured_us
 
 
 def test_a_model_never_comes_to_a_site_outside_its_residency(world: World) -> None:
