@@ -342,6 +342,14 @@ class TrainingPart:
     memory_bytes: Annotated[
         int, Between(0, 1 << 50), Doc("Address space of one trainer, bytes. 0: no limit.")
     ] = 0
+    kept_warm_s: Annotated[
+        float,
+        Between(0.0, 86_400.0),
+        Doc(
+            "For so long after the last job PyTorch is kept loaded (some 150 MiB), so that the next job, or "
+            "the export of a model, begins at once. 0: not at all."
+        ),
+    ] = 600.0
     jobs_kept: Annotated[
         int,
         Between(0, 10_000),

@@ -444,6 +444,7 @@ def _trainers(settings: SiteSettings, hardware: Hardware) -> Trainers:
         jobs_dir=settings.jobs_dir,
         threads=part.threads or hardware.training_threads,
         memory_bytes=part.memory_bytes or None,
+        kept_warm_s=part.kept_warm_s,
     )
 
 

@@ -200,6 +200,18 @@ class Channel:
             except BlockingIOError:
                 await self._wait_readable()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the other end is gone, or this one closed: nobody will answer any more."""
+        if self._is_closed:
+            return True
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         """Close this end: a waiting ``receive`` returns None, waiting sends raise Unreachable."""
         if self._is_closed:
@@ -301,6 +313,11 @@ class BlockingChannel:
             if not self._assembly.read(self._connection):
                 return None
         return frame
+
+    def let_go(self) -> None:
+        """Forget this end, which another process holds too and goes on with."""
+        self._connection.close()
+        self._assembly.close()
 
     def close(self) -> None:
         """Close this end; the other one sees the end of the stream."""

@@ -1,4 +1,4 @@
-"""The site's trainers: warm, confined processes, one for each job; one more for means.
+"""The site's trainers: warm, confined processes, one for each job; one more for means; all forked by one nursery.
 
 Layout of ``jobs_dir/<job id>/``: ``work/`` is the trainer's own folder, the only one it may write;
 beside it lie what only the control process writes (means) and the trainers' last log. All of it is
@@ -19,12 +19,9 @@ from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.drivers.nursery import Nursery
 from agent.drivers.worker_process import WorkerProcess
 from agent.training.contract import (
-    FROM_AGGREGATION,
-    FROM_TRAINER,
-    TO_AGGREGATION,
-    TO_TRAINER,
     Attempted,
     AttemptFailed,
     Averaged,
@@ -109,7 +106,7 @@ class TrainerProcess:
 
     name: str
     job: str
-    """Empty for the process that computes means."""
+    """Empty for the process that computes means, and for the nursery."""
     pid: int
     runtime: str
     sandbox: str
@@ -137,12 +134,17 @@ class Trainers:
         threads: int = 1,
         python: str = sys.executable,
         memory_bytes: int | None = None,
+        kept_warm_s: float = 0.0,
     ) -> None:
-        """``jobs_dir`` exists or can be made; ``memory_bytes`` bounds each child's private memory."""
+        """``jobs_dir`` exists or can be made; ``memory_bytes`` bounds each child's private memory.
+
+        ``kept_warm_s``: for so long after the last job the nursery is kept.
+        """
         self._jobs_dir = jobs_dir.absolute()
-        self._threads = threads
-        self._python = python
         self._memory_bytes = memory_bytes
+        self._nursery = Nursery(
+            folder=self._jobs_dir / "nursery", python=python, threads=threads, kept_s=kept_warm_s
+        )
         self._slots: dict[str, _Slot] = {}
         self._averaging = asyncio.Lock()
         self._average: WorkerProcess | None = None
@@ -342,6 +344,7 @@ class Trainers:
         if not self._slots and not self._averaging.locked() and self._average is not None:
             average, self._average = self._average, None
             await average.end()
+        self._rest()
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def tidy(self, keep: Collection[str]) -> None:
@@ -359,10 +362,12 @@ class Trainers:
         for worker in workers:
             if worker is not None:
                 await worker.end()
+        await self._nursery.close()
 
     def processes(self) -> tuple[TrainerProcess, ...]:
         """The children that run now."""
-        named = [(job, slot.worker) for job, slot in self._slots.items()] + [("", self._average)]
+        named = [(job, slot.worker) for job, slot in self._slots.items()]
+        named += [("", self._average), ("", self._nursery.process)]
         return tuple(
             TrainerProcess(
                 worker.name, job, worker.pid, worker.runtime, worker.sandbox, worker.start_s
@@ -404,6 +409,7 @@ class Trainers:
         finally:
             self._once.discard(worker)
             await worker.end()
+            self._rest()
 
     async def _start(self, job: Job, dataset: Path | None) -> WorkerProcess:
         if dataset is not None and not await asyncio.to_thread(dataset.is_dir):
@@ -412,31 +418,24 @@ class Trainers:
                 why=f"it is bound to dataset {job.dataset!r}",
                 mend="correct [datasets] in the configuration",
             )
-        work = self._folder(job.id) / "work"
-        arguments = ["--job-dir", str(work), "--threads", str(self._threads)]
-        if dataset is not None:
-            arguments += ["--dataset-dir", str(dataset)]
-        return await WorkerProcess.start(
-            "agent.workers.trainer",
-            arguments + self._memory_argument(),
-            name="trainer",
-            python=self._python,
-            folder=work,
-            threads=self._threads,
-            tags=(TO_TRAINER, FROM_TRAINER),
+        return await self._nursery.fork(
+            "trainer",
+            folder=self._folder(job.id) / "work",
+            dataset=dataset,
+            memory_bytes=self._memory_bytes,
         )
 
     async def _averager(self) -> WorkerProcess:
         self._check_open()
-        if self._average is None or not self._average.is_alive:
-            self._average = await WorkerProcess.start(
-                "agent.workers.aggregation",
-                ["--threads", str(self._threads), *self._memory_argument()],
-                name="aggregation",
-                python=self._python,
+        if self._average is not None and not self._average.is_alive:
+            await self._average.end()
+            self._average = None
+        if self._average is None:
+            self._average = await self._nursery.fork(
+                "aggregation",
                 folder=self._jobs_dir / "aggregation",
-                threads=1,
-                tags=(TO_AGGREGATION, FROM_AGGREGATION),
+                dataset=None,
+                memory_bytes=self._memory_bytes,
             )
         return self._average
 
@@ -454,8 +453,10 @@ class Trainers:
         if slot.worker is not None:
             await slot.worker.end()
 
-    def _memory_argument(self) -> list[str]:
-        return [] if self._memory_bytes is None else ["--memory-bytes", str(self._memory_bytes)]
+    def _rest(self) -> None:
+        slots = self._slots.values()
+        if not self._once and self._average is None and all(one.worker is None for one in slots):
+            self._nursery.rest()
 
     def _check_open(self) -> None:
         if self._is_closed:

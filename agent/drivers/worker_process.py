@@ -1,7 +1,7 @@
-"""One child process that answers requests over a channel: started, asked, ended.
+"""One worker that answers requests over a channel: started or forked, asked, ended.
 
-The child gets its channel, a log file for what it prints, and an environment made from nothing: no
-variable, path or descriptor of the control process reaches it. It is started with ``-P -s`` in
+A process that is started gets its channel, a log file for what it prints, and an environment made from nothing: no
+variable, path or descriptor of the control process reaches it. It runs with ``-P -s`` in
 ``/``, so that no folder it may write is ever searched for code.
 """
 
@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import agent
 from agent.drivers.channel import Channel, pair
@@ -31,24 +31,63 @@ LAST_WORDS_CHARS = 300
 SOURCE_ROOT = Path(agent.__file__).parent.parent
 
 
+class Child(Protocol):
+    """A process whose end somebody can wait for."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    async def end(self, patience_s: float) -> int:
+        """Wait for its end, and kill it after ``patience_s``; a second call says the same.
+
+        Returns:
+            Its exit status, or the signal that killed it as a negative number.
+        """
+        ...
+
+
+class Started:
+    """A child of this very process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._process.pid
+
+    async def end(self, patience_s: float) -> int:
+        """As ``Child``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                return await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        return await asyncio.shield(self._process.wait())
+
+
 class WorkerProcess:
     """A running worker. One request at a time; after any failure to answer it is gone."""
 
     def __init__(
         self,
         name: str,
-        process: asyncio.subprocess.Process,
+        child: Child,
         channel: Channel,
         log: Path,
         tags: tuple[Tagged, Tagged],
     ) -> None:
-        """Use ``start``."""
+        """Use ``start``, or ``greeted`` with a process that was made otherwise."""
         self.name = name
         self.sandbox = ""
         self.runtime = ""
         self.start_s = 0.0
-        self._process = process
+        self._child = child
         self._channel = channel
+        self._status: int | None = None
         self._log = log
         self._requests, self._replies = tags
         self._is_ended = False
@@ -103,26 +142,34 @@ class WorkerProcess:
             except OSError as error:
                 raise AttemptFailed(f"the {name} did not start", why=str(error)) from None
             undo.pop_all()
-        worker = cls(name, process, Channel(ours), log, tags)
-        ready = await worker._reply(TrainerReady, START_S_MAX)
-        worker.sandbox, worker.runtime = ready.sandbox, ready.runtime
-        worker.start_s = time.monotonic() - began
+        worker = cls(name, Started(process), Channel(ours), log, tags)
+        await worker.greeted(began)
         return worker
+
+    async def greeted(self, began: float) -> None:
+        """Wait until it says that it is ready; it was wanted at ``began`` (monotonic, seconds).
+
+        Raises:
+            AttemptFailed: it did not start; with its last words.
+        """
+        ready = await self._reply(TrainerReady, START_S_MAX)
+        self.sandbox, self.runtime = ready.sandbox, ready.runtime
+        self.start_s = time.monotonic() - began
 
     @property
     def pid(self) -> int:
         """Of the process."""
-        return self._process.pid
+        return self._child.pid
 
     @property
     def is_alive(self) -> bool:
         """Whether it can still be asked."""
-        return not self._is_ended and self._process.returncode is None
+        return not self._is_ended and not self._channel.is_over
 
     @property
     def ended_by_itself(self) -> bool:
         """Whether what it was asked has ended it: no signal that others send, and no time-out."""
-        status = self._process.returncode
+        status = self._status
         return status is not None and -status not in (0, signal.SIGKILL, signal.SIGTERM)
 
     async def ask(
@@ -150,13 +197,12 @@ class WorkerProcess:
             raise
         return await self._reply(expect, timeout_s)
 
-    async def end(self) -> None:
-        """Kill the process, if it still runs, and wait for it."""
+    async def end(self, patience_s: float = 0.0) -> None:
+        """Wait for the process, and kill it if it still runs after ``patience_s``."""
         self._is_ended = True
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await asyncio.shield(self._process.wait())
+        status = await self._child.end(patience_s)
+        self._status = status if self._status is None else self._status
 
     async def _reply(self, expect: type[ReplyT], timeout_s: float) -> ReplyT:
         try:
@@ -193,11 +239,8 @@ class WorkerProcess:
 
     async def _dead(self) -> AttemptFailed:
         """Why the process is gone: its channel is closed, so it is dying, or must."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DYING_S_MAX):
-                await self._process.wait()
-        await self.end()
-        status = self._process.returncode
+        await self.end(DYING_S_MAX)
+        status = self._status
         last_words = await asyncio.to_thread(_last_line, self._log)
         if status is not None and status < 0:
             return AttemptFailed(

@@ -21,6 +21,8 @@ Samples = Annotated[int, Range(1, 2**40 - 1)]
 """As in a site's offer (``agent.wire.mesh.Offer``); a round's sum is bounded in the aggregation."""
 HOLDOUT_PREFIXES = ("t10k", "test")
 """How the files of a data set's hold-out begin; see ``agent.workers.recipes_idx``."""
+PathText = Annotated[str, AtMost(4096)]
+"""Linux's PATH_MAX."""
 UPDATES_MAX = 10_000
 """One from each member (``MEMBERS_MAX``)."""
 Metrics = Annotated[tuple[tuple[Annotated[str, AtMost(32)], float], ...], AtMost(16)]
@@ -195,6 +197,46 @@ class Averaged:
     reason: Text = ""
 
 
+# --- control -> nursery --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Become one worker more; answer ``Forked``. Descriptors: its channel, and its log."""
+
+    kind: Literal["trainer", "aggregation"]
+    folder: PathText
+    """Where it may keep what it makes, and temporary files."""
+    dataset: PathText = ""
+    """Folder of the data that it may read; empty: none."""
+    threads: Annotated[int, Range(1, 512)] = 1
+    memory_bytes: Counter = 0
+    """Bound of its private memory; 0: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reap:
+    """Wait for the end of a worker, kill it after ``patience_s``; answer ``Reaped``."""
+
+    pid: Annotated[int, Range(1, 2**31 - 1)]
+    patience_s: Annotated[float, Range(0.0, 60.0)] = 0.0
+
+
+# --- nursery -> control --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The worker is there; on its own channel it says ``TrainerReady``."""
+
+    pid: Annotated[int, Range(1, 2**31 - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """How the worker has ended: its exit status, or the signal that killed it as a negative number."""
+
+    status: Annotated[int, Range(-128, 255)]
+
+
+TO_NURSERY = Tagged({1: Fork, 2: Reap})
+FROM_NURSERY = Tagged({1: TrainerReady, 2: Forked, 3: Reaped, 4: Failed})
 TO_TRAINER = Tagged({1: Prepare, 2: Initialise, 3: Train, 4: Export})
 FROM_TRAINER = Tagged({1: TrainerReady, 2: Prepared, 3: Written, 4: Attempted, 5: Failed})
 TO_AGGREGATION = Tagged({1: Begin, 2: Include, 3: Finish, 4: FinishRange, 5: Part, 6: Join})

@@ -1,14 +1,14 @@
 """The process that makes a round's mean (``agent.workers.mean``) and what the outer optimizer makes of it.
 
-Run as ``python -m agent.workers.aggregation --channel-fd N``: a confined process that is given descriptors of
-updates and of the result's file, and can open nothing itself.
+A confined process, forked by the nursery, that is given descriptors of updates and of the result's file, and can
+open nothing itself.
 """
 
-import argparse
+from pathlib import Path
 
 import numpy as np
 
-from agent.drivers.channel import BlockingChannel, exit_with_parent
+from agent.drivers.channel import BlockingChannel
 from agent.foundation.errors import UsageError
 from agent.training.contract import (
     FROM_AGGREGATION,
@@ -177,19 +177,18 @@ class Aggregation:
         return mean
 
 
-def main() -> None:
-    """Serve the channel until it closes."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channel-fd", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory-bytes", type=int)
-    arguments = parser.parse_args()
-    exit_with_parent()
-    channel = BlockingChannel.from_descriptor(arguments.channel_fd)
-    sandbox = confine(read=(), memory_bytes=arguments.memory_bytes)
+def run(
+    channel: BlockingChannel,
+    folder: Path,
+    dataset: Path | None,
+    threads: int,
+    memory_bytes: int | None,
+) -> None:
+    """Confine the process, then serve ``channel`` until it closes; see ``agent.workers.nursery``.
+
+    ``folder`` and ``dataset`` stay closed to it: it opens no file.
+    """
+    assert dataset is None, f"means in {folder} are made of descriptors"
+    sandbox = confine(read=(), memory_bytes=memory_bytes)
     channel.send(FROM_AGGREGATION.pack(TrainerReady(f"numpy {np.__version__}", sandbox)))
-    converse(channel, TO_AGGREGATION, FROM_AGGREGATION, Aggregation(arguments.threads).answer)
-
-
-if __name__ == "__main__":
-    main()
+    converse(channel, TO_AGGREGATION, FROM_AGGREGATION, Aggregation(threads).answer)

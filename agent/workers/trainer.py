@@ -1,22 +1,20 @@
 """The trainer: one confined process for each job, warm between rounds.
 
-``python -m agent.workers.trainer --channel-fd N --job-dir D [--dataset-dir P] [--threads n]``
-imports PyTorch, gives up everything but reading the dataset, writing the job's folder and its
-channel (``agent.workers.confine``), and then carries out one request after the other. Warm, because
-starting Python and PyTorch takes longer than a round of a small model.
+Forked by the nursery with PyTorch imported, it gives up everything but reading the dataset, writing
+the job's folder and its channel (``agent.workers.confine``), and then carries out one request after
+the other.
 
 What leaves is only what the contract names: an update with the model's own names and shapes, all
 finite, and four numbers about the hold-out.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from agent.drivers.channel import BlockingChannel, exit_with_parent
+from agent.drivers.channel import BlockingChannel
 from agent.foundation.errors import UsageError
 from agent.training.contract import (
     FROM_TRAINER,
@@ -152,29 +150,29 @@ class Trainer:
         return self._job
 
 
-def main() -> None:
-    """Confine the process, then serve the channel until it closes."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channel-fd", type=int, required=True)
-    parser.add_argument("--job-dir", type=Path, required=True)
-    parser.add_argument("--dataset-dir", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--memory-bytes", type=int)
-    arguments = parser.parse_args()
-    exit_with_parent()
+def run(
+    channel: BlockingChannel,
+    folder: Path,
+    dataset: Path | None,
+    threads: int,
+    memory_bytes: int | None,
+) -> None:
+    """Confine the process, then serve ``channel`` until it closes; see ``agent.workers.nursery``.
+
+    Args:
+        channel: to the control process.
+        folder: of the job, the only one that may be written.
+        dataset: folder of the data bound to the job's dataset name; None = only build and export.
+        threads: of PyTorch.
+        memory_bytes: see ``confine``.
+    """
     os.nice(NICENESS)
-    channel = BlockingChannel.from_descriptor(arguments.channel_fd)
-    dataset_dir: Path | None = arguments.dataset_dir
     sandbox = confine(
-        read=() if dataset_dir is None else (dataset_dir,),
-        write=(arguments.job_dir,),
-        memory_bytes=arguments.memory_bytes,
+        read=() if dataset is None else (dataset,),
+        write=(folder,),
+        memory_bytes=memory_bytes,
         file_bytes_max=FILE_BYTES_MAX,
     )
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(threads)
     channel.send(FROM_TRAINER.pack(TrainerReady(f"torch {torch.__version__}", sandbox)))
-    converse(channel, TO_TRAINER, FROM_TRAINER, Trainer(arguments.job_dir, dataset_dir).answer)
-
-
-if __name__ == "__main__":
-    main()
+    converse(channel, TO_TRAINER, FROM_TRAINER, Trainer(folder, dataset).answer)

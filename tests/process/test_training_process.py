@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import pytest_asyncio
 
-from agent.drivers.trainers import Trainers, Weighed
+from agent.drivers.trainers import TrainerProcess, Trainers, Weighed
 from agent.foundation.ids import JobId
 from agent.training.contract import AttemptFailed
 from agent.wire.documents import Job
@@ -62,6 +62,11 @@ async def trainers(tmp_path: Path) -> AsyncIterator[Trainers]:
     await made.close()
 
 
+def trainer_of(trainers: Trainers) -> TrainerProcess | None:
+    """The job's, if it runs."""
+    return next((one for one in trainers.processes() if one.job == JOB.id), None)
+
+
 @pytest.mark.timeout(240)  # two exports load PyTorch's compiler: 6 s each on an idle core
 async def test_rounds_learn_and_the_result_is_served_as_pytorch_computes_it(
     trainers: Trainers, tmp_path: Path
@@ -96,7 +101,8 @@ async def test_rounds_learn_and_the_result_is_served_as_pytorch_computes_it(
     assert b"site-packages" not in content
     assert (await trainers.export(JOB, base)).path.read_bytes() == content
 
-    trainer = next(process for process in trainers.processes() if process.job == JOB.id)
+    trainer = trainer_of(trainers)
+    assert trainer is not None
     assert trainer.sandbox == f"landlock {landlock_abi()}, seccomp"
     await sites[1].close()
 
@@ -109,7 +115,8 @@ async def test_a_killed_trainer_fails_its_attempt_and_the_next_gives_the_same_up
     base = await trainers.initialise(JOB, folder)
     first = (await trainers.train(JOB, folder, 1, base, 5)).update.read_bytes()
 
-    (trainer,) = trainers.processes()
+    trainer = trainer_of(trainers)
+    assert trainer is not None
     os.kill(trainer.pid, signal.SIGSTOP)
     call = asyncio.create_task(trainers.train(JOB, folder, 1, base, 5))
     await asyncio.sleep(0)
@@ -126,7 +133,8 @@ async def test_what_cannot_be_done_is_told_and_the_trainer_stays_warm(
 ) -> None:
     folder = bars(tmp_path / "data", 600, 1)
     base = await trainers.initialise(JOB, folder)
-    (trainer,) = trainers.processes()
+    trainer = trainer_of(trainers)
+    assert trainer is not None
     useless = tmp_path / "useless"
     huge = {name: t + np.float32(9e14) for name, t in parse(base.read_bytes()).tensors.items()}
     with useless.open("wb") as file:
@@ -142,12 +150,12 @@ async def test_what_cannot_be_done_is_told_and_the_trainer_stays_warm(
     with pytest.raises(AttemptFailed, match="cut off"):
         await trainers.train(JOB, folder, 1, torn, 1)
     await trainers.train(JOB, folder, 1, base, 1)
-    assert trainers.processes() == (trainer,)
+    assert trainer_of(trainers) == trainer
 
     endless = replace(JOB, epochs=1000, batch=1, round_timeout_s=1.0)
     with pytest.raises(AttemptFailed, match="no answer within 1 s"):
         await trainers.train(endless, folder, 2, base, 1)
-    assert trainers.processes() == ()
+    assert trainer_of(trainers) is None
 
     (folder / "train-labels-idx1-ubyte").unlink()
     with pytest.raises(AttemptFailed, match=r"cannot train on .*labels"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from agent.drivers.trainers import Trainers, Weighed
+from agent.drivers.trainers import TrainerProcess, Trainers, Weighed
 from agent.foundation.ids import JobId
 from agent.training.contract import AttemptFailed, UpdatesRejected
 from agent.training.ranges import cut
@@ -56,6 +56,11 @@ def values_of(path: Path) -> list[float]:
     return read
 
 
+def workers(trainers: Trainers) -> list[TrainerProcess]:
+    """Those that work; the nursery only forks them."""
+    return [one for one in trainers.processes() if one.name != "nursery"]
+
+
 @pytest.mark.parametrize("is_float", [False, True])
 async def test_a_mean_is_weighted_and_has_no_order(
     trainers: Trainers, tmp_path: Path, *, is_float: bool
@@ -67,7 +72,7 @@ async def test_a_mean_is_weighted_and_has_no_order(
     one = (await trainers.aggregate(job, 1, updates)).parameters.read_bytes()
     other = (await trainers.aggregate(job, 1, list(reversed(updates)))).parameters.read_bytes()
     assert one == other
-    (average,) = trainers.processes()
+    (average,) = workers(trainers)
     assert average.sandbox == f"landlock {landlock_abi()}, seccomp"
 
 
@@ -132,10 +137,10 @@ async def test_a_killed_child_fails_one_call_and_the_next_starts_another(
 ) -> None:
     updates = [Weighed(update(tmp_path, "u", 1.0), 1)]
     await trainers.aggregate(JOB, 1, updates)
-    os.kill(trainers.processes()[0].pid, signal.SIGSTOP)
+    os.kill(workers(trainers)[0].pid, signal.SIGSTOP)
     call = asyncio.create_task(trainers.aggregate(JOB, 2, updates))
     await asyncio.sleep(0)  # the request is sent
-    os.kill(trainers.processes()[0].pid, signal.SIGKILL)
+    os.kill(workers(trainers)[0].pid, signal.SIGKILL)
     with pytest.raises(AttemptFailed, match="killed by SIGKILL"):
         await call
     assert values_of((await trainers.aggregate(JOB, 2, updates)).parameters) == [1.0]
@@ -147,13 +152,13 @@ async def test_a_cancelled_call_leaves_no_half_done_work_behind(
 ) -> None:
     updates = [Weighed(update(tmp_path, "u", 1.0), 1)]
     await trainers.aggregate(JOB, 1, updates)
-    os.kill(trainers.processes()[0].pid, signal.SIGSTOP)
+    os.kill(workers(trainers)[0].pid, signal.SIGSTOP)
     call = asyncio.create_task(trainers.aggregate(JOB, 2, updates))
     await asyncio.sleep(0)  # the request is sent
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert trainers.processes() == ()
+    assert workers(trainers) == []
     assert values_of((await trainers.aggregate(JOB, 2, updates)).parameters) == [1.0]
 
 
@@ -187,7 +192,7 @@ async def test_data_that_is_not_there_is_told_with_its_mend(
 
 async def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
     made = Trainers(jobs_dir=tmp_path / "jobs", python=str(tmp_path / "python"))
-    with pytest.raises(AttemptFailed, match="the aggregation did not start"):
+    with pytest.raises(AttemptFailed, match="the nursery did not start"):
         await made.aggregate(JOB, 1, [Weighed(update(tmp_path, "u", 1.0), 1)])
 
 
@@ -196,7 +201,7 @@ async def test_a_child_that_cannot_start_leaves_its_last_words(tmp_path: Path) -
     python.write_text("#!/bin/sh\necho Traceback >&2\necho 'no module torch' >&2\nexit 3\n")
     python.chmod(0o700)
     made = Trainers(jobs_dir=tmp_path / "jobs", python=str(python))
-    with pytest.raises(AttemptFailed, match="aggregation ended with status 3; no module torch"):
+    with pytest.raises(AttemptFailed, match="nursery ended with status 3; no module torch"):
         await made.aggregate(JOB, 1, [Weighed(update(tmp_path, "u", 1.0), 1)])
 
 
@@ -262,7 +267,7 @@ async def test_release_removes_the_jobs_folder_and_tidy_those_nobody_keeps(
     await trainers.tidy({other.id})
     assert sorted(p.name for p in (tmp_path / "jobs").iterdir() if p.is_dir()) == [other.id]
     await trainers.release(other.id)
-    assert trainers.processes() == ()
+    assert workers(trainers) == []
     assert not (tmp_path / "jobs" / other.id).exists()
 
 
