@@ -100,6 +100,7 @@ def main(settings: SiteSettings) -> int:
     )
     os.umask(0o077)
     memory.hold_little()
+    tls.hold_little()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         return asyncio.run(_Daemon(settings).run())

@@ -53,7 +53,8 @@ class BlobFiles:
         path = self.manifests / name_of(digest)
         try:
             with path.open("rb") as stream:
-                encoded = stream.read(MESH_BODY_BYTES_MAX + 1)
+                size = os.fstat(stream.fileno()).st_size  # read() makes room for all it may read
+                encoded = stream.read(min(size, MESH_BODY_BYTES_MAX) + 1)
         except FileNotFoundError:
             raise absent(digest) from None
         except OSError as error:
