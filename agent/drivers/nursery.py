@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from agent.drivers.channel import Channel, pair
 from agent.drivers.worker_process import WorkerProcess
@@ -27,6 +27,7 @@ from agent.training.contract import (
     Reaped,
 )
 
+ValueT = TypeVar("ValueT")
 Kind = Literal["trainer", "aggregation"]
 TAGS = {"trainer": (TO_TRAINER, FROM_TRAINER), "aggregation": (TO_AGGREGATION, FROM_AGGREGATION)}
 FORK_S_MAX = 120.0
@@ -39,19 +40,19 @@ KILLED = -9
 class ForkedChild:
     """A child of the nursery."""
 
-    def __init__(self, pid: int, nursery: WorkerProcess, asking: asyncio.Lock) -> None:
+    def __init__(self, pid: int, nursery: WorkerProcess, owner: "Nursery") -> None:
         self.pid = pid
-        self._nursery, self._asking = nursery, asking
+        self._nursery, self._owner = nursery, owner
         self._ending: asyncio.Task[int] | None = None
 
     async def end(self, patience_s: float) -> int:
         """As ``worker_process.Child``; a caller that is cancelled leaves it ended all the same."""
         if self._ending is None:
-            self._ending = asyncio.create_task(self._reaped(patience_s))
+            self._ending = self._owner.spawn(self._reaped(patience_s))
         return await asyncio.shield(self._ending)
 
     async def _reaped(self, patience_s: float) -> int:
-        async with self._asking:
+        async with self._owner.asking:
             try:
                 reply = await self._nursery.ask(
                     Reap(self.pid, patience_s), expect=Reaped, timeout_s=REAP_S_MAX
@@ -68,10 +69,11 @@ class Nursery:
         """``folder``: for its log; ``threads``: of numerical libraries, at most, in each worker."""
         self._folder, self._python, self._threads, self._kept_s = folder, python, threads, kept_s
         self._process: WorkerProcess | None = None
-        self._asking = asyncio.Lock()
+        self.asking = asyncio.Lock()
+        """Held by whoever asks the process: one question at a time."""
         self._resting: asyncio.TimerHandle | None = None
         self._is_closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def fork(
         self, kind: Kind, *, folder: Path, dataset: Path | None, memory_bytes: int | None
@@ -90,7 +92,7 @@ class Nursery:
         began = time.monotonic()
         self._wake()
         request = Fork(kind, str(folder), str(dataset or ""), self._threads, memory_bytes or 0)
-        forking = asyncio.create_task(self._forked(request, folder.with_suffix(".log")))
+        forking = self.spawn(self._forked(request, folder.with_suffix(".log")))
         try:
             worker = await asyncio.shield(forking)
         except asyncio.CancelledError:
@@ -104,13 +106,15 @@ class Nursery:
         self._wake()
         if self._process is not None:
             loop = asyncio.get_running_loop()
-            self._resting = loop.call_later(self._kept_s, lambda: self._spawn(self._rested()))
+            self._resting = loop.call_later(self._kept_s, lambda: self.spawn(self._rested()))
 
     async def close(self) -> None:
         """End the process, and with it its children; what is under way fails."""
         self._is_closed = True
         self._wake()
         await self._end()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     @property
     def process(self) -> WorkerProcess | None:
@@ -118,7 +122,7 @@ class Nursery:
         return self._process
 
     async def _forked(self, request: Fork, log: Path) -> WorkerProcess:
-        async with self._asking:
+        async with self.asking:
             nursery = await self._running()
             ours, theirs = pair()
             with contextlib.ExitStack() as opened:
@@ -129,11 +133,11 @@ class Nursery:
                 given = (theirs.fileno(), errors.fileno())
                 reply = await nursery.ask(request, given, expect=Forked, timeout_s=FORK_S_MAX)
                 undo.pop_all()
-        child = ForkedChild(reply.pid, nursery, self._asking)
+        child = ForkedChild(reply.pid, nursery, self)
         return WorkerProcess(request.kind, child, Channel(ours), log, TAGS[request.kind])
 
     async def _rested(self) -> None:
-        async with self._asking:
+        async with self.asking:
             await self._end()
 
     async def _end(self) -> None:
@@ -161,14 +165,16 @@ class Nursery:
 
     def _unwanted(self, forking: asyncio.Task[WorkerProcess]) -> None:
         if not forking.cancelled() and forking.exception() is None:
-            self._spawn(forking.result().end())
+            self.spawn(forking.result().end())
 
     def _wake(self) -> None:
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, ValueT]) -> asyncio.Task[ValueT]:
+        """Do it to the end, whoever asked for it; ``close`` waits for it."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -13,7 +13,7 @@ from typing import Literal
 from agent.federation.custody import Custody
 from agent.federation.deadline import Paces, patience_s
 from agent.federation.desk import Desk, Surroundings
-from agent.federation.events import FetchBlob, Progressed
+from agent.federation.events import Doubt, FetchBlob, Progressed
 from agent.federation.lateness import late_by
 from agent.federation.region import late_by as region_late_by
 from agent.federation.region import party
@@ -31,6 +31,8 @@ FETCH_TIMEOUT_S = 20.0
 FETCH_RETRY_S = 0.2
 RETRY_MAX_S = 8.0
 FETCHES_COUNTED_MAX = 8
+DOUBTED_MAX = 8
+"""Of the last that a round waits for: one packet each, once a round."""
 State = Literal["invited", "training", "offered", "fetched", "withdrawn", "out"]
 
 
@@ -85,11 +87,13 @@ class Cohort:
         self._opened_at = 0.0
         self._arrived_s: list[float] = []
         self._refetch: dict[SiteId, float] = {}
+        self._has_doubted = False
 
     def open(self, now: float) -> None:
         """A round begins."""
         self.entries, self._arrived_s, self._opened_at = {}, [], now
         self._refetch.clear()
+        self._has_doubted = False
 
     def close(self) -> None:
         """The round is over here."""
@@ -251,6 +255,16 @@ class Cohort:
             self._arrived_s.append(now - self._opened_at)
             self._paces.arrived(place, now - self._opened_at)
         self._desk.emit(Progressed())
+        self._doubt_the_last()
+
+    def _doubt_the_last(self) -> None:
+        """Once most have come: a site whose process was killed is found out before its turn to be probed."""
+        open_ = self.standing().open
+        if self._has_doubted or len(open_) > min(DOUBTED_MAX, len(self._arrived_s)):
+            return
+        self._has_doubted = True
+        entries = (self.entries[place] for place in open_)
+        self._desk.emit(*(Doubt(one.site) for one in entries if one.site != self._me))
 
     # --- how far it is ---------------------------------------------------------------------------
     def standing(self) -> Standing:

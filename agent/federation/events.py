@@ -324,6 +324,13 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """Look at once whether the site is there: a round waits for it, and would not if it were gone."""
+
+    site: SiteId
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """Give ``event`` to the machine of another job at this site: a region's, or the whole job's."""
 
@@ -343,7 +350,8 @@ class Finished:
 
 JobEffect = (
     Persist | Ask | Answer | FetchBlob | ReadBlob | StoreBytes | Label | ForgetBlob | Train | Initialise
-    | Aggregate | AggregateRange | Join | Export | ReleaseTrainer | Progressed | Tell | Finished
+    | Aggregate | AggregateRange | Join | Export | ReleaseTrainer | Progressed | Doubt | Tell
+    | Finished
 )  # fmt: skip
 
 

@@ -54,6 +54,9 @@ RENEWAL_SHARE = 1 / 3
 EXPIRED_GRACE = timedelta(days=90)
 """How long an expired, unrevoked site may still ask for renewal: an offline site heals itself."""
 
+LEAVES_REMEMBERED_MAX = 256
+"""Every request over a connection asks who is at its other end; a site talks with fewer at a time."""
+
 _SCHEME = "atoll"
 _PARSE_FAULTS = (
     ValueError,
@@ -334,12 +337,15 @@ def read_passport(passport: Passport, root_der: bytes) -> Identity:
     return identity
 
 
+@lru_cache(maxsize=LEAVES_REMEMBERED_MAX)
 def read_verified_leaf(leaf_der: bytes, root_der: bytes) -> Identity:
     """Read a leaf **whose chain TLS has already verified** against this root, and nothing else.
 
     TLS shows the leaf but, in Python 3.11, not the issuer it was verified with. The authority key
     identifier stands in: the root signed the issuer's subject key identifier, and OpenSSL builds no
     chain where the two differ.
+
+    What is not in the bytes is not looked at: whether it may act *now* is ``check_standing``'s to say, each time.
 
     Raises:
         Malformed: no site certificate of this protocol.

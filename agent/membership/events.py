@@ -52,6 +52,13 @@ class PortRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubted:
+    """Somebody waits for ``target``: probe it now instead of when its turn comes."""
+
+    target: SiteId
+
+
+@dataclass(frozen=True, slots=True)
 class LoopLagged:
     """This process stood still for ``lag_s`` seconds; what it missed is no evidence."""
 
@@ -96,6 +103,7 @@ SwimEvent = (
     | Introduced
     | SendFailed
     | PortRefused
+    | Doubted
     | LoopLagged
     | LocalChanged
     | SyncEnded

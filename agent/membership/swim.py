@@ -24,6 +24,7 @@ from agent.membership.contact import Contact
 from agent.membership.coordinates import Coordinate
 from agent.membership.detector import FailureDetector
 from agent.membership.events import (
+    Doubted,
     Heard,
     Introduced,
     IsolationChanged,
@@ -315,6 +316,10 @@ class Swim:
                 peer = self._roster.get(event.target)
                 if peer is not None and peer.state in ("alive", "suspect"):
                     self._detector.refused(peer, now)
+            case Doubted():
+                peer = self._roster.get(event.target)
+                if peer is not None and peer.state in ("alive", "suspect"):
+                    self._detector.probe(peer, now)
             case LoopLagged():
                 if now - self._lag_seen_at >= event.lag_s:
                     self._lagged(event.lag_s, now)

@@ -519,7 +519,10 @@ class Fleet:
                 site.is_over = True
             case job_events.Tell():
                 raise AssertionError("the workshop hands it on")
-            case job_events.Persist() | job_events.ReleaseTrainer() | job_events.Progressed():
+            case (
+                job_events.Persist() | job_events.ReleaseTrainer() | job_events.Progressed()
+                | job_events.Doubt()
+            ):  # fmt: skip
                 pass
 
     # --- calls -----------------------------------------------------------------------------------

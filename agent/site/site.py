@@ -436,7 +436,7 @@ class Site:
         self._relations.step(swim_events.LocalChanged(catalog=digest), now)
 
     # --- jobs ------------------------------------------------------------------------------------
-    def _job_effects(self, effects: Sequence[JobEffect], now: float) -> None:  # noqa: C901 - one case an effect
+    def _job_effects(self, effects: Sequence[JobEffect], now: float) -> None:  # noqa: C901, PLR0912 - one case an effect
         """Translate what jobs ask for; what is answered at once goes straight back to the job."""
         queue = deque(effects)
         while queue:
@@ -467,6 +467,8 @@ class Site:
                     | job.Aggregate() | job.AggregateRange() | job.Join() | job.Export() | job.ReleaseTrainer() | job.Progressed()
                 ):  # fmt: skip
                     self._outbox.append(effect)
+                case job.Doubt(site):
+                    self._relations.step(swim_events.Doubted(site), now)
                 case job.Tell():
                     raise AssertionError("the workshop hands on what its machines tell each other")
                 case _:

@@ -5,18 +5,19 @@ from federated_site import ANNA, BERT, CARL, JOB, ME, Around, desk, digest, job,
 
 from agent.federation.cohort import Cohort
 from agent.federation.custody import Custody
-from agent.federation.events import FetchBlob
+from agent.federation.events import Doubt, FetchBlob
 from agent.federation.region import party
 from agent.foundation.ids import SiteId
-from agent.wire.documents import Region
+from agent.wire.documents import Job, Region
 from agent.wire.mesh import Offer
+
+WITH_A_REGION = job(regions=(Region("north", (ANNA,)),), staleness_max=2, local_rounds_max=2)
 
 
 class Bench:
-    def __init__(self) -> None:
+    def __init__(self, wanted: Job = WITH_A_REGION) -> None:
         self.desk, self.around = desk(), Around(ANNA, BERT, CARL)
         self.around.regions = {ANNA: "north", BERT: "north", CARL: "elsewhere"}
-        wanted = job(regions=(Region("north", (ANNA,)),), staleness_max=2, local_rounds_max=2)
         custody = Custody(wanted, ME, self.desk, self.around, lambda: None)
         self.cohort = Cohort(wanted, ME, self.desk, self.around, custody, lambda _: None)
         self.cohort.open(0.0)
@@ -32,6 +33,12 @@ class Bench:
     ) -> str:
         offer = Offer(JOB, 1, 1, digest("p0"), digest(name), 5, (), after, until)
         return self.cohort.collect(sender, offer, value(), 1.0, is_open=is_open).outcome
+
+    def arrived(self, sender: SiteId, name: str) -> None:
+        """Its update was offered and is here."""
+        assert self.offer(sender, name=name) == "collected"
+        self.around.held.add(digest(name))
+        self.cohort.blob_arrived(digest(name), 1.0)
 
 
 def test_a_region_is_waited_for_as_one_and_invited_by_nobody() -> None:
@@ -80,3 +87,23 @@ def test_whoever_speaks_for_a_region_next_takes_its_place() -> None:
     assert bench.offer(BERT, 0, 1, is_open=False) == "collected"
     assert bench.offer(BERT, 0, 2, "other", is_open=False) == "stale"
     assert len([entry for entry in bench.cohort.entries.values() if entry.region]) == 1
+
+
+def doubted(bench: Bench) -> list[SiteId]:
+    return [effect.site for effect in bench.desk.take() if isinstance(effect, Doubt)]
+
+
+def test_the_last_that_a_round_waits_for_are_looked_for_once() -> None:
+    bench = Bench(job())
+    bench.cohort.invite(0.0, lambda _: None)
+    bench.arrived(ME, "mine")
+    assert doubted(bench) == [], "three of four are still training"
+    bench.arrived(ANNA, "hers")
+    assert doubted(bench) == [BERT, CARL]
+    bench.arrived(BERT, "his")
+    assert doubted(bench) == []
+    bench.cohort.open(5.0)
+    bench.cohort.invite(5.0, lambda _: None)
+    for sender in (ANNA, BERT, CARL):
+        bench.arrived(sender, f"next of {sender.hex()[:2]}")
+    assert doubted(bench) == [CARL], "never this site itself"

@@ -4,6 +4,7 @@ from one_site import OneSite
 
 from agent.foundation.machine import NEVER
 from agent.membership.events import (
+    Doubted,
     Heard,
     IdentityCloned,
     Introduced,
@@ -87,6 +88,15 @@ def test_a_refusal_to_answer_ends_in_suspicion_and_a_signed_accusation() -> None
     assert {(c.accuser, c.subject, c.incarnation) for c in claims} == {
         (site("me"), site("a"), BOOT)
     }
+
+
+def test_a_member_that_somebody_waits_for_is_probed_out_of_turn() -> None:
+    one = OneSite()
+    one.silent = {"c"}
+    for name, pings in (("c", 1), ("c", 0), ("nobody", 0)):
+        effects = one.step(Doubted(site(name)))
+        asked = [e for e in effects if isinstance(e, SendGossip) and isinstance(e.message, Ping)]
+        assert [e.target for e in asked] == [site(name)] * pings, "one probe at a time"
 
 
 def test_one_site_alone_kills_nobody_while_others_live() -> None:
