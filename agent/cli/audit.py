@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from agent.cli.client import AdminClient
 from agent.cli.output import clean, print_json, print_table, size
 from agent.cli.site_files import admin_client, settings
+from agent.cli.text_files import unreadable
 from agent.foundation.errors import AtollError, Refused, UsageError
 
 FILE_MODE = 0o600
@@ -54,7 +55,7 @@ def _verify_file(asked: argparse.Namespace) -> int:
         with asked.file.open(encoding="utf-8", errors="replace") as file:
             proven = prove(_lines(file), cluster)
     except OSError as error:
-        raise UsageError(f"{asked.file} cannot be read", why=error.strerror or "") from None
+        raise unreadable(asked.file, error) from None
     if asked.json:
         print_json(
             {

@@ -12,6 +12,7 @@ from typing import Any
 from agent.cli.client import whole
 from agent.cli.output import clean, print_json
 from agent.cli.site_files import admin_client
+from agent.cli.text_files import unreadable
 from agent.foundation.errors import AtollError, Busy, NotFound, Refused, Unreachable, UsageError
 
 REQUEST_BYTES_MAX = 256 << 20
@@ -64,7 +65,7 @@ def _where(asked: argparse.Namespace) -> tuple[str, ssl.SSLContext | None]:
     try:
         context.load_verify_locations(cafile=shown)
     except OSError as error:
-        raise UsageError(f"{shown} cannot be read", why=error.strerror or str(error)) from None
+        raise unreadable(shown, error) from None
     return status["http"], context
 
 
@@ -73,7 +74,7 @@ def _token(source: Path) -> str:
         with source.open(encoding="ascii") as file:
             token = file.readline(TOKEN_CHARS_MAX).strip()
     except OSError as error:
-        raise UsageError(f"{source} cannot be read", why=str(error.strerror)) from error
+        raise unreadable(source, error) from None
     except UnicodeDecodeError:
         token = ""
     if not token.isprintable() or not token:
@@ -89,7 +90,7 @@ def _request(source: str) -> bytes:
             with Path(source).open("rb") as file:
                 data = file.read(REQUEST_BYTES_MAX + 1)
     except OSError as error:
-        raise UsageError(f"the input {source} cannot be read", why=str(error.strerror)) from error
+        raise unreadable(f"the input {source}", error) from None
     if len(data) > REQUEST_BYTES_MAX:
         raise UsageError("the input is too large", why=f"the bound is {REQUEST_BYTES_MAX:,} bytes")
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from agent import __version__
 from agent.cli.output import print_json, span
 from agent.cli.site_files import admin_client, config_path, settings
+from agent.cli.text_files import unreadable
 from agent.foundation.errors import AtollError, UsageError
 
 PASSPHRASE_CHARS_MIN = 8
@@ -184,7 +185,7 @@ def passphrase(source: Path | None) -> str:
             with source.open(encoding="utf-8") as file:
                 text = file.readline(PASSPHRASE_CHARS_MAX).rstrip("\r\n")
         except OSError as error:
-            raise UsageError(f"{source} cannot be read", why=str(error.strerror)) from error
+            raise unreadable(source, error) from None
         except UnicodeDecodeError:
             raise UsageError(f"{source} is not text in UTF-8") from None
     if len(text) < PASSPHRASE_CHARS_MIN:

@@ -16,7 +16,7 @@ from agent.cli.output import clean, print_json, size, span
 from agent.cli.rollout import continue_rollouts
 from agent.cli.signing import load_signer, submit_bodies, unpack_body
 from agent.cli.site_files import admin_client
-from agent.cli.text_files import read_text
+from agent.cli.text_files import read_text, unreadable
 from agent.foundation.errors import AtollError, NotFound, UsageError
 from agent.foundation.ids import Digest
 from agent.wire.documents import GOLDEN_CHARS_MAX, Deployment, ModelVersion, key_of
@@ -181,7 +181,7 @@ def _opened(path: Path) -> BinaryIO:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         file = os.fdopen(os.open(path, flags), "rb")
     except OSError as error:
-        raise UsageError(f"{path} cannot be read", why=str(error.strerror)) from error
+        raise unreadable(path, error) from None
     if why := _why_no_file(path, os.fstat(file.fileno())):  # another one by now
         file.close()
         raise UsageError(f"{path} is not a model", why=why)

@@ -340,7 +340,9 @@ class TrainingPart:
         int, Between(0, 512), Doc("Threads of one trainer. 0: as the hardware profile says.")
     ] = 0
     memory_bytes: Annotated[
-        int, Between(0, 1 << 50), Doc("Address space of one trainer, bytes. 0: no limit.")
+        int,
+        Between(0, 1 << 50),
+        Doc("Private memory of one trainer, bytes, PyTorch's own 150 MiB among it. 0: no limit."),
     ] = 0
     kept_warm_s: Annotated[
         float,
