@@ -44,7 +44,7 @@ from agent.training.contract import (
 from agent.wire.documents import Job
 
 TRAINERS_MAX = 8
-"""Warm at once; about 300 MiB each. The one unused longest makes room."""
+"""Warm at once; some 100 MiB each beside PyTorch's, which all share. The one unused longest makes room."""
 SAMPLES_MAX = 2**40
 ROUND_SAMPLES_MAX = 2**36
 """As ``agent.workers.mean``."""
@@ -341,11 +341,11 @@ class Trainers:
         folder = self._path(job_id)
         if (slot := self._slots.pop(job_id, None)) is not None and slot.worker is not None:
             await slot.worker.end()
-        if not self._slots and not self._averaging.locked() and self._average is not None:
-            average, self._average = self._average, None
-            await average.end()
-        self._rest()
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        async with self._averaging:
+            if not self._slots and self._average is not None:
+                average, self._average = self._average, None
+                await average.end()
 
     async def tidy(self, keep: Collection[str]) -> None:
         """Remove the folders of jobs that are not to be kept: a former run may have left them."""
@@ -356,13 +356,13 @@ class Trainers:
     async def close(self) -> None:
         """End every child; calls that wait for one fail, later ones too."""
         self._is_closed = True
+        await self._nursery.close()
         workers = [slot.worker for slot in self._slots.values()] + [self._average, *self._once]
         self._slots.clear()
         self._average = None
         for worker in workers:
             if worker is not None:
                 await worker.end()
-        await self._nursery.close()
 
     def processes(self) -> tuple[TrainerProcess, ...]:
         """The children that run now."""
@@ -409,7 +409,6 @@ class Trainers:
         finally:
             self._once.discard(worker)
             await worker.end()
-            self._rest()
 
     async def _start(self, job: Job, dataset: Path | None) -> WorkerProcess:
         if dataset is not None and not await asyncio.to_thread(dataset.is_dir):
@@ -452,11 +451,6 @@ class Trainers:
         slot = self._slots.pop(min(idle)[1])
         if slot.worker is not None:
             await slot.worker.end()
-
-    def _rest(self) -> None:
-        slots = self._slots.values()
-        if not self._once and self._average is None and all(one.worker is None for one in slots):
-            self._nursery.rest()
 
     def _check_open(self) -> None:
         if self._is_closed:

@@ -33,6 +33,8 @@ RETRY_MAX_S = 8.0
 FETCHES_COUNTED_MAX = 8
 DOUBTED_MAX = 8
 """Of the last that a round waits for: one packet each, once a round."""
+LEFT_LOOKED_AT = 64
+"""While more than so many are not here, it is not looked who of them is still waited for."""
 State = Literal["invited", "training", "offered", "fetched", "withdrawn", "out"]
 
 
@@ -259,8 +261,10 @@ class Cohort:
 
     def _doubt_the_last(self) -> None:
         """Once most have come: a site whose process was killed is found out before its turn to be probed."""
+        if self._has_doubted or len(self.entries) - len(self._arrived_s) > LEFT_LOOKED_AT:
+            return
         open_ = self.standing().open
-        if self._has_doubted or len(open_) > min(DOUBTED_MAX, len(self._arrived_s)):
+        if len(open_) > min(DOUBTED_MAX, len(self._arrived_s)):
             return
         self._has_doubted = True
         entries = (self.entries[place] for place in open_)

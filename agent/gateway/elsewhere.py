@@ -7,12 +7,14 @@ a failure within the retry budget, and beside a late one within the hedge budget
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from agent.drivers.clock import monotonic_s
 from agent.foundation.errors import AtollError, Unreachable
+from agent.foundation.ids import SiteId
 from agent.gateway.members import MemberAnswer, Members, NotConnected
 from agent.gateway.site import SiteState
 from agent.routing.budget import Budget
@@ -61,6 +63,8 @@ class Elsewhere:
         self._members = members
         self._outlook = state.outlook
         self._retries = Budget(RETRY_SHARE, RETRIES_SAVED_MAX, RETRIES_SAVED_MAX)
+        self._under_way = Counter[tuple[SiteId, bytes]]()
+        """Requests that are not answered, by site and model."""
         self._hedges = Budget(HEDGE_SHARE, HEDGES_SAVED_MAX, HEDGES_SAVED_MAX)
 
     def candidates(self, question: Question) -> list[tuple[Verdict, Prediction]]:
@@ -136,8 +140,9 @@ class Elsewhere:
         assert self._members is not None
         assert verdict.remote is not None
         outlook, site, begun_s = self._outlook, verdict.site, monotonic_s()
-        sent = expected(verdict, self._members.under_way.get(site, 0))
+        sent = expected(verdict, self._under_way[site, key])
         outlook.sent(site, begun_s)
+        self._under_way[site, key] += 1
         try:
             answer = await self._members.call(
                 verdict.remote, method, path, headers=headers, body=body, deadline=deadline
@@ -151,6 +156,10 @@ class Elsewhere:
             now_s = monotonic_s()
             outlook.given_up(site, key, sent, (now_s - begun_s) * 1000, now_s)
             raise
+        finally:
+            self._under_way[site, key] -= 1
+            if not self._under_way[site, key]:
+                del self._under_way[site, key]
         now_s = monotonic_s()
         if answer.status == OK and method == "POST" and not answer.is_cold:
             outlook.answered(site, key, sent, (now_s - begun_s) * 1000, now_s)

@@ -7,7 +7,7 @@ from typing import Any
 from agent.foundation.errors import NotFound, Refused, Unreachable
 from agent.foundation.ids import short
 from agent.routing.law import Entry, applying, bounds_of, require_label
-from agent.routing.outlook import Breaker, is_clear_gain, predict_late
+from agent.routing.outlook import Breaker, Late, is_clear_gain, predict_late
 from agent.routing.policy import Question, Verdict, judge, parse_residency, resolve
 from agent.routing.score import Prediction, predict
 from agent.serving.access import LOCAL
@@ -126,9 +126,7 @@ def _candidate(
     prediction = (
         predict(verdict, local_wait_ms=local_wait_ms, under_way=0)
         if late is None
-        else predict_late(
-            verdict, 0, late_ms=late.late_ms, weight=late.weight, service_ms=late.service_ms
-        )
+        else predict_late(verdict, 0, Late(late.late_ms, late.service_ms, late.runs), late.weight)
     )
     if trouble is None:
         return Candidate(verdict, prediction)

@@ -7,9 +7,9 @@ Pure: time (monotonic seconds) and randomness are passed in.
   little (Finagle's peak EWMA; that goes by one answer, which on a network that loses 1 % keeps senders away
   from the right site: an answer of ten packets is late one time in ten). Gossip says what a
   site thinks of itself; this says what a request met, so while it is new it stands in the place of the
-  gossiped queue, and fades into it. What this sender's own requests before it took is not lateness (they
-  are counted anyway), nor is what was measured against a run time that turned out to be another: a model
-  whose cost depends on what it is given is known by its warm-up only until requests have shown better.
+  gossiped queue, and fades into it. What this sender's own requests before it took is no lateness (they are
+  counted anyway), by the run time that is known now: that of a model whose cost depends on what it is given
+  is known by its warm-up only until requests have shown better.
 - **Breaker** of a site: closed; open for a while after a failure to connect or ``FAILURES_MAX``
   broken answers in a row, longer each time; then half-open: one request tries it. A site whose
   breaker is not closed is asked after all others, not never: it may be the only one that may answer.
@@ -46,8 +46,8 @@ RETRY_AFTER_S_MAX: Final = 30.0
 NEWS: Final = 0.1
 """Weight of a timely answer that follows a late one at once."""
 LATER_SHARE: Final = 0.05
-ANOTHER_TIMES: Final = 2.0
-"""A run time so many times longer or shorter than before is another one; less is told by lateness."""
+KNOWN_MS_MAX: Final = 1e9
+"""What is told of lateness and run times: a member may claim any."""
 HEDGE_MS_MIN: Final = 20.0
 """Below this, a second request would be asked because of a scheduler's whim."""
 PATIENCE_UNKNOWN_MS: Final = 500.0
@@ -72,20 +72,49 @@ class Expected:
     idle_ms: float
     """Round trip and service time."""
     service_ms: float
-    own_ms: float = 0.0
-    """The run times of this sender's requests that were under way to the same site."""
+    own_before: int = 0
+    """This sender's requests of the same model that were under way to the same site."""
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """How late a site was, of one model."""
+
+    late_ms: float
+    """Beyond the round trip, the run time, and the runs of the sender's own requests before."""
+    service_ms: float
+    """The run time that it was measured against."""
+    runs: float = 1.0
+    """In how far that counts: the request's own run, and those before."""
+
+    def against(self, service_ms: float) -> float:
+        """The same, where the run time is known better by now. What is explained by it was no lateness."""
+        if self.late_ms <= 0:
+            return self.late_ms
+        return max(self.late_ms - self.runs * (service_ms - self.service_ms), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One answer: what it took beyond the round trip."""
+
+    took_ms: float
+    own_before: int
+
+    def late(self, service_ms: float) -> Late:
+        whole_ms = self.took_ms - service_ms
+        # a site that runs several at once answers sooner than its queue says: that is no negative wait
+        own_ms = min(self.own_before * service_ms, max(whole_ms, 0.0))
+        return Late(whole_ms - own_ms, service_ms, 1.0 + self.own_before)
 
 
 @dataclass(slots=True)
 class _Lateness:
-    late_ms: float
-    told_ms: tuple[float, ...]
-    """Of the last answers, each alone."""
+    late: Late
+    last: tuple[_Answer, ...]
     at_s: float
     most_ms: float
-    """An estimate of the lateness that one answer in twenty exceeds."""
-    service_ms: float
-    """The run time that it was measured against."""
+    """An estimate of the time beyond round trip and service that one answer in twenty exceeds."""
 
     def weight(self, now_s: float) -> float:
         return math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
@@ -102,36 +131,20 @@ class _Trouble:
     busy_until_s: float = 0.0
 
 
-def expected(verdict: Verdict, under_way: int) -> Expected:
-    """What a request that goes to this site now, after ``under_way`` others, is measured against."""
+def expected(verdict: Verdict, own_before: int) -> Expected:
+    """What a request that goes to this site now, after ``own_before`` others of its model, is measured against."""
     plain = predict(verdict, local_wait_ms=0.0, under_way=0)
-    return Expected(plain.idle_ms, plain.service_ms, under_way * plain.service_ms)
+    return Expected(plain.idle_ms, plain.service_ms, own_before)
 
 
-def predict_late(
-    verdict: Verdict, under_way: int, *, late_ms: float, weight: float, service_ms: float
-) -> Prediction:
-    """The prediction for a site that was late.
-
-    Args:
-        verdict: the site.
-        under_way: requests sent from here to that site and not answered.
-        late_ms: how late.
-        weight: 1 if just now, 0 if long ago.
-        service_ms: the run time that ``late_ms`` was measured against.
-    """
+def predict_late(verdict: Verdict, under_way: int, late: Late, weight: float) -> Prediction:
+    """The prediction for a site that was ``late``; ``weight``: 1 if just now, 0 if long ago."""
     plain = predict(verdict, local_wait_ms=0.0, under_way=under_way)
-    if _is_another(plain.service_ms, service_ms):
-        return plain
     own_ms = under_way * plain.service_ms
     gossiped_ms = plain.queue_ms - own_ms
-    queue_ms = gossiped_ms + weight * (late_ms - gossiped_ms)
+    queue_ms = gossiped_ms + weight * (late.against(plain.service_ms) - gossiped_ms)
     rtt_ms = max(plain.rtt_ms + min(queue_ms, 0.0), 0.0)  # the way is shorter than was thought
     return replace(plain, rtt_ms=rtt_ms, queue_ms=max(queue_ms, 0.0) + own_ms)
-
-
-def _is_another(now_ms: float, then_ms: float) -> bool:
-    return max(now_ms, then_ms) > ANOTHER_TIMES * min(now_ms, then_ms)
 
 
 def is_clear_gain(home_ms: float, best_ms: float) -> bool:
@@ -170,13 +183,7 @@ class Outlook:
         found = self._lateness.get((verdict.site, key))
         if found is None:
             return predict(verdict, local_wait_ms=0.0, under_way=under_way)
-        return predict_late(
-            verdict,
-            under_way,
-            late_ms=found.late_ms,
-            weight=found.weight(now_s),
-            service_ms=found.service_ms,
-        )
+        return predict_late(verdict, under_way, found.late, found.weight(now_s))
 
     def is_better_away(self, key: bytes, home_ms: float, best_ms: float | None) -> bool:
         """Whether a request that this site could answer goes to the best other site.
@@ -232,7 +239,14 @@ class Outlook:
             if not self.is_trusted(site, now_s)
         ]
         pairs = [
-            PairKnown(site, key, found.late_ms, round(found.weight(now_s), 2), found.service_ms)
+            PairKnown(
+                site,
+                key,
+                max(-KNOWN_MS_MAX, min(found.late.late_ms, KNOWN_MS_MAX)),
+                round(found.weight(now_s), 2),
+                min(found.late.service_ms, KNOWN_MS_MAX),
+                found.late.runs,
+            )
             for (site, key), found in self._lateness.items()
             if found.weight(now_s) >= TOLD
         ]
@@ -286,23 +300,27 @@ class Outlook:
         self._trouble(site).busy_until_s = now_s + wait_s
 
     def _late(self, site: SiteId, key: bytes, sent: Expected, took_ms: float, now_s: float) -> None:
-        idle_ms = sent.idle_ms
-        whole_ms = took_ms - idle_ms
-        # a site that runs several at once answers sooner than its queue says: that makes no negative wait
-        told_ms = whole_ms - min(sent.own_ms, max(whole_ms, 0.0))
+        service_ms, beyond_ms = sent.service_ms, took_ms - sent.idle_ms
         found = self._lateness.pop((site, key), None)
-        if found is not None and _is_another(sent.service_ms, found.service_ms):
-            found = None
-        former_ms = (0.0,) if found is None else found.told_ms  # a new one begins as if timely
-        all_told_ms = (*former_ms, told_ms)[-LATE_IN_A_ROW:]
-        late_ms = min(all_told_ms)  # a late answer among timely ones was a packet that got lost
-        most_ms = max(whole_ms, idle_ms)
+        timely = _Answer(service_ms, 0)
+        former = (timely,) if found is None else found.last  # a new one begins as if timely
+        answer = _Answer(beyond_ms + service_ms, sent.own_before)
+        last = (*former, answer)[-LATE_IN_A_ROW:]
+        # a late answer among timely ones was a packet that got lost
+        late = min((one.late(service_ms) for one in last), key=lambda one: one.late_ms)
+        most_ms = max(beyond_ms, sent.idle_ms)
         if found is not None:
-            if late_ms < found.late_ms:
-                late_ms += found.weight(now_s) * (1 - NEWS) * (found.late_ms - late_ms)
-            step_ms = NEWS * max(idle_ms, 1.0)
-            most_ms = found.most_ms + step_ms * ((whole_ms > found.most_ms) - LATER_SHARE)
-        self._lateness[site, key] = _Lateness(late_ms, all_told_ms, now_s, most_ms, sent.service_ms)
+            before_ms = found.late.against(service_ms)
+            if late.late_ms < before_ms:
+                share = found.weight(now_s) * (1 - NEWS)
+                late = Late(
+                    late.late_ms + share * (before_ms - late.late_ms),
+                    service_ms,
+                    late.runs + share * (found.late.runs - late.runs),
+                )
+            step_ms = NEWS * max(sent.idle_ms, 1.0)
+            most_ms = found.most_ms + step_ms * ((beyond_ms > found.most_ms) - LATER_SHARE)
+        self._lateness[site, key] = _Lateness(late, last, now_s, most_ms)
         if len(self._lateness) > LATENESS_MAX:
             del self._lateness[next(iter(self._lateness))]
 

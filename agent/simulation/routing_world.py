@@ -162,7 +162,7 @@ class World:
         if site != home:
             name, service_ms = self._names[site], SERVICE_S * 1000
             idle_ms = self._trips_s[home][site] * 1000 + service_ms
-            sent = Expected(idle_ms, service_ms, request.own_before * service_ms)
+            sent = Expected(idle_ms, service_ms, request.own_before)
             self._outlooks[home].answered(name, KEY, sent, took_s * 1000, now_s)
             self._under_way[home][name] -= 1
 

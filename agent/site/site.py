@@ -438,7 +438,7 @@ class Site:
     # --- jobs ------------------------------------------------------------------------------------
     def _job_effects(self, effects: Sequence[JobEffect], now: float) -> None:  # noqa: C901, PLR0912 - one case an effect
         """Translate what jobs ask for; what is answered at once goes straight back to the job."""
-        queue = deque(effects)
+        queue, doubted = deque(effects), list[SiteId]()
         while queue:
             effect = queue.popleft()
             match effect:
@@ -468,11 +468,13 @@ class Site:
                 ):  # fmt: skip
                     self._outbox.append(effect)
                 case job.Doubt(site):
-                    self._relations.step(swim_events.Doubted(site), now)
+                    doubted.append(site)
                 case job.Tell():
                     raise AssertionError("the workshop hands on what its machines tell each other")
                 case _:
                     assert_never(effect)
+        for site in doubted:  # last: membership may have news, which jobs act on
+            self._relations.step(swim_events.Doubted(site), now)
 
 
 def _is_news(effect: Persist) -> bool:

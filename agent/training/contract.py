@@ -214,10 +214,9 @@ class Fork:
 
 @dataclass(frozen=True, slots=True)
 class Reap:
-    """Wait for the end of a worker, kill it after ``patience_s``; answer ``Reaped``."""
+    """Say how a worker has ended, and let go of it; answer ``Reaped``, at once."""
 
     pid: Annotated[int, Range(1, 2**31 - 1)]
-    patience_s: Annotated[float, Range(0.0, 60.0)] = 0.0
 
 
 # --- nursery -> control --------------------------------------------------------------------------
@@ -232,7 +231,8 @@ class Forked:
 class Reaped:
     """How the worker has ended: its exit status, or the signal that killed it as a negative number."""
 
-    status: Annotated[int, Range(-128, 255)]
+    status: Annotated[int, Range(-128, 255)] | None
+    """None: it runs."""
 
 
 TO_NURSERY = Tagged({1: Fork, 2: Reap})

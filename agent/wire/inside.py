@@ -307,6 +307,8 @@ class PairKnown:
     """1: just now; 0: long ago."""
     service_ms: Annotated[float, Range(0.0, 1e9)]
     """The run time that the lateness was measured against."""
+    runs: Annotated[float, Range(1.0, 1e9)] = 1.0
+    """In how far that counts: the request's own run, and those of the sender's before it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ The nursery itself sees no data, no parameters and no job: it is told folders an
 forks. The child confines itself (``agent.workers.confine``) before it is given anything. It must be forked from the
 only thread of this process, and Landlock binds a thread: so nothing here, nor any import, may start one.
 
-One request, one answer. Children are waited for here only, so a process id that is named in ``Reap`` is still that
-child's. Whoever ends this process ends all its children with it.
+One request, one answer, and none waits. A child that has ended is let go of when the control process asks how it
+ended, not before: until then its number is nobody else's. Whoever ends this process ends all its children with it.
 """
 
 import argparse
@@ -16,9 +16,8 @@ import contextlib
 import gc
 import importlib
 import os
-import signal
 import sys
-import time
+import tempfile
 import traceback
 from pathlib import Path
 from typing import NoReturn, Protocol, cast
@@ -38,8 +37,6 @@ from agent.workers.conversation import converse
 
 CHILDREN_MAX = 64
 """Eight trainers, one process for means, and some exports at once: more is a fault of the one who asks."""
-LOOK_S = 0.002
-"""Between two looks whether a dying child is gone."""
 
 
 class Worker(Protocol):
@@ -74,8 +71,8 @@ class Nursery:
         match message, descriptors:
             case Fork(), [channel, log]:
                 return self._fork(message, channel, log)
-            case Reap(pid, patience_s), []:
-                return self._reap(pid, patience_s)
+            case Reap(pid), []:
+                return self._reap(pid)
             case _:
                 raise AssertionError(
                     f"{type(message).__name__} with {len(descriptors)} descriptors"
@@ -85,17 +82,20 @@ class Nursery:
         if len(self._children) >= CHILDREN_MAX:
             raise UsageError(f"{CHILDREN_MAX} workers run already", mend="end one first")
         worker = _imported(fork.kind)
+        parent = os.getpid()
         pid = os.fork()
         if not pid:
-            self._become(worker, fork, channel, log)
+            self._become(worker, fork, channel, log, parent)
         self._children.add(pid)
         return Forked(pid)
 
-    def _become(self, worker: Worker, fork: Fork, channel: int, log: int) -> NoReturn:
+    def _become(self, worker: Worker, fork: Fork, channel: int, log: int, parent: int) -> NoReturn:
         """What a child does, and all it does: it never returns to what its parent was about."""
         status = 1
         try:
             exit_with_parent()
+            if os.getppid() != parent:
+                os._exit(status)  # it was gone before: nobody would end this one
             os.setsid()
             self._channel.let_go()
             os.dup2(log, sys.stderr.fileno())
@@ -103,6 +103,7 @@ class Nursery:
             with contextlib.suppress(OSError):
                 Path("/proc/self/comm").write_text(fork.kind)  # for whoever lists processes
             os.environ.update(HOME=fork.folder, TMPDIR=fork.folder)
+            tempfile.tempdir = None  # whatever an import has found out about the parent's
             worker.run(
                 BlockingChannel.from_descriptor(channel),
                 Path(fork.folder),
@@ -117,17 +118,12 @@ class Nursery:
             sys.stderr.flush()
             os._exit(status)
 
-    def _reap(self, pid: int, patience_s: float) -> Reaped:
+    def _reap(self, pid: int) -> Reaped:
         if pid not in self._children:
             raise UsageError(f"process {pid} is no child of this one, or was reaped before")
-        until = time.monotonic() + patience_s
         found, status = os.waitpid(pid, os.WNOHANG)
-        while not found and time.monotonic() < until:
-            time.sleep(LOOK_S)
-            found, status = os.waitpid(pid, os.WNOHANG)
         if not found:
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            return Reaped(None)
         self._children.discard(pid)
         return Reaped(os.waitstatus_to_exitcode(status))
 

@@ -59,12 +59,15 @@ KILL: Mapping[str, int] = {"x86_64": 62, "aarch64": 129}
 TGKILL: Mapping[str, int] = {"x86_64": 234, "aarch64": 131}
 PRLIMIT64: Mapping[str, int] = {"x86_64": 302, "aarch64": 261}
 IOCTL: Mapping[str, int] = {"x86_64": 16, "aarch64": 29}
+PRCTL: Mapping[str, int] = {"x86_64": 157, "aarch64": 167}
 SECCOMP: Mapping[str, int] = {"x86_64": 317, "aarch64": 277}
 
 X32_BIT = 0x40000000
 CLONE_THREAD = 0x10000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 """Both type into a terminal as if the operator had."""
+PR_SET_PDEATHSIG = 1
+"""Whoever undoes it outlives the process that started it."""
 
 # struct seccomp_data: int nr; u32 arch; u64 instruction_pointer; u64 args[6] (little endian)
 _NR, _ARCH, _ARG0, _ARG1 = 0, 4, 16, 24
@@ -102,6 +105,10 @@ def filter_program(machine: str, pid: int) -> bytes:
         code += _when(own_only[machine], _allow_only(_ARG0, others))
     code += _when(IOCTL[machine], [
         _op(_LOAD, _ARG1), _op(_JUMP_EQUAL, TIOCSTI, 1, 0), _op(_JUMP_EQUAL, TIOCLINUX, 0, 1),
+        _op(_RETURN, _REFUSE), _op(_RETURN, _ALLOW),
+    ])  # fmt: skip
+    code += _when(PRCTL[machine], [
+        _op(_LOAD, _ARG0), _op(_JUMP_EQUAL, PR_SET_PDEATHSIG, 0, 1),
         _op(_RETURN, _REFUSE), _op(_RETURN, _ALLOW),
     ])  # fmt: skip
     code.append(_op(_RETURN, _ALLOW))

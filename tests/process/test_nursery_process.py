@@ -175,3 +175,77 @@ async def test_the_end_of_the_site_ends_them_all_and_a_later_call_says_so(
         await until_gone(pid)
     with pytest.raises(AttemptFailed, match="is stopping"):
         await trainers.warm(JOB, folder)
+
+
+async def test_a_job_that_ends_while_the_next_ones_trainer_is_being_forked_takes_nothing_from_it(
+    tmp_path: Path,
+) -> None:
+    """The rest would begin in between, and nothing put an end to it."""
+    folder = bars(tmp_path / "data", 600, 1)
+    for kept_s in (0.0, 0.2):
+        for wait_s in (0.0, 0.001, 0.002, 0.004):
+            trainers = Trainers(jobs_dir=tmp_path / f"jobs-{kept_s}-{wait_s}", kept_warm_s=kept_s)
+            await trainers.warm(JOB, folder)
+            call = asyncio.create_task(trainers.warm(OTHER, folder))
+            await asyncio.sleep(wait_s)
+            await trainers.release(JOB.id)
+            assert await call == 540
+            trainer = the(trainers, "trainer", OTHER.id)
+            await asyncio.sleep(kept_s + 0.1)
+            assert the(trainers, "trainer", OTHER.id) == trainer
+            await trainers.close()
+
+
+async def test_a_nursery_that_nobody_got_a_worker_from_goes_too(tmp_path: Path) -> None:
+    trainers = Trainers(jobs_dir=tmp_path / "jobs", kept_warm_s=0.1)
+    call = asyncio.create_task(trainers.initialise(JOB))
+    for _ in range(500):
+        if named(trainers, "nursery") is not None:
+            break
+        await asyncio.sleep(0.01)
+    pid = the(trainers, "nursery").pid
+    call.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await call
+    await until_gone(pid)
+    await trainers.close()
+
+
+async def test_nothing_that_is_stopped_holds_up_the_end_of_the_site(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    folder = bars(tmp_path / "data", 600, 1)
+    base = await trainers.initialise(JOB, folder)
+    pids = [one.pid for one in trainers.processes()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    call = asyncio.create_task(trainers.train(JOB, folder, 1, base, 5))
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(3.0):
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await trainers.close()
+    for pid in pids:
+        await until_gone(pid)
+
+
+async def test_without_handles_of_processes_it_works_too(
+    trainers: Trainers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 5.3."""
+    monkeypatch.setattr("agent.drivers.nursery._handle", lambda _: None)
+    folder = bars(tmp_path / "data", 600, 1)
+    base = await trainers.initialise(JOB, folder)
+    os.kill(the(trainers, "trainer", JOB.id).pid, signal.SIGSTOP)
+    call = asyncio.create_task(trainers.train(JOB, folder, 1, base, 5))
+    await asyncio.sleep(0.05)
+    trainer = the(trainers, "trainer", JOB.id)
+    os.kill(trainer.pid, signal.SIGKILL)
+    with pytest.raises(AttemptFailed, match="killed by SIGKILL"):
+        await call
+    await until_gone(trainer.pid)
+    await trainers.train(JOB, folder, 1, base, 5)
+    trainer = the(trainers, "trainer", JOB.id)
+    await trainers.release(JOB.id)
+    await until_gone(trainer.pid)

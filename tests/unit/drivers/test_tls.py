@@ -1,7 +1,9 @@
 """TLS between sites, with real handshakes on loopback: who gets in, and as whom."""
 
 import asyncio
+import inspect
 import ssl
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from agent.drivers import tls
 from agent.drivers.keystore import (
     SiteKeys,
     complete_join,
@@ -331,3 +334,13 @@ def test_an_unverified_connection_never_yields_an_identity(tmp_path: Path) -> No
     with pytest.raises(Malformed):
         peer_leaf(None)
     assert load(hub.directory).site == hub.site
+
+
+def test_the_buffer_of_a_connection_has_the_name_in_asyncio_by_which_it_is_made_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert vars(SSLProtocol)["max_size"] > tls.READ_BYTES
+    monkeypatch.setattr(SSLProtocol, "max_size", SSLProtocol.max_size)
+    tls.hold_little()
+    assert "self.max_size" in inspect.getsource(SSLProtocol.__init__)
+    assert SSLProtocol.max_size == tls.READ_BYTES

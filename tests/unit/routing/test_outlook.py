@@ -20,6 +20,7 @@ from agent.routing.outlook import (
 )
 from agent.routing.policy import ALLOWED, Removal, Verdict
 from agent.wire.inside import PairKnown, PeerKnown, RemoteSite
+from agent.wire.schema import pack, unpack
 
 KEY = bytes(32)
 
@@ -44,8 +45,8 @@ def order(outlook: Outlook, now_s: float, *verdicts: Verdict) -> list[str]:
     return [one.name for one, _ in outlook.order(KEY, verdicts or (ONE, TWO), {}, now_s)]
 
 
-def sent(idle_ms: float, own_ms: float = 0.0, service_ms: float = 10.0) -> Expected:
-    return Expected(idle_ms, service_ms, own_ms)
+def sent(idle_ms: float, service_ms: float = 10.0) -> Expected:
+    return Expected(idle_ms, service_ms)
 
 
 def late(outlook: Outlook, took_ms: float) -> None:
@@ -207,7 +208,7 @@ def test_what_was_learned_can_be_told_and_is_worth_telling_only_for_a_while(
     outlook.failed(TWO.site, 0, is_connected=False)
     assert outlook.known(1.0) == (
         (PeerKnown(TWO.site, "open", OPEN_S - 1.0),),
-        (PairKnown(ONE.site, KEY, 500.0, 0.9, 10.0),),
+        (PairKnown(ONE.site, KEY, 500.0, 0.9, 10.0, 1.0),),
     )
     outlook.reached(TWO.site)
     assert outlook.known(100.0) == ((), ())
@@ -235,5 +236,24 @@ def test_what_was_measured_against_another_run_time_says_nothing(outlook: Outloo
     assert outlook.predict(KEY, by_warm_up, 0, 0).queue_ms > 90.0
     assert order(outlook, 0, by_warm_up, TWO) == ["s2", "s1"]
     assert order(outlook, 0, ONE, TWO) == ["s1", "s2"]
-    outlook.answered(ONE.site, KEY, expected(ONE, 0), 15.0, 0)
     assert outlook.predict(KEY, ONE, 0, 0).queue_ms == 0.0
+
+
+def test_a_site_that_is_late_stays_so_whatever_run_time_it_tells(outlook: Outlook) -> None:
+    """A queue makes runs slower as well: the run time that is told goes up and down with it."""
+    slower = replace(ONE, service_us=21_000)
+    for step in range(20):
+        told = slower if step % 2 else ONE
+        outlook.answered(ONE.site, KEY, expected(told, 0), 515.0, step)
+        if step >= LATE_IN_A_ROW:
+            for now in (ONE, slower):
+                assert 450 < outlook.predict(KEY, now, 0, step).queue_ms <= 500
+                assert order(outlook, step, now, TWO) == ["s2", "s1"]
+
+
+def test_what_a_member_claims_of_itself_can_be_told(outlook: Outlook) -> None:
+    boastful = replace(ONE, service_us=2**62)
+    for _ in range(LATE_IN_A_ROW):
+        outlook.answered(ONE.site, bytes(8), expected(boastful, 3), 1.0, 0)
+    (pair,) = outlook.known(0)[1]
+    assert unpack(PairKnown, pack(pair)) == pair

@@ -13,6 +13,7 @@ from sites_of_one_cluster import (
     remembered,
 )
 
+from agent.federation import events as job
 from agent.foundation.ids import SiteId
 from agent.membership.coordinates import Coordinate
 from agent.membership.events import RememberPlace
@@ -320,3 +321,17 @@ def test_a_model_that_asks_for_power_goes_where_it_is_free_and_leaves_when_it_is
     world.feed(other, PowerMeasured(20.0))
     world.run(5)
     assert (one.stage(), other.stage() == "ready") == ("ready", False)
+
+
+def test_what_a_job_asks_for_is_done_before_membership_looks_whom_it_doubts(world: World) -> None:
+    """What membership finds may be news that jobs act on: their earlier effects come first."""
+    one, other = pair(world)
+    world.run(5)
+    effects: list[job.JobEffect] = [
+        job.Doubt(other.site.me),
+        job.Doubt(one.site.me),
+        job.Progressed(),
+    ]
+    one.site._job_effects(effects, world.now)
+    done = [type(effect).__name__ for effect in one.site._outbox]
+    assert done == ["Progressed", "SendGossip"]

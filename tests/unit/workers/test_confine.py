@@ -251,6 +251,17 @@ def test_every_system_call_of_the_deny_list_is_refused(tmp_path: Path) -> None:
     assert confined(code, tmp_path) == "True"
 
 
+def test_nobody_gets_rid_of_the_signal_that_comes_when_its_parent_dies(tmp_path: Path) -> None:
+    code = """
+    import ctypes, signal
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    said = ctypes.c_int()
+    print([prctl(1, number) for number in (0, signal.SIGTERM)], prctl(2, ctypes.byref(said)), said.value)
+    """
+    before = "from agent.drivers.channel import exit_with_parent; exit_with_parent()"
+    assert confined(code, tmp_path, before=before) == "[-1, -1] 0 9"
+
+
 def test_without_confinement_the_same_statements_work(tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
     harmless = ("os.listdir", "os.chmod", "os.utime", "os.kill(os.getppid")
