@@ -219,9 +219,8 @@ class Nursery:
             await self._end()
         self._check_open()
         if self._process is None:
-            self._process = started = await WorkerProcess.spawned(
+            self._process = started = await WorkerProcess.start(
                 "agent.workers.nursery",
-                (),
                 name="nursery",
                 python=self._python,
                 folder=self._folder,

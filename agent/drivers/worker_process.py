@@ -96,31 +96,6 @@ class WorkerProcess:
     async def start(
         cls,
         module: str,
-        arguments: Sequence[str],
-        *,
-        name: str,
-        python: str,
-        folder: Path,
-        threads: int,
-        tags: tuple[Tagged, Tagged],
-    ) -> Self:
-        """As ``spawned``, and wait until it says that it is ready.
-
-        Raises:
-            AttemptFailed: it did not start; with its last words.
-        """
-        began = time.monotonic()
-        worker = await cls.spawned(
-            module, arguments, name=name, python=python, folder=folder, threads=threads, tags=tags
-        )
-        await worker.greeted(began)
-        return worker
-
-    @classmethod
-    async def spawned(
-        cls,
-        module: str,
-        arguments: Sequence[str],
         *,
         name: str,
         python: str,
@@ -132,7 +107,6 @@ class WorkerProcess:
 
         Args:
             module: with a ``--channel-fd`` argument; answers ``TrainerReady`` first.
-            arguments: the rest of its command line.
             name: for messages.
             python: the interpreter.
             folder: where it may keep temporary files; beside it stands its log, ``folder.log``.
@@ -153,7 +127,6 @@ class WorkerProcess:
             try:
                 process = await asyncio.create_subprocess_exec(
                     *command,
-                    *arguments,
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,

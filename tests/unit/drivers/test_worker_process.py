@@ -1,6 +1,7 @@
 """Children that lie, played by small programs."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,15 +38,16 @@ async def started(folder: Path, *answers: str, ready: bytes = READY) -> WorkerPr
     program.chmod(0o700)
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    return await WorkerProcess.start(
+    worker = await WorkerProcess.start(
         "played",
-        (),
         name="trainer",
         python=str(program),
         folder=work,
         threads=1,
         tags=(TO_TRAINER, FROM_TRAINER),
     )
+    await worker.greeted(time.monotonic())
+    return worker
 
 
 async def ask(worker: WorkerProcess) -> Written:
