@@ -37,6 +37,8 @@ class Ticket(NamedTuple):
     application: str
     """As it is counted: its own name, or ``OTHERS``."""
     turn: Turn
+    is_alone: bool = False
+    """Nothing else was in."""
 
 
 @dataclass(slots=True)
@@ -87,6 +89,8 @@ class Admission:
         }
         self._others = _Share(APPLICATIONS_MAX, NOBODYS_WEIGHT)
         self._service_us: dict[bytes, float] = {}
+        self._alone_us: dict[bytes, float] = {}
+        """Of the runs that met nothing else."""
         self._only_warmed_up: set[bytes] = set()
 
     @property
@@ -107,8 +111,13 @@ class Admission:
         return max(1, round(self._service_us.get(key, SERVICE_US_UNKNOWN)))
 
     def known_services(self) -> dict[bytes, int]:
-        """Typical run times of the models that have run, microseconds."""
-        return {key: max(1, round(value)) for key, value in self._service_us.items()}
+        """Typical run times of the models that have run, microseconds: what a run that came now would take.
+
+        Runs beside others take longer. A site where nothing is under way tells what they take alone: else
+        nobody would send it anything after a rush, and it would never find out that it is as fast as before.
+        """
+        times_us = self._service_us if self._in_flight else self._service_us | self._alone_us
+        return {key: max(1, round(value)) for key, value in times_us.items()}
 
     def seed(self, key: bytes, service_us: int) -> None:
         """Take the warm-up's run time for want of better: the first real one replaces it."""
@@ -119,6 +128,7 @@ class Admission:
     def forget(self, keys: set[bytes]) -> None:
         """Keep run times of ``keys`` only: the rest is not served here any more."""
         self._service_us = {k: v for k, v in self._service_us.items() if k in keys}
+        self._alone_us = {k: v for k, v in self._alone_us.items() if k in keys}
         self._only_warmed_up &= keys
 
     def admit(
@@ -153,7 +163,7 @@ class Admission:
             )
         self._count(share, priority, 1, service_us)
         turn = Turn(share.number, share.weight, priority, service_us)
-        return Ticket(key, name, turn)
+        return Ticket(key, name, turn, self._in_flight == 1)
 
     def release(self, ticket: Ticket, run_us: int | None = None) -> None:
         """The request has ended; ``run_us`` is its measured run time if the model ran."""
@@ -166,6 +176,9 @@ class Admission:
                 known = float(run_us)
                 self._only_warmed_up.discard(ticket.key)
             self._service_us[ticket.key] = known + SMOOTHING * (run_us - known)
+            if ticket.is_alone:
+                alone = self._alone_us.get(ticket.key, float(run_us))
+                self._alone_us[ticket.key] = alone + SMOOTHING * (run_us - alone)
 
     def _ahead_us(self, share: _Share, priority: Priority) -> float:
         """The work that goes before a request that comes now.

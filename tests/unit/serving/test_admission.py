@@ -106,6 +106,19 @@ def test_run_times_are_learnt_and_forgotten() -> None:
     assert admission.known_services() == {}
 
 
+def test_a_site_where_nothing_is_under_way_tells_what_its_models_take_alone() -> None:
+    """After a rush nobody asks it: it would be thought slow for ever."""
+    admission = Admission(queue_max_s=10.0, waiting_max=1000)
+    admission.release(admit(admission), 1000)
+    rush = [admit(admission) for _ in range(40)]
+    for ticket in rush[:-1]:
+        admission.release(ticket, 3000)
+    assert admission.known_services()[KEY] > 2500
+    admission.release(rush[-1], 3000)
+    assert admission.service_us(KEY) > 2500
+    assert admission.known_services() == {KEY: 1200}  # the first of the rush had met nobody
+
+
 def test_one_that_has_nothing_waiting_is_let_in_however_much_another_sends() -> None:
     admission = busy()
     assert fill(admission, "flood") == 101
@@ -161,7 +174,9 @@ def test_low_priority_is_not_refused_because_of_higher_ones() -> None:
 
 def test_a_ticket_says_whose_turn_it_is() -> None:
     admission = busy(camera=3)
-    assert admit(admission, "camera", LOW) == Ticket(KEY, "camera", Turn(0, 3, LOW, 10_000))
+    assert admit(admission, "camera", LOW) == Ticket(
+        KEY, "camera", Turn(0, 3, LOW, 10_000), is_alone=True
+    )
     assert admit(admission, "else").turn == Turn(1, 1, NORMAL, 10_000)
 
 
