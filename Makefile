@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MNIST := .cache/mnist/SOURCE
 SOURCES := agent tests packaging
+# Real processes are tested one after the other: what they need of the machine is part of what they show.
+IN_PARALLEL := tests/unit tests/properties tests/simulation tests/tidy
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -36,7 +38,7 @@ check: $(READY) ## format, lint, types, import rules and fast tests: less than t
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/unit tests/properties tests/tidy -m "not process and not root"
+	$(BIN)/python -m pytest -n auto tests/unit tests/properties tests/tidy -m "not process and not root"
 
 # Everything, and nothing is skipped: what a test needs and this machine lacks is a failure.
 test: $(READY) $(MNIST) ## all checks and all tests, real processes included
@@ -44,7 +46,8 @@ test: $(READY) $(MNIST) ## all checks and all tests, real processes included
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/lint-imports
-	ATOLL_REQUIRE_ALL=1 $(BIN)/python -m pytest -p tests.tidy.no_skips tests
+	ATOLL_REQUIRE_ALL=1 $(BIN)/python -m pytest -p tests.tidy.no_skips -n auto $(IN_PARALLEL)
+	ATOLL_REQUIRE_ALL=1 $(BIN)/python -m pytest -p tests.tidy.no_skips tests/process
 
 bench: $(READY) $(MNIST) ## every benchmark; results go to benchmarks/results
 	@set -e; for file in $(wildcard benchmarks/bench_*.py); do \
