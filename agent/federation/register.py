@@ -262,7 +262,10 @@ class Register:
         self._perform(number, machine.start(), now)
 
     def _perform(self, number: int, effects: Sequence[RegisterEffect], now: float) -> None:
-        for effect in effects:
+        # This site's own vote last: what goes to the others would wait until that is on disk.
+        for effect in sorted(
+            effects, key=lambda one: isinstance(one, Ask) and one.site == self._me
+        ):
             match effect:
                 case Ask(site, call) if site == self._me:
                     self._ask_myself(number, call, now)

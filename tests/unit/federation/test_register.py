@@ -241,3 +241,9 @@ def test_an_acceptor_tells_who_holds_the_register_by_the_value_that_it_voted_for
     (ask,) = asked(bench.save(), Read)
     bench.desk.replied(ask.call, ReadReply(None, None, 2**20, after.members), 1.1)
     assert bench.register.roster == after, "its own vote, and another's word"
+
+
+def test_what_goes_to_the_others_does_not_wait_until_the_own_vote_is_on_disk() -> None:
+    bench = Bench(ME, ANNA, BERT)
+    bench.register.change(claim(job(), ME, 0, OPERATION), 0.0, bench.then)
+    assert [type(effect).__name__ for effect in bench.desk.take()] == ["Ask", "Ask", "Persist"]
