@@ -125,7 +125,7 @@ class Voters:
     """Counts votes."""
 
     def __init__(self, parts: Parts, me: SiteId) -> None:
-        """``me``: asked first, since its answer needs no network."""
+        """``me``: comes first."""
         self._parts = parts
         everyone = dict.fromkeys(site for part in parts for site in part)
         self.everyone = tuple(sorted(everyone, key=lambda site: site != me))
