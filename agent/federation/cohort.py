@@ -34,7 +34,8 @@ FETCHES_COUNTED_MAX = 8
 DOUBTED_MAX = 8
 """Of the last that a round waits for: one packet each, once a round."""
 LEFT_LOOKED_AT = 64
-"""While more than so many are not here, it is not looked who of them is still waited for."""
+"""While more than so many are not here, it is not looked who of them is still waited for: each look goes over the
+whole round, and at every arrival of a thousand that is a second."""
 State = Literal["invited", "training", "offered", "fetched", "withdrawn", "out"]
 
 

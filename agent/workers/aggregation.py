@@ -4,8 +4,6 @@ A confined process, forked by the nursery, that is given descriptors of updates 
 open nothing itself.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from agent.drivers.channel import BlockingChannel
@@ -17,6 +15,7 @@ from agent.training.contract import (
     Begin,
     Finish,
     FinishRange,
+    Fork,
     Include,
     Included,
     Join,
@@ -177,18 +176,11 @@ class Aggregation:
         return mean
 
 
-def run(
-    channel: BlockingChannel,
-    folder: Path,
-    dataset: Path | None,
-    threads: int,
-    memory_bytes: int | None,
-) -> None:
-    """Confine the process, then serve ``channel`` until it closes; see ``agent.workers.nursery``.
+def run(channel: BlockingChannel, wanted: Fork) -> None:
+    """Confine the process, then serve ``channel`` until it closes; called by the nursery's child.
 
-    ``folder`` and ``dataset`` stay closed to it: it opens no file.
+    No folder of ``wanted`` is open to it: what it works on comes as descriptors.
     """
-    assert dataset is None, f"means in {folder} are made of descriptors"
-    sandbox = confine(read=(), memory_bytes=memory_bytes)
+    sandbox = confine(read=(), memory_bytes=wanted.memory_bytes or None)
     channel.send(FROM_AGGREGATION.pack(TrainerReady(f"numpy {np.__version__}", sandbox)))
-    converse(channel, TO_AGGREGATION, FROM_AGGREGATION, Aggregation(threads).answer)
+    converse(channel, TO_AGGREGATION, FROM_AGGREGATION, Aggregation(wanted.threads).answer)

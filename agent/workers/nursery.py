@@ -19,8 +19,9 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, Protocol, cast
+from typing import NoReturn, cast
 
 from agent.drivers.channel import BlockingChannel, exit_with_parent
 from agent.foundation.errors import UsageError
@@ -39,19 +40,8 @@ CHILDREN_MAX = 64
 """Eight trainers, one process for means, and some exports at once: more is a fault of the one who asks."""
 
 
-class Worker(Protocol):
-    """A module that a child goes on with."""
-
-    def run(
-        self,
-        channel: BlockingChannel,
-        folder: Path,
-        dataset: Path | None,
-        threads: int,
-        memory_bytes: int | None,
-    ) -> None:
-        """Confine the process and serve the channel until it closes."""
-        ...
+Run = Callable[[BlockingChannel, Fork], None]
+"""What a child goes on with: it confines the process and serves the channel until that closes."""
 
 
 class Nursery:
@@ -81,15 +71,15 @@ class Nursery:
     def _fork(self, fork: Fork, channel: int, log: int) -> Forked:
         if len(self._children) >= CHILDREN_MAX:
             raise UsageError(f"{CHILDREN_MAX} workers run already", mend="end one first")
-        worker = _imported(fork.kind)
+        run = _imported(fork.kind)
         parent = os.getpid()
         pid = os.fork()
         if not pid:
-            self._become(worker, fork, channel, log, parent)
+            self._become(run, fork, channel, log, parent)
         self._children.add(pid)
         return Forked(pid)
 
-    def _become(self, worker: Worker, fork: Fork, channel: int, log: int, parent: int) -> NoReturn:
+    def _become(self, run: Run, fork: Fork, channel: int, log: int, parent: int) -> NoReturn:
         """What a child does, and all it does: it never returns to what its parent was about."""
         status = 1
         try:
@@ -104,13 +94,7 @@ class Nursery:
                 Path("/proc/self/comm").write_text(fork.kind)  # for whoever lists processes
             os.environ.update(HOME=fork.folder, TMPDIR=fork.folder)
             tempfile.tempdir = None  # whatever an import has found out about the parent's
-            worker.run(
-                BlockingChannel.from_descriptor(channel),
-                Path(fork.folder),
-                Path(fork.dataset) if fork.dataset else None,
-                fork.threads,
-                fork.memory_bytes or None,
-            )
+            run(BlockingChannel.from_descriptor(channel), fork)
             status = 0
         except BaseException:  # noqa: BLE001 - nothing may get back into the parent's loop
             traceback.print_exc()
@@ -128,16 +112,16 @@ class Nursery:
         return Reaped(os.waitstatus_to_exitcode(status))
 
 
-def _imported(kind: str) -> Worker:
-    """The worker's module, imported once for all who come after; without PyTorch where nobody trains."""
+def _imported(kind: str) -> Run:
+    """The worker's ``run``, imported once for all who come after; without PyTorch where nobody trains."""
     try:
-        worker = importlib.import_module(f"agent.workers.{kind}")
+        module = importlib.import_module(f"agent.workers.{kind}")
     except ImportError as error:
         raise UsageError(
             f"a {kind} cannot start", why=str(error), mend="pip install 'atoll-agent[train]'"
         ) from None
     gc.freeze()  # what is never looked at again is never copied
-    return cast("Worker", worker)
+    return cast("Run", module.run)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from agent.training.contract import (
     TO_TRAINER,
     Attempted,
     Export,
+    Fork,
     Initialise,
     Prepare,
     Prepared,
@@ -150,29 +151,16 @@ class Trainer:
         return self._job
 
 
-def run(
-    channel: BlockingChannel,
-    folder: Path,
-    dataset: Path | None,
-    threads: int,
-    memory_bytes: int | None,
-) -> None:
-    """Confine the process, then serve ``channel`` until it closes; see ``agent.workers.nursery``.
-
-    Args:
-        channel: to the control process.
-        folder: of the job, the only one that may be written.
-        dataset: folder of the data bound to the job's dataset name; None = only build and export.
-        threads: of PyTorch.
-        memory_bytes: see ``confine``.
-    """
+def run(channel: BlockingChannel, wanted: Fork) -> None:
+    """Confine the process, then serve ``channel`` until it closes; called by the nursery's child."""
     os.nice(NICENESS)
+    folder, dataset = Path(wanted.folder), Path(wanted.dataset) if wanted.dataset else None
     sandbox = confine(
         read=() if dataset is None else (dataset,),
         write=(folder,),
-        memory_bytes=memory_bytes,
+        memory_bytes=wanted.memory_bytes or None,
         file_bytes_max=FILE_BYTES_MAX,
     )
-    torch.set_num_threads(threads)
+    torch.set_num_threads(wanted.threads)
     channel.send(FROM_TRAINER.pack(TrainerReady(f"torch {torch.__version__}", sandbox)))
     converse(channel, TO_TRAINER, FROM_TRAINER, Trainer(folder, dataset).answer)
