@@ -246,7 +246,7 @@ def parse_job_spec(raw: Mapping[str, Any], lines: Mapping[str, int] | None = Non
     if problems:
         raise UsageError(
             f"the job has {len(problems)} problem" + ("s" if len(problems) > 1 else ""),
-            why="\n       ".join(problems),
+            why="\n".join(problems),
             mend="correct them and submit the job again",
         )
     return JobSpec(**values)

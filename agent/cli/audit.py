@@ -90,7 +90,7 @@ def _tell_witness(name: str, sequence: int, seen_at: float) -> None:
 
 def _verdict(findings: list[str], witnesses: int, *, as_json: bool) -> int:
     if findings:
-        raise Refused("the audit log is not sound", why="\n  " + "\n  ".join(map(clean, findings)))
+        raise Refused("the audit log is not sound", why="\n".join(map(clean, findings)))
     if not as_json:
         by = "" if witnesses else "; nobody has witnessed where it ends, so entries may lack there"
         print(f"sound: nothing was changed, removed or added{by}")

@@ -155,7 +155,9 @@ def _parsed(asked: argparse.Namespace, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{asked.file} is not TOML", why=str(error)) from None
+        raise UsageError(
+            f"{asked.file} is not TOML", why=str(error), mend="examples/ has jobs to begin with"
+        ) from None
 
 
 def _follow(client: AdminClient, job: str, *, as_json: bool) -> int:

@@ -181,8 +181,7 @@ def admit(
         return Admission(reply, identity.claims.region, seeds[:SEEDS_KEPT_MAX])
     raise Unreachable(
         "no issuer in the token answered",
-        why="\n  ".join(["", *troubles])
-        or "it names no address, and none is announced on this network",
+        why="\n".join(troubles) or "it names no address, and none is announced on this network",
         mend="check that the issuer runs (`atoll status` there) and that its mesh port is open to"
         " this machine; then run the same command again",
     )

@@ -55,7 +55,8 @@ def report(error: AtollError, *, as_json: bool) -> None:
         return
     print(f"atoll: {error.what}", file=sys.stderr)
     if error.why:
-        print(f"  why: {error.why}", file=sys.stderr)
+        lines = error.why.replace("\n", "\n       ")  # each below the first
+        print(f"  why: {lines}", file=sys.stderr)
     if error.mend:
         print(f"  try: {error.mend}", file=sys.stderr)
 

@@ -325,4 +325,4 @@ def _error(problems: list[Problem], text: str, source: str) -> ConfigError:
     if len(ordered) > PROBLEMS_MAX:
         told.append(f"... and {len(ordered) - PROBLEMS_MAX} more")
     count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-    return ConfigError(f"{source} has {count}", why="\n  " + "\n  ".join(told))
+    return ConfigError(f"{source} has {count}", why="\n".join(told))
