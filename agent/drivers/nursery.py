@@ -36,6 +36,8 @@ FORK_S_MAX = 120.0
 """The first fork waits for the import of PyTorch: 2 s here, perhaps 30 s from a cold SD card beside seven others."""
 REAP_S_MAX = 10.0
 """An answer that needs no waiting."""
+GOODBYE_S_MAX = 1.0
+"""Milliseconds do, unless the nursery is stopped or imports just now; a site that is told to stop has four seconds."""
 LOOK_S = 0.02
 """Between two looks whether a child is gone, where the kernel (before Linux 5.3) does not tell."""
 KILLED = -int(signal.SIGKILL)
@@ -165,6 +167,13 @@ class Nursery:
         """End the process and all workers; what is under way fails."""
         self._is_closed = True
         self._wake()
+        # The workers first, while somebody can let go of them: else they are left to the machine's first process.
+        for child in tuple(self._children):
+            self.spawn(child.end(0.0))
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + GOODBYE_S_MAX
+        while self._tasks and (left_s := until_s - loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left_s)
         await self._end()
         while self._tasks or self._children:
             ends = (child.end(0.0) for child in tuple(self._children))

@@ -211,6 +211,18 @@ async def test_a_nursery_that_nobody_got_a_worker_from_goes_too(tmp_path: Path) 
     await trainers.close()
 
 
+async def test_the_end_of_the_site_leaves_no_zombie_to_anybody(
+    trainers: Trainers, tmp_path: Path
+) -> None:
+    """Children of a nursery that is dead are left to process 1, which in a container may let none go."""
+    folder = bars(tmp_path / "data", 600, 1)
+    for job in (JOB, OTHER):
+        await trainers.warm(job, folder)
+    pids = [one.pid for one in trainers.processes()]
+    await trainers.close()
+    assert [pid for pid in pids if psutil.pid_exists(pid)] == []
+
+
 async def test_nothing_that_is_stopped_holds_up_the_end_of_the_site(
     trainers: Trainers, tmp_path: Path
 ) -> None:
