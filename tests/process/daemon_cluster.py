@@ -169,6 +169,15 @@ class Daemon:
         self.process.wait()
         self.process = None
 
+    def crash(self) -> None:
+        """The power of the whole site goes: SIGKILL to each of its processes."""
+        children = self.children()
+        self.kill()
+        for child in children:
+            # Its workers end by themselves when the daemon is gone: some may have.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
     def stop(self, timeout_s: float = 10.0) -> tuple[int, float]:
         """SIGTERM; the exit code and the seconds it took."""
         assert self.process is not None

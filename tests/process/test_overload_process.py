@@ -4,7 +4,6 @@ What a site is asked is an echo with a run that takes as long as it says, so eac
 question it belongs to.
 """
 
-import contextlib
 import json
 import os
 import threading
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 from asking_within import Ask, Told, ask_within
 from daemon_cluster import Daemon, make_founder, running, scratch, token_for, wait_for
@@ -232,12 +230,7 @@ def test_a_serving_site_that_dies_under_load_costs_no_answer_and_none_is_wrong(
     before = runs(cluster, "edge")
     load = Load(cluster, "asking", questions(600), at_once=AT_ONCE)
     wait_for(lambda: runs(cluster, "edge") > before + 50, 30, "the edge answers")
-    edge = cluster.sites["edge"]
-    children = edge.children()
-    edge.kill()
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
+    cluster.sites["edge"].crash()
     by = who(load.end())
     assert by["edge"] >= 50
     assert by.get("near", 0) + by.get("far", 0) > 50, by

@@ -295,9 +295,9 @@ def ask_with_fewer_and_fewer_who_may(story: Story) -> None:
     wire, canary, home = story.wire, story.canary, within("DE")
     asks = [tensor(canary, **home) for _ in range(6)]
     asks += [text(canary, **home), tensor(canary, "vault")]
-    wire.crash("munich")
+    wire.sites["munich"].crash()
     story.labelled["one is dead"] = wire.ask("berlin", *asks)
-    wire.crash("hamburg")
+    wire.sites["hamburg"].crash()
     story.labelled["all are dead"] = wire.ask("berlin", *asks)
     wait_for(lambda: allowed(wire, "echo") == set(FOREIGN), 30, "berlin knows that they are dead")
     story.labelled["all are known to be dead"] = wire.ask("berlin", *asks)

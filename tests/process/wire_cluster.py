@@ -82,15 +82,6 @@ class Wire:
     def secrets(self, name: str) -> Path:
         return self.folder / "keys" / name / "secrets"
 
-    def crash(self, name: str) -> None:
-        """The power of the whole site goes: SIGKILL to each of its processes."""
-        site = self.sites[name]
-        children = site.children()
-        site.kill()
-        for child in children:
-            with contextlib.suppress(ProcessLookupError):
-                child.send_signal(signal.SIGKILL)
-
     def crossed(self, name: str, begin_s: float, end_s: float) -> int:
         """Bytes in IPv4 packets at a site's card between two moments (wall clock)."""
         found = packets(self.captures[name].file)
