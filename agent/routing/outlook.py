@@ -119,6 +119,10 @@ class _Lateness:
     def weight(self, now_s: float) -> float:
         return math.exp(-max(now_s - self.at_s, 0.0) / FADE_S)
 
+    def most(self, service_ms: float) -> float:
+        """``most_ms`` where the run time is known better by now: what is explained by it is not beyond it."""
+        return self.most_ms - max(service_ms - self.late.service_ms, 0.0)
+
 
 @dataclass(slots=True)
 class _Trouble:
@@ -213,7 +217,7 @@ class Outlook:
         found = self._lateness.get((verdict.site, key))
         if found is None:
             return plain.total_ms - plain.penalty_ms + PATIENCE_UNKNOWN_MS
-        return max(plain.idle_ms + max(found.most_ms, 0.0), HEDGE_MS_MIN)
+        return max(plain.idle_ms + max(found.most(plain.service_ms), 0.0), HEDGE_MS_MIN)
 
     def breaker(self, site: SiteId, now_s: float) -> Breaker:
         """The state of a site's breaker."""
@@ -319,7 +323,8 @@ class Outlook:
                     late.runs + share * (found.late.runs - late.runs),
                 )
             step_ms = NEWS * max(sent.idle_ms, 1.0)
-            most_ms = found.most_ms + step_ms * ((beyond_ms > found.most_ms) - LATER_SHARE)
+            most_ms = found.most(service_ms)
+            most_ms += step_ms * ((beyond_ms > most_ms) - LATER_SHARE)
         self._lateness[site, key] = _Lateness(late, last, now_s, most_ms)
         if len(self._lateness) > LATENESS_MAX:
             del self._lateness[next(iter(self._lateness))]

@@ -201,6 +201,22 @@ def test_patience_is_what_nineteen_of_twenty_answers_need(outlook: Outlook) -> N
     assert 100 < outlook.patience_ms(KEY, ONE, 0) < 120
 
 
+def test_patience_is_no_longer_for_a_run_time_that_its_answers_have_shown(outlook: Outlook) -> None:
+    for _ in range(400):
+        outlook.answered(ONE.site, KEY, sent(15.0), 115.0, 0)
+    before_ms = outlook.patience_ms(KEY, ONE, 0)
+    slower = replace(ONE, service_us=90_000)
+    assert outlook.patience_ms(KEY, slower, 0) == pytest.approx(before_ms)
+    outlook.answered(ONE.site, KEY, expected(slower, 0), 115.0, 0)
+    assert outlook.patience_ms(KEY, slower, 0) == pytest.approx(before_ms, rel=0.1)
+
+
+def test_patience_is_longer_for_a_run_time_that_no_answer_has_shown(outlook: Outlook) -> None:
+    for _ in range(400):
+        outlook.answered(ONE.site, KEY, sent(15.0), 15.0, 0)
+    assert outlook.patience_ms(KEY, replace(ONE, service_us=90_000), 0) >= 95.0
+
+
 def test_what_was_learned_can_be_told_and_is_worth_telling_only_for_a_while(
     outlook: Outlook,
 ) -> None:
