@@ -277,6 +277,9 @@ def ask_with_label(story: Story) -> None:
     labelled["too late"] = wire.ask(
         "berlin", *[tensor(canary, **home, **{"Atoll-Deadline-Ms": "1"}) for _ in range(4)]
     )
+    labelled["many"] = wire.ask(
+        "berlin", *[tensor(canary, **home) for _ in range(FLOOD)], at_once=AT_ONCE
+    )
     munich = wire.sites["munich"].pid_of("gateway")
     os.kill(munich, signal.SIGSTOP)
     try:
@@ -285,9 +288,6 @@ def ask_with_label(story: Story) -> None:
         )
     finally:
         os.kill(munich, signal.SIGCONT)
-    labelled["many"] = wire.ask(
-        "berlin", *[tensor(canary, **home) for _ in range(FLOOD)], at_once=AT_ONCE
-    )
 
 
 def ask_with_fewer_and_fewer_who_may(story: Story) -> None:
