@@ -18,6 +18,7 @@ bytes          packets and bytes of one site in one second, and bytes of one pac
 isolation      a site without an uplink says so 5 s after the last answer; none says so needlessly
 queues         the rumors that wait at one site are bounded
 convergence    after the last trouble everybody believes the same (judged by the story)
+quiet          then nobody tells rumors any more (the same)
 =============  ===================================================================================
 """
 
