@@ -1,7 +1,7 @@
 """A job under faults, and the proof that the checkers see: each mutant removes one guard."""
 
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -38,7 +38,7 @@ LATE = replace(BAD, staleness_max=2, outer="momentum", rounds=6, sites_min=3, tr
 SEEDS = range(1, 41)
 
 
-def first_violations(scenario: Scenario = BAD, saying: str = "", seeds: range = SEEDS) -> list[str]:
+def first_violations(scenario: Scenario = BAD, saying: str = "", seeds: Iterable[int] = SEEDS) -> list[str]:
     for seed in seeds:
         found = [one for one in simulate(seed, scenario).violations if saying in one]
         if found:
@@ -256,7 +256,9 @@ def test_a_recovery_that_leaves_the_parameters_behind_is_caught(
 def test_a_round_kept_by_the_committee_before_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed 602 of the whole jobs found it once: a commit that was under way when the committee changed."""
     monkeypatch.setattr(aggregator_module, "under", lambda change, _generation: change)
-    assert first_violations(scenario_of(602), "committee disks held", range(1, 1001))
+    # One job in some hundreds: the one that found it last is asked first.
+    seeds = (253, *range(1, 1001))
+    assert first_violations(scenario_of(602), "committee disks held", seeds)
 
 
 # --- mutants: updates ----------------------------------------------------------------------------
