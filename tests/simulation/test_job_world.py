@@ -38,7 +38,9 @@ LATE = replace(BAD, staleness_max=2, outer="momentum", rounds=6, sites_min=3, tr
 SEEDS = range(1, 41)
 
 
-def first_violations(scenario: Scenario = BAD, saying: str = "", seeds: Iterable[int] = SEEDS) -> list[str]:
+def first_violations(
+    scenario: Scenario = BAD, saying: str = "", seeds: Iterable[int] = SEEDS
+) -> list[str]:
     for seed in seeds:
         found = [one for one in simulate(seed, scenario).violations if saying in one]
         if found:
