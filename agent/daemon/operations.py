@@ -358,7 +358,7 @@ class DaemonOperations:
                 {**one, "name": _counted_name(one, self._name(SiteId(bytes.fromhex(one["site"]))))}
                 for one in json.loads(row["counted"])
             ],
-            "accuracy": known.accuracy if known is not None else None,
+            "accuracy": known.figures.accuracy if known is not None else None,
         }  # fmt: skip
 
     async def watch_job(self, job: str) -> AsyncIterator[Json]:
@@ -384,14 +384,10 @@ class DaemonOperations:
         rounds = machine.history.rounds
         if not rounds:
             return {"accuracy": None, "loss": None, "samples": None, "participants": None}
-        last = rounds[max(rounds)]
-        losses = [(dict(e.metrics).get("loss"), e.samples) for e in last.content.entries]
-        known = [(loss, samples) for loss, samples in losses if loss is not None]
-        total = sum(samples for _, samples in known)
+        last = rounds[max(rounds)].figures
         return {
-            "accuracy": last.accuracy, "participants": len(last.content.entries),
-            "samples": sum(entry.samples for entry in last.content.entries),
-            "loss": sum(loss * n for loss, n in known) / total if total else None,
+            "accuracy": last.accuracy, "participants": last.participants,
+            "samples": last.samples, "loss": last.loss,
         }  # fmt: skip
 
     # --- changing --------------------------------------------------------------------------------

@@ -222,16 +222,15 @@ class Custody:
         self._borrowed.clear()
         self._made.clear()
 
-    def end(self, history: Iterable[Contributions], *, has_result: bool = True) -> None:
+    def end(self, history: Collection[Digest | None], *, has_result: bool = True) -> None:
         """The job is over and its history known: only what the register and the history name stays.
 
-        ``has_result``: what the register names is the job's result; a region's is in the whole job's.
+        ``history``: what its rounds name. ``has_result``: what the register names is the job's result; a
+        region's is in the whole job's.
         """
         self._has_result = has_result
-        named = {content.previous for content in history}
         value = self._value()
-        if value is not None:
-            named |= self._named_by(value)
+        named = {*history, *(set() if value is None else self._named_by(value))}
         for digest in (*self._parameters, *self._promised, *self._history):
             if digest not in named and self._surroundings.is_held(digest):
                 self._desk.emit(ForgetBlob(digest))

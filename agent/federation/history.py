@@ -28,6 +28,25 @@ TRIES_CANCELLED_MAX = 5
 """Of a job that is cancelled nobody promises to keep the rounds, so the last may be nowhere."""
 TRIES_REGION_MAX = 10
 """Five minutes. A region's rounds go with the whole job's, of which it may have left a tombstone elsewhere."""
+ROUNDS_BACK = 8
+"""As many rounds more than late updates need are kept whole: after a recovery the job goes on from an earlier one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a round's counted set comes to."""
+
+    participants: int
+    samples: int
+    loss: float | None
+    """Mean of the losses that its updates report, weighted by their samples; None if unreported."""
+    metrics: Metrics
+    """Of the round's base parameters over all hold-outs; empty if none was reported."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the round's base parameters, weighted by hold-out sizes; None if unreported."""
+        return dict(self.metrics).get("accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +57,41 @@ class Counted:
     content: Contributions
 
     @property
-    def accuracy(self) -> float | None:
-        """Accuracy of the round's base parameters, weighted by hold-out sizes; None if unreported."""
-        return dict(self.metrics).get("accuracy")
+    def previous(self) -> Digest | None:
+        """The contributions of the round before; None: it is the first."""
+        return self.content.previous
 
     @property
-    def metrics(self) -> Metrics:
-        """Of the round's base parameters over all hold-outs; empty if none was reported."""
-        right = lost = total = 0.0
+    def figures(self) -> Figures:
+        """For people, and for those whose base the parameters are."""
+        right = lost = total = reported = 0.0
+        samples = with_loss = 0
         for entry in self.content.entries:
+            metrics = dict(entry.metrics)
+            samples += entry.samples
+            if "loss" in metrics:
+                reported += metrics["loss"] * entry.samples
+                with_loss += entry.samples
             if entry.round:
                 continue  # late: it speaks of older parameters
-            metrics = dict(entry.metrics)
             if "accuracy" in metrics and metrics.get("holdout", 0.0) > 0:
                 right += metrics["accuracy"] * metrics["holdout"]
                 lost += metrics.get("loss", 0.0) * metrics["holdout"]
                 total += metrics["holdout"]
-        if not total:
-            return ()
-        return (("accuracy", right / total), ("loss", lost / total), ("holdout", total))
+        metrics = (
+            {"accuracy": right / total, "loss": lost / total, "holdout": total} if total else {}
+        )
+        loss = reported / with_loss if with_loss else None
+        return Figures(len(self.content.entries), samples, loss, tuple(metrics.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """One committed round, without who was counted: that is on disk."""
+
+    contributions: Digest
+    previous: Digest | None
+    figures: Figures
 
 
 def tries_max(job: Job, *, is_region: bool) -> int | None:
@@ -80,7 +115,9 @@ class History:
         """``settled`` is called once for each round whose counted set has become known."""
         self._job, self._desk, self._surroundings = job, desk, surroundings
         self._sources, self._settled = sources, settled
-        self._rounds: dict[int, Counted] = {}
+        self._rounds: dict[int, Counted | Outline] = {}
+        self._outlined = 0
+        """Up to this round."""
         self.names: set[Digest] = set()
         """Of the contributions of all rounds known here."""
         self._head: tuple[int, Digest] | None = None
@@ -96,18 +133,21 @@ class History:
         """The rounds here may be others than those that the register has come to."""
 
     @property
-    def rounds(self) -> Mapping[int, Counted]:
+    def rounds(self) -> Mapping[int, Counted | Outline]:
         """Committed rounds known here, by number."""
         return self._rounds
 
     def content(self, round_: int) -> Contributions | None:
-        """What that round counted, if it is known here, and not only what it had counted before a recovery."""
+        """What that round counted, if it is known here, and not only what it had counted before a recovery.
+
+        Of rounds so old that no update for them can be counted any more, it is let go of.
+        """
         counted = None if self._is_doubted else self._rounds.get(round_)
-        return None if counted is None else counted.content
+        return counted.content if isinstance(counted, Counted) else None
 
     def sought(self) -> set[Digest]:
         """Contributions that have not been read yet, and those of newer versions that cannot be."""
-        links = (counted.content.previous for counted in self._rounds.values())
+        links = (counted.previous for counted in self._rounds.values())
         head = self._head[1] if self._head is not None else None
         one_by_one = (*links, head, self._seeking)
         return {digest for digest in one_by_one if digest is not None} | self._unreadable
@@ -131,6 +171,7 @@ class History:
         for number in [number for number in self._rounds if number > value.round]:
             self.names.discard(self._rounds.pop(number).contributions)
         self._head, self._complete, self._seeking = None, 0, None
+        self._outlined = min(self._outlined, value.round)
         self._is_doubted, self._retry_at = True, NEVER
 
     def give_up(self) -> None:
@@ -173,6 +214,23 @@ class History:
         self._desk.emit(Persist((Put("rounds", row),)), Label(digest, self._job.residency))
         self._settled(content)
         self._seek_gap()
+        if not self._job.regions:  # a region that was cut off for long asks for all since
+            self._let_go(self._complete - self._job.staleness_max - ROUNDS_BACK)
+
+    def let_go(self) -> None:
+        """The job is over, and nobody asks any more who was counted: what the rounds come to stays."""
+        self._let_go(max(self._rounds, default=0))
+
+    def _let_go(self, until: int) -> None:
+        for number in range(self._outlined + 1, until + 1):
+            known = self._rounds.get(number)
+            if isinstance(known, Counted):
+                before = self._rounds.get(number - 1)
+                # The same bytes: one object.
+                is_same = before is not None and before.contributions == known.previous
+                previous = before.contributions if before and is_same else known.previous
+                self._rounds[number] = Outline(known.contributions, previous, known.figures)
+        self._outlined = max(self._outlined, until)
 
     def blob_arrived(self, digest: Digest, _now: float) -> None:
         """Go on when the sought contributions are here."""
@@ -231,9 +289,9 @@ class History:
             if known is None or known.contributions != digest:
                 self._seek(digest)
                 return
-            if known.content.previous is None:
+            if known.previous is None:
                 break
-            round_, digest = round_ - 1, known.content.previous
+            round_, digest = round_ - 1, known.previous
         self._is_doubted = False
 
     def _seek(self, digest: Digest) -> None:

@@ -424,8 +424,9 @@ class JobMachine:
         if not is_short or self.history.has_given_up:
             self._has_tidied = True
             self.participant.give_up()
-            history = (counted.content for counted in self.history.rounds.values())
-            self._custody.end(history, has_result=self.whole is None)
+            named = {counted.previous for counted in self.history.rounds.values()}
+            self._custody.end(named, has_result=self.whole is None)
+            self.history.let_go()
 
     # --- regions ---------------------------------------------------------------------------------
     @property

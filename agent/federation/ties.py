@@ -9,7 +9,7 @@ from typing import Literal
 
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import FromRegion, FromWhole, LookAgain, Metrics, Tell, Trained
-from agent.federation.history import Counted
+from agent.federation.history import Counted, Outline
 from agent.federation.offering import Ears, Offering
 from agent.federation.region import known_rounds, overlaps, regional
 from agent.federation.value import Contributions, JobValue
@@ -40,7 +40,7 @@ class Whole:
     def tell(
         self,
         value: JobValue | None,
-        rounds: Mapping[int, Counted],
+        rounds: Mapping[int, Counted | Outline],
         surroundings: Surroundings,
         *,
         speaks: bool,
@@ -57,7 +57,7 @@ class Whole:
         first = None if above is None else rounds.get(above.after + 1)
         blobs = set() if value is None else value.blobs - {value.contributions}
         is_here = all(surroundings.is_held(blob) for blob in blobs)
-        news = FromRegion(value, speaks, is_here, () if first is None else first.metrics)
+        news = FromRegion(value, speaks, is_here, () if first is None else first.figures.metrics)
         if news != self._told:
             self._told = news
             self._desk.emit(Tell(self._parent, news))

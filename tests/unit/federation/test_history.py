@@ -1,10 +1,20 @@
+from typing import Any
+
 from federated_site import ANNA, Around, contributions, desk, job, of, value
 
 from agent.federation.events import FetchBlob, ForgetBlob, Persist, ReadBlob
-from agent.federation.history import RETRY_AFTER_S, TRIES_CANCELLED_MAX, Counted, History
+from agent.federation.history import (
+    RETRY_AFTER_S,
+    ROUNDS_BACK,
+    TRIES_CANCELLED_MAX,
+    Counted,
+    History,
+    Outline,
+)
 from agent.federation.value import Contribution, Contributions
 from agent.foundation.ids import Digest
 from agent.foundation.machine import NEVER
+from agent.wire.documents import Region
 
 FIRST = contributions(1)
 SECOND = contributions(2, FIRST[0])
@@ -13,11 +23,15 @@ DATA = {digest: data for digest, data, _ in (FIRST, SECOND, THIRD)}
 
 
 class Bench:
-    def __init__(self, *known: tuple[Digest, bytes, Contributions]) -> None:
+    def __init__(self, *known: tuple[Digest, bytes, Contributions], **terms: Any) -> None:
         self.desk, self.around = desk(), Around(ANNA)
         self.settled: list[int] = []
         self.history = History(
-            job(), self.desk, self.around, lambda: (ANNA,), lambda c: self.settled.append(c.round)
+            job(**terms),
+            self.desk,
+            self.around,
+            lambda: (ANNA,),
+            lambda c: self.settled.append(c.round),
         )
         for digest, _, content in known:
             self.history.restore(Counted(digest, content))
@@ -120,5 +134,69 @@ def test_accuracy_is_weighted_by_the_size_of_the_hold_out() -> None:
         for accuracy, holdout in ((1.0, 300.0), (0.0, 100.0))
     ]
     digest, _, content = contributions(1, None, *entries)
-    assert Counted(digest, content).accuracy == 0.75
-    assert Counted(FIRST[0], FIRST[2]).accuracy is None
+    assert Counted(digest, content).figures.accuracy == 0.75
+    assert Counted(FIRST[0], FIRST[2]).figures.accuracy is None
+
+
+# --- who was counted is on disk ------------------------------------------------------------------
+def lived_through(bench: Bench, rounds: int) -> list[tuple[Digest, bytes, Contributions]]:
+    """Rounds whose set this site learns as each is committed."""
+    entry = Contribution(ANNA, FIRST[0], 7, (("accuracy", 0.5), ("holdout", 10.0), ("loss", 2.0)))
+    made: list[tuple[Digest, bytes, Contributions]] = []
+    for number in range(1, rounds + 1):
+        made.append(contributions(number, made[-1][0] if made else None, entry))
+        bench.history.follow(value(round=number, contributions=made[-1][0]))
+        bench.history.record(made[-1][0], made[-1][2], float(number))
+    return made
+
+
+def test_who_was_counted_is_let_go_of_when_no_update_can_be_counted_late_any_more() -> None:
+    bench = Bench(rounds=40, staleness_max=2)
+    made = lived_through(bench, 40)
+    let_go = [n for n, one in bench.history.rounds.items() if isinstance(one, Outline)]
+    assert let_go == list(range(1, 40 - 2 - ROUNDS_BACK + 1))
+    for number, one in bench.history.rounds.items():
+        digest, _, content = made[number - 1]
+        assert one.contributions == digest
+        assert one.previous == content.previous
+        assert one.figures == Counted(digest, content).figures
+        assert one.figures.participants == 1
+        assert one.figures.loss == 2.0
+        assert bench.history.content(number) == (None if number in let_go else content)
+    assert bench.history.sought() <= {digest for digest, _, _ in made}
+
+
+def test_of_a_job_with_regions_it_stays_until_the_job_is_over() -> None:
+    bench = Bench(rounds=40, regions=(Region("north", (ANNA,)),))
+    lived_through(bench, 40)
+    assert not any(isinstance(one, Outline) for one in bench.history.rounds.values())
+    bench.history.let_go()
+    assert all(isinstance(one, Outline) for one in bench.history.rounds.values())
+
+
+def test_a_round_before_a_gap_is_kept_whole_until_the_gap_is_closed() -> None:
+    bench = Bench()
+    made = lived_through(Bench(), 30)
+    DATA.update({digest: data for digest, data, _ in made})
+    bench.around.held.update(digest for digest, _, _ in made[1:])
+    bench.history.follow(value(round=30, contributions=made[-1][0]))
+    for _ in range(29):
+        for read in of(bench.desk.take(), ReadBlob):
+            bench.history.blob_read(read.digest, DATA[read.digest], 1.0)
+    assert sorted(bench.history.rounds) == list(range(2, 31))
+    assert bench.history.content(2) == made[1][2]
+    assert bench.serve() == [made[0][0]]
+    assert bench.history.content(2) is None
+    assert bench.history.content(30) == made[29][2]
+
+
+def test_after_a_recovery_the_rounds_that_are_made_anew_are_known_whole() -> None:
+    bench = Bench(rounds=40)
+    made = lived_through(bench, 30)
+    bench.history.follow(value(round=5, contributions=made[4][0], recoveries=1))
+    assert sorted(bench.history.rounds) == [1, 2, 3, 4, 5]
+    again = contributions(6, made[4][0])
+    bench.history.follow(value(round=6, contributions=again[0], recoveries=1))
+    bench.history.record(again[0], again[2], 50.0)
+    assert bench.history.content(6) == again[2]
+    assert bench.history.sought() <= {digest for digest, _, _ in (*made[:5], again)}
