@@ -6,6 +6,7 @@ must never be used twice.
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.drivers.store_boot import FINDING
 from agent.federation import burial
-from agent.federation.history import Counted
+from agent.federation.history import Counted, read_back
 from agent.federation.participant import Update
 from agent.federation.restored import Restored
 from agent.federation.value import Contributions, JobValue
@@ -104,10 +105,13 @@ async def token_seeds(store: Store) -> tuple[tuple[str, int], ...]:
 async def restore(store: Store, blobs: BlobStore, me: SiteId) -> Stored:
     """Everything durable, decoded; an undecodable row is reported and left out."""
     tables = (
-        "peers", "documents", "jobs", "register", "updates", "rounds", "models", "overrides",
-        "rollouts", burial.TABLE,
+        "peers", "documents", "jobs", "register", "updates", "models", "overrides", "rollouts",
+        burial.TABLE,
     )  # fmt: skip
     rows = {name: await store.read(_everything(name)) for name in tables}
+    # Not who was counted: of many jobs that is more than all else together.
+    query = "SELECT job, round, contributions FROM rounds"
+    rows["rounds"] = await store.read(lambda database: list(database.query(query)))
     peers = _decoded(
         rows["peers"],
         lambda row: Introduction(
@@ -171,20 +175,24 @@ def _jobs(
     values = {row["job"]: row["value"] for row in rows["jobs"] if row["value"] is not None}
     registers = {row["job"]: row for row in rows["register"]}
     updates = {row["job"]: row for row in rows["updates"] if row["state"] == "open"}
+    rounds: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows["rounds"]:
+        rounds[row["job"]].append(row)
     found: dict[JobId, Restored] = {}
     for name in sorted({*values, *registers, *updates}):
         value = _decoded([values[name]] if name in values else [], _value)
+        last = value[0] if value else None
         counted = [
-            _counted(row, blobs)
-            for row in rows["rounds"]
-            if row["job"] == name and row["contributions"] in held
+            read_back(one, last)
+            for row in rounds.get(name, ())
+            if row["contributions"] in held and (one := _counted(row, blobs)) is not None
         ]
         register = registers.get(name)
         found[JobId(name)] = Restored(
-            value[0] if value else None,
+            last,
             {key: register[key] for key in register if key != "row_hash"} if register else None,
             _update(updates[name], blobs) if name in updates else None,
-            tuple(one for one in counted if one is not None),
+            tuple(counted),
         )
     return found
 

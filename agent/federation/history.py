@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from agent.federation.desk import Desk, Surroundings
 from agent.federation.events import FetchBlob, ForgetBlob, Label, Metrics, Persist, ReadBlob
-from agent.federation.value import Contributions, JobValue, blob_digest
+from agent.federation.value import ENDED, Contributions, JobValue, blob_digest
 from agent.foundation.errors import Malformed
 from agent.foundation.ids import Digest, SiteId
 from agent.foundation.machine import NEVER
@@ -57,6 +57,11 @@ class Counted:
     content: Contributions
 
     @property
+    def round(self) -> int:
+        """Which one."""
+        return self.content.round
+
+    @property
     def previous(self) -> Digest | None:
         """The contributions of the round before; None: it is the first."""
         return self.content.previous
@@ -89,9 +94,24 @@ class Counted:
 class Outline:
     """One committed round, without who was counted: that is on disk."""
 
+    round: int
     contributions: Digest
     previous: Digest | None
     figures: Figures
+
+
+def read_back(counted: Counted, value: JobValue | None) -> Counted | Outline:
+    """A round as a machine wants it at its start.
+
+    When the job is over, only the last ones may have left something behind.
+
+    Args:
+        counted: the round.
+        value: of the register, as it was read last.
+    """
+    if value is None or value.state not in ENDED or counted.round > value.round - ROUNDS_BACK:
+        return counted
+    return Outline(counted.round, counted.contributions, counted.previous, counted.figures)
 
 
 def tries_max(job: Job, *, is_region: bool) -> int | None:
@@ -152,9 +172,9 @@ class History:
         one_by_one = (*links, head, self._seeking)
         return {digest for digest in one_by_one if digest is not None} | self._unreadable
 
-    def restore(self, counted: Counted) -> None:
+    def restore(self, counted: Counted | Outline) -> None:
         """A round read back from this site's database at start."""
-        self._rounds[counted.content.round] = counted
+        self._rounds[counted.round] = counted
         self.names.add(counted.contributions)
 
     def follow(self, value: JobValue) -> None:
@@ -229,7 +249,7 @@ class History:
                 # The same bytes: one object.
                 is_same = before is not None and before.contributions == known.previous
                 previous = before.contributions if before and is_same else known.previous
-                self._rounds[number] = Outline(known.contributions, previous, known.figures)
+                self._rounds[number] = Outline(number, known.contributions, previous, known.figures)
         self._outlined = max(self._outlined, until)
 
     def blob_arrived(self, digest: Digest, _now: float) -> None:

@@ -47,7 +47,7 @@ from agent.federation.events import (
     WorkFailed,
     finished,
 )
-from agent.federation.history import History, tries_max
+from agent.federation.history import Counted, History, tries_max
 from agent.federation.offering import Ears
 from agent.federation.participant import Participant
 from agent.federation.region import Place, region_of
@@ -161,7 +161,8 @@ class JobMachine:
         if value is not None:
             blobs += sorted(value.blobs)
         self._desk.emit(*(Label(blob, self.job.residency) for blob in blobs))
-        self._custody.restore(value, (counted.content for counted in restored.rounds))
+        whole = (one.content for one in restored.rounds if isinstance(one, Counted))
+        self._custody.restore(value, whole)
         if value is not None:
             self.summing.moved(value, self._began_at)
             self.history.follow(value)

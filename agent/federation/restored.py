@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agent.federation.history import Counted, History
+from agent.federation.history import Counted, History, Outline
 from agent.federation.participant import Update
 from agent.federation.register import RegisterRow
 from agent.federation.value import JobValue
@@ -17,7 +17,7 @@ class Restored:
     value: JobValue | None = None
     register: RegisterRow | None = None
     update: Update | None = None
-    rounds: tuple[Counted, ...] = ()
+    rounds: tuple[Counted | Outline, ...] = ()
     barred_because: str = ""
     """Why this site may not vote; empty if it may."""
 

@@ -18,7 +18,7 @@ from agent.election.roster import Roster
 from agent.federation import events as job_events
 from agent.federation.burial import TABLE, Tombstone
 from agent.federation.events import JobEffect, JobEvent
-from agent.federation.history import Counted
+from agent.federation.history import Counted, read_back
 from agent.federation.job import JobMachine
 from agent.federation.participant import Update
 from agent.federation.region import regional
@@ -245,17 +245,14 @@ class Fleet:
             digest = row["digest"]
             parts = parts_named(self.evidence.blobs[digest]) if digest in site.blobs else ()
             update = Update(row["round"], row["base"], digest, row["samples"], (), parts)
+        last = None if value is None else unpack(JobValue, value)
+        named = [row["contributions"] for row in site.rows("rounds", job)]
         counted = tuple(
-            Counted(
-                row["contributions"],
-                unpack(Contributions, self.evidence.blobs[row["contributions"]]),
-            )
-            for row in site.rows("rounds", job)
-            if row["contributions"] in site.blobs
+            read_back(Counted(one, unpack(Contributions, self.evidence.blobs[one])), last)
+            for one in named
+            if one in site.blobs
         )
-        return Restored(
-            None if value is None else unpack(JobValue, value), register, update, counted
-        )
+        return Restored(last, register, update, counted)
 
     def views_change(self) -> None:
         """Membership follows the truth, each site after its own delay."""

@@ -14,12 +14,15 @@ from agent.daemon.restore import (
 )
 from agent.drivers.blobs import BlobStore
 from agent.drivers.store import Store
-from agent.foundation.ids import JobId, SiteId
+from agent.federation.history import ROUNDS_BACK, Counted
+from agent.federation.value import Contribution, Contributions, JobValue, State
+from agent.foundation.ids import Digest, JobId, SiteId
 from agent.foundation.writes import Put, Scalar
 from agent.membership.coordinates import Coordinate
 from agent.site.duplicates import COPIED
 from agent.site.overrides import Override
 from agent.site.stored import COORDINATE_KEY, VOTING_BARRED_KEY
+from agent.wire.schema import pack
 
 ME, NEW = SiteId(b"\1" * 32), SiteId(b"\2" * 32)
 
@@ -105,6 +108,35 @@ async def test_a_promise_and_an_open_update_come_back(tmp_path: Path) -> None:
     open_ = jobs[JobId("j-2")].update
     assert open_ is not None
     assert (open_.round, open_.samples, open_.metrics) == (3, 9, (("loss", 0.5),))
+    await store.close()
+
+
+@pytest.mark.parametrize(("state", "whole"), [("running", 12), ("finished", ROUNDS_BACK)])
+async def test_of_a_job_that_is_over_the_last_rounds_come_back_whole(
+    tmp_path: Path, state: State, whole: int
+) -> None:
+    store, blobs = await opened(tmp_path), BlobStore(tmp_path / "blobs")
+    job, made = JobId("job-1"), [Digest(bytes(32))]
+    for number in range(1, 13):
+        entry = Contribution(ME, made[-1], 100, (("accuracy", 0.5), ("holdout", 10.0)))
+        content = Contributions(
+            job, number, 1, ME, made[-1], made[-1], (entry,), made[-1] if number > 1 else None
+        )
+        made.append(await blobs.put_bytes(pack(content)))
+        row: dict[str, Scalar] = {
+            "job": job, "round": number, "epoch": 1, "aggregator": ME, "parameters": made[-2],
+            "contributions": made[-1], "counted": "[]", "committed_at": 1.0,
+        }  # fmt: skip
+        await store.commit([Put("rounds", row)])
+    value = JobValue(job, 1, ME, 12, made[0], made[-1], state, None, 0, "", ())
+    await store.commit([Put("jobs", {"job": job, "value": pack(value), "note": ""})])
+    await blobs.remove(made[3])
+    rounds = (await restore(store, blobs, ME)).jobs[job].rounds
+    assert [one.contributions for one in rounds] == [*made[1:3], *made[4:]]
+    assert [one.previous for one in rounds] == [None, made[1], *made[3:-1]]
+    assert [one.figures.accuracy for one in rounds] == [0.5] * 11
+    kept = [one.round for one in rounds if isinstance(one, Counted)]
+    assert kept == [number for number in range(13 - whole, 13) if number != 3]
     await store.close()
 
 
