@@ -32,6 +32,7 @@ from agent.drivers.store import Store
 from agent.drivers.trainers import Trainers
 from agent.election.committee import Seat, choose_committee, choose_regions
 from agent.federation.burial import Tombstone
+from agent.federation.history import figures
 from agent.federation.job import JobMachine
 from agent.foundation.errors import Busy, NotFound
 from agent.foundation.ids import JobId, SiteId, short
@@ -311,7 +312,7 @@ class DaemonOperations:
             "recoveries": 0 if value is None else value.recoveries,
             "value": None if value is None else _plain(asdict(value)),
             "participants": participants,
-            "rounds_done": [self._round(machine, row) for row in rows],
+            "rounds_done": self._rounds(rows),
         }
 
     def _region(self, machine: JobMachine) -> Json | None:
@@ -347,19 +348,23 @@ class DaemonOperations:
              "reason": refusal}
         ]  # fmt: skip
 
-    def _round(self, machine: JobMachine, row: dict[str, Any]) -> Json:
-        known = machine.history.rounds.get(row["round"] + 1)
-        return {
-            "round": row["round"], "epoch": row["epoch"],
-            "aggregator": self._name(SiteId(row["aggregator"])),
-            "parameters": row["parameters"].hex(), "contributions": row["contributions"].hex(),
-            "committed_at": row["committed_at"],
-            "counted": [
-                {**one, "name": _counted_name(one, self._name(SiteId(bytes.fromhex(one["site"]))))}
-                for one in json.loads(row["counted"])
-            ],
-            "accuracy": known.figures.accuracy if known is not None else None,
-        }  # fmt: skip
+    def _rounds(self, rows: list[dict[str, Any]]) -> list[Json]:
+        counted = {row["round"]: json.loads(row["counted"]) for row in rows}
+        return [
+            {
+                "round": row["round"], "epoch": row["epoch"],
+                "aggregator": self._name(SiteId(row["aggregator"])),
+                "parameters": row["parameters"].hex(),
+                "contributions": row["contributions"].hex(), "committed_at": row["committed_at"],
+                "counted": [
+                    {**one, "name": _counted_name(one, self._name(SiteId(bytes.fromhex(one["site"]))))}
+                    for one in counted[row["round"]]
+                ],
+                # Sites judge parameters when they start from them: in the next round.
+                "accuracy": _accuracy(counted.get(row["round"] + 1, [])),
+            }
+            for row in rows
+        ]  # fmt: skip
 
     async def watch_job(self, job: str) -> AsyncIterator[Json]:
         """See ``Operations.watch_job``."""
@@ -382,9 +387,9 @@ class DaemonOperations:
 
     def _newest(self, machine: JobMachine) -> Json:
         rounds = machine.history.rounds
-        if not rounds:
+        last = rounds[max(rounds)].figures if rounds else None
+        if last is None:
             return {"accuracy": None, "loss": None, "samples": None, "participants": None}
-        last = rounds[max(rounds)].figures
         return {
             "accuracy": last.accuracy, "participants": last.participants,
             "samples": last.samples, "loss": last.loss,
@@ -541,6 +546,11 @@ def _counted_name(one: Json, name: str) -> str:
     """Whose update a round has counted, for a person."""
     whose = f"region {one['region']} by {name}" if one.get("region") else name
     return f"{whose}, late from round {one['round']}" if one.get("round") else whose
+
+
+def _accuracy(counted: list[Json]) -> float | None:
+    """Of the parameters that a round started from, as its row tells it."""
+    return figures((one["samples"], one, "round" in one) for one in counted).accuracy
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from agent.catalog.history import TABLE as FORMER
@@ -19,7 +20,7 @@ from agent.drivers.sqlite_library import Database
 from agent.drivers.store import Store
 from agent.drivers.store_boot import FINDING
 from agent.federation import burial
-from agent.federation.history import Counted, read_back
+from agent.federation.history import read_back
 from agent.federation.participant import Update
 from agent.federation.restored import Restored
 from agent.federation.value import Contributions, JobValue
@@ -175,24 +176,21 @@ def _jobs(
     values = {row["job"]: row["value"] for row in rows["jobs"] if row["value"] is not None}
     registers = {row["job"]: row for row in rows["register"]}
     updates = {row["job"]: row for row in rows["updates"] if row["state"] == "open"}
-    rounds: defaultdict[str, list[Row]] = defaultdict(list)
+    rounds: defaultdict[str, dict[int, Digest]] = defaultdict(dict)
     for row in rows["rounds"]:
-        rounds[row["job"]].append(row)
+        if row["contributions"] in held:
+            rounds[row["job"]][row["round"]] = Digest(row["contributions"])
     found: dict[JobId, Restored] = {}
     for name in sorted({*values, *registers, *updates}):
         value = _decoded([values[name]] if name in values else [], _value)
         last = value[0] if value else None
-        counted = [
-            read_back(one, last)
-            for row in rounds.get(name, ())
-            if row["contributions"] in held and (one := _counted(row, blobs)) is not None
-        ]
+        counted = read_back(rounds.get(name, {}), last, partial(_counted, name, blobs))
         register = registers.get(name)
         found[JobId(name)] = Restored(
             last,
             {key: register[key] for key in register if key != "row_hash"} if register else None,
             _update(updates[name], blobs) if name in updates else None,
-            tuple(counted),
+            counted,
         )
     return found
 
@@ -207,12 +205,11 @@ def _read(digest: Digest, blobs: BlobStore) -> bytes:
     return b"".join(blobs.read_chunk(digest, index) for index in chunks)
 
 
-def _counted(row: Row, blobs: BlobStore) -> Counted | None:
-    digest = Digest(row["contributions"])
+def _counted(job: str, blobs: BlobStore, digest: Digest) -> Contributions | None:
     try:
-        return Counted(digest, unpack(Contributions, _read(digest, blobs)))
+        return unpack(Contributions, _read(digest, blobs))
     except AtollError as error:
-        _log.warning("round %s of %s is fetched again: %s", row["round"], row["job"], error)
+        _log.warning("a round of %s is fetched again: %s", job, error)
         return None
 
 

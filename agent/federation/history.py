@@ -5,7 +5,7 @@ a site that was away follows the chain back and ends with the same history as ev
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from agent.federation.desk import Desk, Surroundings
@@ -28,6 +28,8 @@ TRIES_CANCELLED_MAX = 5
 """Of a job that is cancelled nobody promises to keep the rounds, so the last may be nowhere."""
 TRIES_REGION_MAX = 10
 """Five minutes. A region's rounds go with the whole job's, of which it may have left a tombstone elsewhere."""
+ROUNDS_READ = 2
+"""Of a job that is over: what came before had been tidied up when it ended."""
 ROUNDS_BACK = 8
 """As many rounds more than late updates need are kept whole: after a recovery the job goes on from an earlier one."""
 
@@ -69,25 +71,35 @@ class Counted:
     @property
     def figures(self) -> Figures:
         """For people, and for those whose base the parameters are."""
-        right = lost = total = reported = 0.0
-        samples = with_loss = 0
-        for entry in self.content.entries:
-            metrics = dict(entry.metrics)
-            samples += entry.samples
-            if "loss" in metrics:
-                reported += metrics["loss"] * entry.samples
-                with_loss += entry.samples
-            if entry.round:
-                continue  # late: it speaks of older parameters
-            if "accuracy" in metrics and metrics.get("holdout", 0.0) > 0:
-                right += metrics["accuracy"] * metrics["holdout"]
-                lost += metrics.get("loss", 0.0) * metrics["holdout"]
-                total += metrics["holdout"]
-        metrics = (
-            {"accuracy": right / total, "loss": lost / total, "holdout": total} if total else {}
+        return figures(
+            (entry.samples, dict(entry.metrics), bool(entry.round))
+            for entry in self.content.entries
         )
-        loss = reported / with_loss if with_loss else None
-        return Figures(len(self.content.entries), samples, loss, tuple(metrics.items()))
+
+
+def figures(entries: Iterable[tuple[int, Mapping[str, float], bool]]) -> Figures:
+    """What a counted set comes to.
+
+    Args:
+        entries: of each update its samples, what its site reports, and whether it was late: then that speaks
+            of older parameters.
+    """
+    right = lost = total = reported = 0.0
+    participants = samples = with_loss = 0
+    for of_it, metrics, is_late in entries:
+        participants += 1
+        samples += of_it
+        if "loss" in metrics:
+            reported += metrics["loss"] * of_it
+            with_loss += of_it
+        if not is_late and "accuracy" in metrics and metrics.get("holdout", 0.0) > 0:
+            right += metrics["accuracy"] * metrics["holdout"]
+            lost += metrics.get("loss", 0.0) * metrics["holdout"]
+            total += metrics["holdout"]
+    means: Metrics = ()
+    if total:
+        means = (("accuracy", right / total), ("loss", lost / total), ("holdout", total))
+    return Figures(participants, samples, reported / with_loss if with_loss else None, means)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +109,35 @@ class Outline:
     round: int
     contributions: Digest
     previous: Digest | None
-    figures: Figures
+    figures: Figures | None = None
+    """None: it was not read, its job being over."""
 
 
-def read_back(counted: Counted, value: JobValue | None) -> Counted | Outline:
-    """A round as a machine wants it at its start.
+def read_back(
+    named: Mapping[int, Digest],
+    value: JobValue | None,
+    read: Callable[[Digest], Contributions | None],
+) -> tuple[Counted | Outline, ...]:
+    """The rounds of a job as a machine wants them at its start.
 
-    When the job is over, only the last ones may have left something behind.
+    Of a job that is over only the last are read: a site may have kept hundreds of jobs of hundreds of sites.
+    Each round names the one before, as the rows do, unless rounds were made anew after a recovery.
 
     Args:
-        counted: the round.
+        named: contributions by round, of those that are here.
         value: of the register, as it was read last.
+        read: their content; None if they are damaged.
     """
-    if value is None or value.state not in ENDED or counted.round > value.round - ROUNDS_BACK:
-        return counted
-    return Outline(counted.round, counted.contributions, counted.previous, counted.figures)
+    found: list[Counted | Outline] = []
+    is_over = value is not None and value.state in ENDED and not value.recoveries
+    last = value.round if value is not None else 0
+    for number, digest in sorted(named.items()):
+        is_linked = number == 1 or number - 1 in named
+        if is_over and is_linked and number <= last - ROUNDS_READ:
+            found.append(Outline(number, digest, named.get(number - 1)))
+        elif (content := read(digest)) is not None:
+            found.append(Counted(digest, content))
+    return tuple(found)
 
 
 def tries_max(job: Job, *, is_region: bool) -> int | None:

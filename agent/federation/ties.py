@@ -57,7 +57,8 @@ class Whole:
         first = None if above is None else rounds.get(above.after + 1)
         blobs = set() if value is None else value.blobs - {value.contributions}
         is_here = all(surroundings.is_held(blob) for blob in blobs)
-        news = FromRegion(value, speaks, is_here, () if first is None else first.figures.metrics)
+        figures = None if first is None else first.figures
+        news = FromRegion(value, speaks, is_here, () if figures is None else figures.metrics)
         if news != self._told:
             self._told = news
             self._desk.emit(Tell(self._parent, news))

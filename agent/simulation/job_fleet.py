@@ -18,7 +18,7 @@ from agent.election.roster import Roster
 from agent.federation import events as job_events
 from agent.federation.burial import TABLE, Tombstone
 from agent.federation.events import JobEffect, JobEvent
-from agent.federation.history import Counted, read_back
+from agent.federation.history import read_back
 from agent.federation.job import JobMachine
 from agent.federation.participant import Update
 from agent.federation.region import regional
@@ -246,11 +246,11 @@ class Fleet:
             parts = parts_named(self.evidence.blobs[digest]) if digest in site.blobs else ()
             update = Update(row["round"], row["base"], digest, row["samples"], (), parts)
         last = None if value is None else unpack(JobValue, value)
-        named = [row["contributions"] for row in site.rows("rounds", job)]
-        counted = tuple(
-            read_back(Counted(one, unpack(Contributions, self.evidence.blobs[one])), last)
-            for one in named
-            if one in site.blobs
+        named = {row["round"]: row["contributions"] for row in site.rows("rounds", job)}
+        counted = read_back(
+            {number: one for number, one in named.items() if one in site.blobs},
+            last,
+            lambda one: unpack(Contributions, self.evidence.blobs[one]),
         )
         return Restored(last, register, update, counted)
 

@@ -178,6 +178,8 @@ def check_history(site: Daemon, job: str, rounds: int) -> None:
     for row in done:
         names = [one["name"] for one in row["counted"]]
         assert len(names) == len(set(names)) >= 2
+    # Of what comes after the last round nobody has made a round.
+    assert [row["accuracy"] is None for row in done] == [*[False] * (rounds - 1), True]
 
 
 def finished(site: Daemon, job: str) -> bool:

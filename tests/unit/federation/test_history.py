@@ -8,6 +8,7 @@ from agent.federation.history import (
     ROUNDS_BACK,
     TRIES_CANCELLED_MAX,
     Counted,
+    Figures,
     History,
     Outline,
 )
@@ -160,8 +161,9 @@ def test_who_was_counted_is_let_go_of_when_no_update_can_be_counted_late_any_mor
         assert one.contributions == digest
         assert one.previous == content.previous
         assert one.figures == Counted(digest, content).figures
-        assert one.figures.participants == 1
-        assert one.figures.loss == 2.0
+        assert one.figures == Figures(
+            1, 7, 2.0, (("accuracy", 0.5), ("loss", 2.0), ("holdout", 10.0))
+        )
         assert bench.history.content(number) == (None if number in let_go else content)
     assert bench.history.sought() <= {digest for digest, _, _ in made}
 
