@@ -26,7 +26,7 @@ FIRST_AFTER_PERIODS = 8
 PUBLISH_S_MAX = 600.0
 """Longest least time between two quiet records of one site, however it moves."""
 REMEMBER_S = 60.0
-"""Least time between two writes of the own coordinate to disk."""
+"""Least time between two writes of the own coordinate to disk; the first is made when it is known."""
 ERROR_USABLE = 1.0
 """A coordinate whose owner is as far off as the distance itself estimates nothing."""
 
@@ -84,7 +84,8 @@ class Whereabouts:
             self._publish_at = now + self._pace_s
             if self._own.move(self._packed, now):
                 self._out.append(RecordChanged(self._me, self._own.record))
-        if now >= self._remember_at and self._has_moved(self._remembered):
+        is_first = self._remembered is None and not Coordinate.is_vague(self._packed)
+        if is_first or (now >= self._remember_at and self._has_moved(self._remembered)):
             self._remember_at = now + REMEMBER_S
             self._remembered = self._position.coordinate
             self._out.append(RememberPlace(self._packed))

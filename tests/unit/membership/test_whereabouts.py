@@ -90,8 +90,21 @@ def test_the_place_is_written_to_disk_at_most_once_a_minute() -> None:
     for turn in range(600):
         rig.measure(0.02 + 0.08 * (turn // 30 % 2))
     written = rig.made(RememberPlace)
-    assert 2 <= len(written) <= 600 / REMEMBER_S
+    assert 2 <= len(written) <= 600 / REMEMBER_S + 1
     assert all(Coordinate.unpack(one.coordinate) is not None for one in written)
+
+
+def test_the_first_place_is_written_as_soon_as_it_is_known() -> None:
+    rig = Rig()
+    while not rig.made(RememberPlace):
+        rig.measure(0.05)
+        assert rig.now < REMEMBER_S
+    (first,) = rig.made(RememberPlace)
+    assert not Coordinate.is_vague(first.coordinate)
+    again = Rig(first.coordinate)
+    for _ in range(int(REMEMBER_S) - 2):
+        again.measure(0.2)
+    assert not again.made(RememberPlace), "after a restart it is known already"
 
 
 def test_a_place_that_waits_for_another_change_makes_no_record_of_its_own() -> None:
