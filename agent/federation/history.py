@@ -269,13 +269,13 @@ class History:
 
     def _let_go(self, until: int) -> None:
         for number in range(self._outlined + 1, until + 1):
-            known = self._rounds.get(number)
-            if isinstance(known, Counted):
-                before = self._rounds.get(number - 1)
-                # The same bytes: one object.
-                is_same = before is not None and before.contributions == known.previous
-                previous = before.contributions if before and is_same else known.previous
-                self._rounds[number] = Outline(number, known.contributions, previous, known.figures)
+            known, before = self._rounds.get(number), self._rounds.get(number - 1)
+            if not isinstance(known, Counted):
+                continue
+            previous = known.previous
+            if before is not None and before.contributions == previous:
+                previous = before.contributions  # the same bytes: one object
+            self._rounds[number] = Outline(number, known.contributions, previous, known.figures)
         self._outlined = max(self._outlined, until)
 
     def blob_arrived(self, digest: Digest, _now: float) -> None:
