@@ -52,8 +52,6 @@ SAMPLES_BITS_MAX = 36
 SUM_BITS = 62
 BLOCK_VALUES = CHUNK_BYTES // 4
 """At most, in one block: 256 KiB of each update, which stay in the second-level cache with their sum."""
-PART_VALUES = 1 << 15
-"""Summed at once in float32: a part, its copy and its sum are 384 KiB."""
 BLOCKS_AT_ONCE = 4
 """For one thread: their pages are asked for together."""
 THREADS_MAX = 4
@@ -70,13 +68,13 @@ class Spoiled(Malformed):
 
 
 class Room:
-    """One thread's memory: 1.9 MiB."""
+    """One thread's memory: 2.0 MiB."""
 
     def __init__(self) -> None:
         self.real = np.empty(BLOCK_VALUES, np.float64)
         self.whole = np.empty(BLOCK_VALUES, np.int64)
         self.total = np.empty(BLOCK_VALUES, np.int64)
-        self.part = np.empty(PART_VALUES, np.float32)
+        self.share = np.empty(BLOCK_VALUES, np.float32)
         self.mean = np.empty(BLOCK_VALUES, np.float32)
 
 
@@ -253,18 +251,14 @@ class FloatMean(Mean):
 
     def mean(self, at: slice, out: Floats, room: Room) -> None:
         """As ``Mean.mean``."""
-        shares = [np.float32(one.weight / self._weight) for one in self._counted]
         out[:] = 0
-        for start in range(0, out.size, PART_VALUES):
-            total = out[start : start + PART_VALUES]
-            part = room.part[: total.size]
-            here = slice(at.start + start, at.start + start + total.size)
-            for one, share in zip(self._counted, shares, strict=True):
-                np.multiply(one.values(here), share, out=part)
-                np.add(total, part, out=total)
-        if (
-            not float(np.abs(out).max()) <= 2 * VALUE_MAX
-        ):  # shares are rounded: beyond the bound by a little
+        share = room.share[: out.size]
+        # The whole block at once: threads take turns with the interpreter at each step.
+        for one in self._counted:
+            np.multiply(one.values(at), np.float32(one.weight / self._weight), out=share)
+            np.add(out, share, out=out)
+        # Shares are rounded: beyond the bound by a little.
+        if not float(np.abs(out).max()) <= 2 * VALUE_MAX:
             found = [largest_of(one.values(at)) for one in self._counted]
             raise self._spoiled(at, [one == np.inf for one in found])
 
