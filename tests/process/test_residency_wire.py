@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,9 +278,16 @@ def ask_with_label(story: Story) -> None:
     labelled["too late"] = wire.ask(
         "berlin", *[tensor(canary, **home, **{"Atoll-Deadline-Ms": "1"}) for _ in range(4)]
     )
-    labelled["many"] = wire.ask(
-        "berlin", *[tensor(canary, **home) for _ in range(FLOOD)], at_once=AT_ONCE
-    )
+    flood = [tensor(canary, **home) for _ in range(FLOOD)]
+
+    def is_spread() -> bool:
+        """Whoever was late a moment ago gets nothing until that has faded."""
+        if many := labelled.setdefault("many", []):
+            time.sleep(2)
+        many += wire.ask("berlin", *flood, at_once=AT_ONCE)
+        return {one.by for one in many if one.status == 200} >= {*HOME} - {"berlin"}
+
+    wait_for(is_spread, 30, "a flood is borne by both at home", [wire.sites["berlin"]])
     munich = wire.sites["munich"].pid_of("gateway")
     os.kill(munich, signal.SIGSTOP)
     try:
